@@ -1,0 +1,20 @@
+//! CPU kernels: slices in, slices out.
+//!
+//! This crate holds all SIMD and all `unsafe` of the workspace. It knows no graph, no tensor, no file
+//! format, and has no error type: a caller hands in slices whose lengths it has checked, and a kernel
+//! panics (with `assert!`) when they do not fit, before it touches memory.
+//!
+//! Every kernel takes a [`Cpu`]: the instruction set to use and the threads to use it on. For each kernel
+//! the scalar code is the specification; the other instruction sets must agree with it.
+
+pub mod buf;
+pub mod cpu;
+pub mod isa;
+pub mod map;
+pub mod pool;
+
+pub use buf::Buf;
+pub use cpu::Cpu;
+pub use isa::Isa;
+pub use map::Map;
+pub use pool::Pool;
