@@ -1,0 +1,157 @@
+//! Arithmetic of two tensors, broadcast against each other: `Add`, `Sub`, `Mul`, `Div`.
+//! <https://onnx.ai/onnx/repo-docs/Broadcasting.html>
+
+use std::any::Any;
+use std::sync::Arc;
+
+use crate::infer;
+use crate::op::{Facts, GradCx, Inputs, OpDef, Reader, RunCx, Sample, ramp};
+use crate::ops::broadcast::combine;
+use crate::ops::number::{Number, by_type};
+use crate::ops::sum_to::SumTo;
+use crate::ops::unary::Unary;
+use crate::{Attrs, Dim, Error, Fact, Op, Result, Tensor, ValueId};
+
+/// Arithmetic of two tensors.
+#[derive(Debug)]
+pub struct Binary {
+    kind: Kind,
+}
+
+/// Which arithmetic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Add,
+    Sub,
+    Mul,
+    Div,
+}
+
+fn sample(kind: Kind) -> Vec<Sample> {
+    let op = || Binary { kind };
+    let away_from_zero = Tensor::vector(&[1.5f32, -0.7, 2.0]);
+    vec![
+        Sample::new(op(), vec![ramp(&[2, 3]), away_from_zero.clone()]).grads(&[0, 1]),
+        Sample::new(op(), vec![ramp(&[2, 1, 3]), ramp(&[4, 1]).reshaped(&[4, 1]).unwrap_or(away_from_zero)]),
+        Sample::new(op(), vec![Tensor::vector(&[7i64, -7]), Tensor::vector(&[2i64, 2])]),
+        Sample::new(op(), vec![Tensor::vector(&[200u8, 3]), Tensor::scalar(100u8)]),
+    ]
+}
+
+const fn def(
+    name: &'static str,
+    read: fn(&Reader) -> Result<Arc<dyn Op>>,
+    samples: fn() -> Vec<Sample>,
+) -> OpDef {
+    OpDef { name, domain: "", since: 7, read, samples }
+}
+
+pub(crate) static DEFS: &[OpDef] = &[
+    def("Add", |_| Ok(Arc::new(Binary { kind: Kind::Add })), || sample(Kind::Add)),
+    def("Sub", |_| Ok(Arc::new(Binary { kind: Kind::Sub })), || sample(Kind::Sub)),
+    def("Mul", |_| Ok(Arc::new(Binary { kind: Kind::Mul })), || sample(Kind::Mul)),
+    def("Div", |_| Ok(Arc::new(Binary { kind: Kind::Div })), || sample(Kind::Div)),
+];
+
+impl Binary {
+    /// The arithmetic of this ONNX name.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when there is none.
+    pub fn named(name: &str) -> Result<Binary> {
+        let kind = match name {
+            "Add" => Kind::Add,
+            "Sub" => Kind::Sub,
+            "Mul" => Kind::Mul,
+            "Div" => Kind::Div,
+            _ => return Err(Error::unsupported(format!("arithmetic {name}"))),
+        };
+        Ok(Binary { kind })
+    }
+}
+
+impl Kind {
+    fn apply<T: Number>(self, a: Tensor, b: Tensor) -> Result<Tensor> {
+        // The operand that already has the output's shape is the one whose memory can be used again.
+        let turned = a.len() < b.len();
+        match (self, turned) {
+            (Kind::Add, true) => combine::<T>(b, &a, |y, x| x.plus(y)),
+            (Kind::Add, false) => combine::<T>(a, &b, T::plus),
+            (Kind::Mul, true) => combine::<T>(b, &a, |y, x| x.times(y)),
+            (Kind::Mul, false) => combine::<T>(a, &b, T::times),
+            (Kind::Sub, true) => combine::<T>(b, &a, |y, x| x.minus(y)),
+            (Kind::Sub, false) => combine::<T>(a, &b, T::minus),
+            (Kind::Div, true) => combine::<T>(b, &a, |y, x| x.over(y)),
+            (Kind::Div, false) => combine::<T>(a, &b, T::over),
+        }
+    }
+
+    /// The same on the numbers that shapes are computed from.
+    fn ints(self, a: &Dim, b: &Dim) -> Dim {
+        match self {
+            Kind::Add => a.plus(b),
+            Kind::Sub => a.minus(b),
+            Kind::Mul => a.times(b),
+            // Quotients of negative numbers are rounded differently; shapes have none.
+            Kind::Div => match (a.int(), b.int()) {
+                (Some(a), Some(b)) if b != 0 => a.checked_div(b).map_or(Dim::Unknown, Dim::Is),
+                (None, Some(1)) => a.clone(),
+                _ => Dim::Unknown,
+            },
+        }
+    }
+}
+
+impl Op for Binary {
+    fn def(&self) -> &'static OpDef {
+        &DEFS[self.kind as usize]
+    }
+
+    fn attrs(&self) -> Attrs {
+        Attrs::new()
+    }
+
+    fn infer(&self, inputs: &Facts) -> Result<Vec<Fact>> {
+        let (a, b) = (inputs.need(0)?, inputs.need(1)?);
+        let shape = infer::broadcast(a.shape(), b.shape())?;
+        let ints = match (&a.ints, &b.ints) {
+            (Some(x), Some(y)) if x.len() == y.len() => {
+                Some(x.iter().zip(y).map(|(x, y)| self.kind.ints(x, y)).collect())
+            }
+            (Some(x), Some(y)) if y.len() == 1 => Some(x.iter().map(|x| self.kind.ints(x, &y[0])).collect()),
+            (Some(x), Some(y)) if x.len() == 1 => Some(y.iter().map(|y| self.kind.ints(&x[0], y)).collect()),
+            _ => None,
+        };
+        Ok(vec![Fact::maybe(a.dtype().or(b.dtype()), shape).with_ints(ints)])
+    }
+
+    fn run(&self, _: &RunCx, mut inputs: Inputs) -> Result<Vec<Tensor>> {
+        let (a, b) = (inputs.take(0)?, inputs.take(1)?);
+        fn apply<T: Number>(kind: Kind, a: Tensor, b: Tensor) -> Result<Tensor> {
+            kind.apply::<T>(a, b)
+        }
+        Ok(vec![by_type!(a.dtype(), apply(self.kind, a, b))?])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Result<Vec<Option<ValueId>>> {
+        let (a, b, dy) = (cx.input(0)?, cx.input(1)?, cx.grad()?);
+        let g = &mut cx.graph;
+        let mut op = |name: &str, x, y| g.add_op("grad", Binary::named(name)?, &[x, y]);
+        let (da, db) = match self.kind {
+            Kind::Add => (dy, dy),
+            Kind::Sub => (dy, g.add_op("grad", Unary::named("Neg")?, &[dy])?),
+            Kind::Mul => (op("Mul", dy, b)?, op("Mul", dy, a)?),
+            Kind::Div => {
+                let da = op("Div", dy, b)?;
+                let quotient = op("Div", a, b)?;
+                let product = op("Mul", da, quotient)?;
+                (da, g.add_op("grad", Unary::named("Neg")?, &[product])?)
+            }
+        };
+        Ok(vec![Some(g.add_op("grad", SumTo, &[da, a])?), Some(g.add_op("grad", SumTo, &[db, b])?)])
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
