@@ -93,6 +93,11 @@ impl Pool {
         Pool((!handles.is_empty()).then(|| Arc::new(Workers { shared, handles })))
     }
 
+    /// A pool of the caller alone.
+    pub(crate) fn solo() -> Pool {
+        Pool(None)
+    }
+
     /// The number of threads, the caller included.
     pub fn threads(&self) -> usize {
         self.0.as_ref().map_or(1, |workers| workers.handles.len() + 1)
@@ -309,6 +314,11 @@ unsafe impl<T: Send> Sync for Shares<T> {}
 impl<T> Shares<T> {
     pub(crate) fn new(data: &mut [T]) -> Shares<T> {
         Shares(data.as_mut_ptr())
+    }
+
+    /// As `new`, for a slice that is known by its start.
+    pub(crate) fn from_ptr(start: *mut T) -> Shares<T> {
+        Shares(start)
     }
 
     /// The address of item `i`, to be used only when `i` is within the slice.
