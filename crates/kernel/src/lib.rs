@@ -14,6 +14,7 @@ pub mod isa;
 pub mod map;
 pub mod matmul;
 pub mod pool;
+pub mod q8;
 
 pub use buf::{ALIGN, Buf};
 pub use cpu::Cpu;
