@@ -120,8 +120,8 @@ pub(super) struct Tiles {
 
 /// Columns of the widest tile.
 pub(super) const MAX_COLS: usize = 128;
-/// Sums of the largest tile.
-pub(super) const MAX_TILE: usize = 14 * 32;
+/// Sums of the largest tile, and room for the last of its chunks.
+pub(super) const MAX_TILE: usize = 14 * 32 + CHUNK;
 
 /// What belongs to the columns of a tile.
 pub(super) struct Columns {
@@ -187,50 +187,76 @@ const CHUNK: usize = 16;
 /// The sink has room for the rows and columns.
 #[inline(always)]
 pub(super) unsafe fn finish(f: &Finish, c: &Columns) {
-    for (r, row) in f.rows.iter().enumerate() {
-        let sums = &f.acc[r * f.acc_stride..][..f.acc_stride];
-        for start in (0..f.cols).step_by(CHUNK) {
-            let range = start..start + CHUNK;
-            let count = CHUNK.min(f.cols - start);
-            let mut acc = [0i32; CHUNK];
-            let have = CHUNK.min(f.acc_stride - start);
-            acc[..have].copy_from_slice(&sums[start..start + have]);
-            for (acc, sum) in acc.iter_mut().zip(&c.sums[range.clone()]) {
+    // SAFETY: promised by the caller.
+    unsafe {
+        match f.sink {
+            Sink::I32(to) => each_chunk(f, c, to, |_, _, acc| acc),
+            Sink::F32 { to, lo, hi } => each_chunk(f, c, to, |row, start, acc| {
+                let (scales, bias) = (chunk(&c.scales, start), chunk(&c.bias, start));
+                std::array::from_fn(|i| {
+                    let value = acc[i] as f32 * (row.scale * scales[i]) + (row.bias + bias[i]);
+                    let value = if lo > value { lo } else { value };
+                    if hi < value { hi } else { value }
+                })
+            }),
+            Sink::Byte { to, zero, lo, hi } => {
+                let (least, most) = ((lo - zero) as f32, (hi - zero) as f32);
+                each_chunk(f, c, to, |row, start, acc| {
+                    let (scales, bias) = (chunk(&c.scales, start), chunk(&c.int_bias, start));
+                    std::array::from_fn(|i| {
+                        let sum = acc[i].wrapping_add(row.int_bias).wrapping_add(bias[i]);
+                        (round(sum as f32 * (row.scale * scales[i]), least, most) + zero) as u8
+                    })
+                });
+            }
+        }
+    }
+}
+
+/// Calls `make(row, column, sums)` for all chunks of a tile and writes what it gives.
+///
+/// # Safety
+/// `to` has room for the rows and columns.
+#[inline(always)]
+unsafe fn each_chunk<T: Copy>(
+    f: &Finish,
+    c: &Columns,
+    to: *mut T,
+    make: impl Fn(&Row, usize, [i32; CHUNK]) -> [T; CHUNK],
+) {
+    for start in (0..f.cols).step_by(CHUNK) {
+        let (sums, zeros) = (chunk(&c.sums, start), chunk(&c.zeros, start));
+        let count = CHUNK.min(f.cols - start);
+        for (r, row) in f.rows.iter().enumerate() {
+            let mut acc = *chunk(f.acc, r * f.acc_stride + start);
+            for (acc, sum) in acc.iter_mut().zip(sums) {
                 *acc = acc.wrapping_sub(sum.wrapping_mul(row.zero));
             }
             if c.any_zero {
-                for (acc, zero) in acc.iter_mut().zip(&c.zeros[range.clone()]) {
+                for (acc, zero) in acc.iter_mut().zip(zeros) {
                     *acc = acc.wrapping_sub(zero.wrapping_mul(row.sum));
                 }
             }
-            let at = r * f.stride + start;
-            // SAFETY: promised by the caller: `count` numbers from `at` on are in the output.
+            let out = make(row, start, acc);
+            // SAFETY: promised by the caller: the tile is in the output, and so are `count` numbers from here.
             unsafe {
-                match f.sink {
-                    Sink::I32(to) => put(to.add(at), &acc, count),
-                    Sink::F32 { to, lo, hi } => {
-                        let mut out = [0f32; CHUNK];
-                        for (i, out) in out.iter_mut().enumerate() {
-                            let scale = row.scale * c.scales[start + i];
-                            let value = acc[i] as f32 * scale + (row.bias + c.bias[start + i]);
-                            let value = if lo > value { lo } else { value };
-                            *out = if hi < value { hi } else { value };
-                        }
-                        put(to.add(at), &out, count);
-                    }
-                    Sink::Byte { to, zero, lo, hi } => {
-                        let mut out = [0u8; CHUNK];
-                        let (least, most) = ((lo - zero) as f32, (hi - zero) as f32);
-                        for (i, out) in out.iter_mut().enumerate() {
-                            let sum = acc[i].wrapping_add(row.int_bias).wrapping_add(c.int_bias[start + i]);
-                            let value = sum as f32 * (row.scale * c.scales[start + i]);
-                            *out = (round(value, least, most) + zero) as u8;
-                        }
-                        put(to.add(at), &out, count);
-                    }
+                let to = to.add(r * f.stride + start);
+                if count == CHUNK {
+                    to.cast::<[T; CHUNK]>().write_unaligned(out);
+                } else {
+                    std::ptr::copy_nonoverlapping(out.as_ptr(), to, count);
                 }
             }
         }
+    }
+}
+
+/// The chunk from `start` on; the slice has to be long enough.
+#[inline(always)]
+fn chunk<T>(from: &[T], start: usize) -> &[T; CHUNK] {
+    match from[start..].first_chunk() {
+        Some(chunk) => chunk,
+        None => panic!("a chunk out of range"),
     }
 }
 
@@ -243,20 +269,6 @@ pub(super) fn round(value: f32, least: f32, most: f32) -> i32 {
     let value = if value > least { value } else { least };
     let value = if value < most { value } else { most };
     (value + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()) as i32
-}
-
-/// # Safety
-/// `count` numbers can be written.
-#[inline(always)]
-unsafe fn put<T: Copy>(to: *mut T, from: &[T; CHUNK], count: usize) {
-    // SAFETY: promised by the caller.
-    unsafe {
-        if count == CHUNK {
-            to.cast::<[T; CHUNK]>().write_unaligned(*from);
-        } else {
-            std::ptr::copy_nonoverlapping(from.as_ptr(), to, count);
-        }
-    }
 }
 
 /// Four sums in plain Rust.
