@@ -9,11 +9,14 @@
 
 pub mod buf;
 pub mod cpu;
+pub mod f32;
 pub mod isa;
 pub mod map;
+pub mod matmul;
 pub mod pool;
+pub mod q8;
 
-pub use buf::Buf;
+pub use buf::{ALIGN, Buf};
 pub use cpu::Cpu;
 pub use isa::Isa;
 pub use map::Map;
