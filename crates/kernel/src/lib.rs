@@ -14,7 +14,10 @@ pub mod isa;
 mod lanes;
 pub mod map;
 mod math;
+pub mod norm;
 pub mod pool;
+pub mod reduce;
+pub mod softmax;
 pub mod vec;
 
 pub use act::Act;
