@@ -8,6 +8,7 @@
 //! the scalar code is the specification; the other instruction sets must agree with it.
 
 pub mod act;
+pub mod attention;
 pub mod buf;
 pub mod cpu;
 pub mod isa;
