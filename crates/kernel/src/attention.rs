@@ -168,7 +168,7 @@ impl Body for Lanes {
 
     #[inline(always)]
     fn run<S: Set>(self) -> usize {
-        2 * S::WIDTH.max(4)
+        if S::WIDTH < 8 { 8 } else { 16 }
     }
 }
 
@@ -197,9 +197,9 @@ impl Body for Panel<'_> {
 
     #[inline(always)]
     fn run<S: Set>(self) {
+        // Larger tiles than these the compiler no longer unrolls.
         match S::WIDTH {
-            16 => self.attend::<S, 32, 8>(),
-            8 => self.attend::<S, 16, 4>(),
+            8 | 16 => self.attend::<S, 16, 4>(),
             _ => self.attend::<S, 8, 4>(),
         }
     }
@@ -229,7 +229,8 @@ impl Panel<'_> {
         let scratch = std::mem::take(&mut self.scratch);
         let (q, scratch) = scratch.split_at_mut(width * W);
         let (o, scores) = scratch.split_at_mut(value_width * W);
-        let (q, o, scores) = (q.as_chunks_mut::<W>().0, o.as_chunks_mut::<W>().0, scores.as_chunks_mut::<W>().0);
+        let (q, o, scores) =
+            (q.as_chunks_mut::<W>().0, o.as_chunks_mut::<W>().0, scores.as_chunks_mut::<W>().0);
         let mut visible = [0; W];
         for lane in 0..W {
             let (head, query) = self.query(lane);
@@ -304,9 +305,8 @@ impl Panel<'_> {
         match self.shape.mask {
             None => {}
             Some(Mask::Add(mask, strides)) => self.each::<W, _>(from, scores, mask, strides, |x, m| x + m),
-            Some(Mask::Keep(mask, strides)) => self.each::<W, _>(from, scores, mask, strides, |x, m| {
-                if m != 0 { x } else { f32::NEG_INFINITY }
-            }),
+            Some(Mask::Keep(mask, strides)) => self
+                .each::<W, _>(from, scores, mask, strides, |x, m| if m != 0 { x } else { f32::NEG_INFINITY }),
         }
     }
 

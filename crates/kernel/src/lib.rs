@@ -19,6 +19,7 @@ pub mod norm;
 pub mod pool;
 pub mod reduce;
 pub mod softmax;
+pub mod transpose;
 pub mod vec;
 
 pub use act::Act;

@@ -96,7 +96,8 @@ fn check(input: usize, [outer, axis, inner]: [usize; 3], output: usize) {
 }
 
 fn position(cpu: &Cpu, op: Arg, row: &[f32]) -> usize {
-    let best = if op.largest { run(cpu, Row(Reduce::Max, row)) } else { run(cpu, Row(Reduce::Min, row)) } as f32;
+    let best =
+        if op.largest { run(cpu, Row(Reduce::Max, row)) } else { run(cpu, Row(Reduce::Min, row)) } as f32;
     let hit = |x: &f32| *x == best || (best.is_nan() && x.is_nan());
     if op.last { row.iter().rposition(hit) } else { row.iter().position(hit) }.unwrap_or(0)
 }
@@ -261,8 +262,14 @@ pub(crate) fn fold_columns<J: Join>(
         let mut sums = [J::NONE; STRIP];
         for row in block.chunks_exact(inner) {
             let row = &row[first..first + width];
-            for (c, (sum, &x)) in sums.iter_mut().zip(row).enumerate() {
-                *sum = J::short(*sum, f(c, x));
+            if let Ok(row) = <&[f32; STRIP]>::try_from(row) {
+                for c in 0..STRIP {
+                    sums[c] = J::short(sums[c], f(c, row[c]));
+                }
+            } else {
+                for (c, &x) in row.iter().enumerate() {
+                    sums[c] = J::short(sums[c], f(c, x));
+                }
             }
         }
         for (total, sum) in totals.iter_mut().zip(sums) {

@@ -127,7 +127,8 @@ impl Body for Columns<'_> {
             let top = fold_columns::<Larger>(self.data, inner, first, width, |_, x| x).map(|top| top as f32);
             let exp = |c: usize, x: f32| math::exp_neg::<S>(x - top[c]);
             if self.log {
-                let log = fold_columns::<Plus>(self.data, inner, first, width, exp).map(|sum| sum.ln() as f32);
+                let log =
+                    fold_columns::<Plus>(self.data, inner, first, width, exp).map(|sum| sum.ln() as f32);
                 for row in self.data.chunks_exact_mut(inner) {
                     for (c, x) in row[first..first + width].iter_mut().enumerate() {
                         *x = (*x - top[c]) - log[c];

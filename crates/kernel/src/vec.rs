@@ -58,7 +58,11 @@ impl Right<'_> {
             }
             Right::Channel(b, inner) => {
                 let image = b.len().checked_mul(inner);
-                assert!(image.is_some_and(|image| if image == 0 { len == 0 } else { len.is_multiple_of(image) }));
+                assert!(image.is_some_and(|image| if image == 0 {
+                    len == 0
+                } else {
+                    len.is_multiple_of(image)
+                }));
                 (len / inner.max(1), inner)
             }
         }
