@@ -8,10 +8,12 @@
 //! the scalar code is the specification; the other instruction sets must agree with it.
 
 pub mod buf;
+pub mod conv;
 pub mod cpu;
 pub mod isa;
 pub mod map;
 pub mod pool;
+mod wide;
 
 pub use buf::Buf;
 pub use cpu::Cpu;
