@@ -13,6 +13,7 @@ pub mod cpu;
 pub mod isa;
 pub mod map;
 pub mod pool;
+pub mod pool2d;
 mod wide;
 
 pub use buf::Buf;
