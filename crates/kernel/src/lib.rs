@@ -10,6 +10,7 @@
 pub mod act;
 pub mod attention;
 pub mod buf;
+pub mod conv;
 pub mod cpu;
 pub mod f32;
 pub mod isa;
@@ -18,6 +19,8 @@ pub mod map;
 pub mod matmul;
 pub mod pool;
 pub mod q8;
+pub mod pool2d;
+mod wide;
 
 pub use buf::{ALIGN, Buf};
 mod math;
