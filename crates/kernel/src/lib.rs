@@ -16,23 +16,20 @@ pub mod f32;
 pub mod isa;
 mod lanes;
 pub mod map;
-pub mod matmul;
-pub mod pool;
-pub mod q8;
-pub mod pool2d;
-mod wide;
-
-pub use buf::{ALIGN, Buf};
 mod math;
+pub mod matmul;
 pub mod norm;
 pub mod pool;
+pub mod pool2d;
+pub mod q8;
 pub mod reduce;
 pub mod softmax;
 pub mod transpose;
 pub mod vec;
+mod wide;
 
 pub use act::Act;
-pub use buf::Buf;
+pub use buf::{ALIGN, Buf};
 pub use cpu::Cpu;
 pub use isa::Isa;
 pub use map::Map;

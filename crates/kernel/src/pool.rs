@@ -1,20 +1,3 @@
-//! placeholder
-/// x
-#[derive(Clone, Debug)]
-pub struct Pool(usize);
-impl Pool {
-    /// x
-    pub fn new(t: usize) -> Pool {
-        Pool(t.max(1))
-    }
-    /// threads
-    pub fn threads(&self) -> usize {
-        self.0
-    }
-    /// Calls `work(i)` for each i in 0..n, on the pool's threads; returns when all are done.
-    pub fn run(&self, n: usize, work: impl Fn(usize) + Sync) {
-        for i in 0..n {
-            work(i)
 //! Threads: parallel regions that cost a microsecond or two, because workers spin a little before they sleep.
 //!
 //! One region at a time is shared out. The state word of the pool holds whether a region is open, how many
