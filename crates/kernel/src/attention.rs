@@ -319,11 +319,10 @@ impl Panel<'_> {
         strides: Strides,
         f: impl Fn(f32, T) -> f32,
     ) {
-        let mut rows: [&[T]; W] = [&[]; W];
-        for lane in 0..W {
+        let rows: [&[T]; W] = std::array::from_fn(|lane| {
             let (head, query) = self.query(lane);
-            rows[lane] = &mask[strides.at(self.batch, head, query) + from..][..scores.len()];
-        }
+            &mask[strides.at(self.batch, head, query) + from..][..scores.len()]
+        });
         if rows.iter().all(|row| std::ptr::eq(*row, rows[0])) {
             for (row, &m) in scores.iter_mut().zip(rows[0]) {
                 for x in row {
