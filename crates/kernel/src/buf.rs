@@ -28,7 +28,8 @@ impl Buf {
         match Buf::try_zeroed(len) {
             Some(buf) => buf,
             None => std::alloc::handle_alloc_error(
-                Layout::from_size_align(len.min(isize::MAX as usize - ALIGN), ALIGN).unwrap_or(Layout::new::<u8>()),
+                Layout::from_size_align(len.min(isize::MAX as usize - ALIGN), ALIGN)
+                    .unwrap_or(Layout::new::<u8>()),
             ),
         }
     }
