@@ -9,11 +9,13 @@
 
 pub mod buf;
 pub mod cpu;
+pub mod f32;
 pub mod isa;
 pub mod map;
+pub mod matmul;
 pub mod pool;
 
-pub use buf::Buf;
+pub use buf::{ALIGN, Buf};
 pub use cpu::Cpu;
 pub use isa::Isa;
 pub use map::Map;
