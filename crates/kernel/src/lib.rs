@@ -8,12 +8,14 @@
 //! the scalar code is the specification; the other instruction sets must agree with it.
 
 pub mod buf;
+pub mod conv;
 pub mod cpu;
 pub mod f32;
 pub mod isa;
 pub mod map;
 pub mod matmul;
 pub mod pool;
+mod wide;
 
 pub use buf::{ALIGN, Buf};
 pub use cpu::Cpu;
