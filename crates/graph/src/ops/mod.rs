@@ -12,14 +12,28 @@ pub mod opaque;
 pub mod sum_to;
 pub mod unary;
 
+pub mod fuse;
+pub mod gemm;
+pub mod matmul;
+pub mod window;
+
 mod broadcast;
+mod halves;
 mod number;
 
 #[cfg(test)]
 mod every_op;
 
 /// All families of operators.
-static FAMILIES: &[&[OpDef]] = &[binary::DEFS, cast::DEFS, identity::DEFS, sum_to::DEFS, unary::DEFS];
+static FAMILIES: &[&[OpDef]] = &[
+    binary::DEFS,
+    cast::DEFS,
+    gemm::DEFS,
+    identity::DEFS,
+    matmul::DEFS,
+    sum_to::DEFS,
+    unary::DEFS,
+];
 
 /// All operators, in all versions that are read differently.
 pub fn all() -> impl Iterator<Item = &'static OpDef> {
