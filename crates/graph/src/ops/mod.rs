@@ -7,6 +7,8 @@ use crate::{Op, Result};
 
 pub mod binary;
 pub mod cast;
+pub mod conv;
+pub mod conv_grad;
 pub mod identity;
 pub mod opaque;
 pub mod sum_to;
@@ -28,6 +30,8 @@ mod every_op;
 static FAMILIES: &[&[OpDef]] = &[
     binary::DEFS,
     cast::DEFS,
+    conv::DEFS,
+    conv_grad::DEFS,
     gemm::DEFS,
     identity::DEFS,
     matmul::DEFS,
