@@ -76,15 +76,25 @@ pub(crate) static DEFS: &[OpDef] = &[
             let plain = || conv(window(&[2, 1], &[1, 0, 0, 1], &[1, 2]), 1);
             let wide = |to, s: &[usize]| crate::ops::cast::cast(ramp(s), to, true);
             let mut samples = vec![
-                Sample::new(plain(), vec![ramp(&[1, 2, 5, 6]), ramp(&[3, 2, 3, 2]), ramp(&[3])]).grads(&[0, 1, 2]),
+                Sample::new(plain(), vec![ramp(&[1, 2, 5, 6]), ramp(&[3, 2, 3, 2]), ramp(&[3])])
+                    .grads(&[0, 1, 2]),
                 Sample::new(conv(same, 1), vec![ramp(&[2, 3, 5, 6]), ramp(&[4, 3, 3, 2])]).grads(&[0]),
-                Sample::new(conv(window(&[], &[1; 4], &[]), 2), vec![ramp(&[1, 4, 5, 5]), ramp(&[6, 2, 3, 3])])
-                    .grads(&[0, 1]),
-                Sample::new(conv(window(&[], &[1; 4], &[]), 4), vec![ramp(&[1, 4, 5, 5]), ramp(&[4, 1, 3, 3])]),
+                Sample::new(
+                    conv(window(&[], &[1; 4], &[]), 2),
+                    vec![ramp(&[1, 4, 5, 5]), ramp(&[6, 2, 3, 3])],
+                )
+                .grads(&[0, 1]),
+                Sample::new(
+                    conv(window(&[], &[1; 4], &[]), 4),
+                    vec![ramp(&[1, 4, 5, 5]), ramp(&[4, 1, 3, 3])],
+                ),
                 Sample::new(conv(window(&[2], &[1, 0], &[]), 1), vec![ramp(&[2, 3, 8]), ramp(&[2, 3, 3])])
                     .grads(&[1]),
-                Sample::new(conv(window(&[], &[], &[]), 1), vec![ramp(&[1, 2, 3, 4, 3]), ramp(&[2, 2, 2, 2, 2])])
-                    .grads(&[0, 1]),
+                Sample::new(
+                    conv(window(&[], &[], &[]), 1),
+                    vec![ramp(&[1, 2, 3, 4, 3]), ramp(&[2, 2, 2, 2, 2])],
+                )
+                .grads(&[0, 1]),
             ];
             for (to, tolerance) in [(DType::F64, 1e-9), (DType::F16, 2e-3)] {
                 if let (Ok(x), Ok(w)) = (wide(to, &[1, 2, 5, 6]), wide(to, &[3, 2, 3, 2])) {

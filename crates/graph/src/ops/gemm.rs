@@ -264,8 +264,7 @@ impl Op for Gemm {
         }
         let (a, b, dy) = (cx.input(0)?, cx.input(1)?, cx.grad()?);
         let [ta, tb] = self.transposed;
-        let mut product =
-            |x, y, tx, ty| cx.graph.add_op("grad", Gemm::new([tx, ty], self.alpha), &[x, y]);
+        let mut product = |x, y, tx, ty| cx.graph.add_op("grad", Gemm::new([tx, ty], self.alpha), &[x, y]);
         let da = if ta { product(b, dy, tb, true)? } else { product(dy, b, false, !tb)? };
         let db = if tb { product(dy, a, true, ta)? } else { product(a, dy, !ta, false)? };
         let mut grads = vec![Some(da), Some(db)];

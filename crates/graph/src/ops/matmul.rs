@@ -252,7 +252,9 @@ impl MatMul {
         Tensor::build(&shape, |out: &mut [f32]| {
             let single: Option<Right> = match (&weight, &right) {
                 (Some(w), _) => Some((&w.packed).into()),
-                (None, Some((b, data))) if b.batch.iter().product::<usize>() == 1 => Some(b.view(data).into()),
+                (None, Some((b, data))) if b.batch.iter().product::<usize>() == 1 => {
+                    Some(b.view(data).into())
+                }
                 _ => None,
             };
             // One right operand for all items: the items' rows are the rows of one tall matrix.

@@ -5,18 +5,24 @@ use std::sync::Arc;
 use crate::op::{OpDef, Reader};
 use crate::{Op, Result};
 
+pub mod batch_norm;
 pub mod binary;
 pub mod cast;
 pub mod conv;
 pub mod conv_grad;
 pub mod identity;
+pub mod layer_norm;
+pub mod layer_norm_grad;
 pub mod opaque;
 pub mod sum_to;
 pub mod unary;
 
 pub mod fuse;
 pub mod gemm;
+pub mod global_pool;
 pub mod matmul;
+pub mod pool;
+pub mod pool_grad;
 pub mod window;
 
 mod broadcast;
@@ -28,13 +34,19 @@ mod every_op;
 
 /// All families of operators.
 static FAMILIES: &[&[OpDef]] = &[
+    batch_norm::DEFS,
     binary::DEFS,
     cast::DEFS,
     conv::DEFS,
     conv_grad::DEFS,
     gemm::DEFS,
+    global_pool::DEFS,
     identity::DEFS,
+    layer_norm::DEFS,
+    layer_norm_grad::DEFS,
     matmul::DEFS,
+    pool::DEFS,
+    pool_grad::DEFS,
     sum_to::DEFS,
     unary::DEFS,
 ];

@@ -130,8 +130,12 @@ impl Window {
     /// # Errors
     /// [`Error::Invalid`] when one has not.
     pub fn check(&self, axes: usize) -> Result<()> {
-        let lists =
-            [("kernel_shape", &self.kernel, 1), ("strides", &self.strides, 1), ("pads", &self.pads, 2), ("dilations", &self.dilations, 1)];
+        let lists = [
+            ("kernel_shape", &self.kernel, 1),
+            ("strides", &self.strides, 1),
+            ("pads", &self.pads, 2),
+            ("dilations", &self.dilations, 1),
+        ];
         for (name, list, per) in lists {
             if list.as_ref().is_some_and(|l| l.len() != axes * per) {
                 return Err(Error::invalid(format!("{name} {list:?} does not fit {axes} spatial axes")));
