@@ -20,8 +20,11 @@ mod math;
 pub mod matmul;
 pub mod norm;
 pub mod pool;
+pub mod pool2d;
+pub mod q8;
 pub mod reduce;
 pub mod softmax;
+pub mod transpose;
 pub mod vec;
 mod wide;
 

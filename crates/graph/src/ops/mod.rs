@@ -7,22 +7,22 @@ use crate::{Op, Result};
 
 pub mod batch_norm;
 pub mod binary;
+pub mod call;
 pub mod cast;
 pub mod conv;
 pub mod conv_grad;
-pub mod identity;
-pub mod layer_norm;
-pub mod layer_norm_grad;
-pub mod opaque;
-pub mod sum_to;
-pub mod unary;
-
 pub mod fuse;
 pub mod gemm;
 pub mod global_pool;
+pub mod identity;
+pub mod layer_norm;
+pub mod layer_norm_grad;
 pub mod matmul;
+pub mod opaque;
 pub mod pool;
 pub mod pool_grad;
+pub mod sum_to;
+pub mod unary;
 pub mod window;
 
 mod broadcast;
@@ -36,6 +36,7 @@ mod every_op;
 static FAMILIES: &[&[OpDef]] = &[
     batch_norm::DEFS,
     binary::DEFS,
+    call::DEFS,
     cast::DEFS,
     conv::DEFS,
     conv_grad::DEFS,
