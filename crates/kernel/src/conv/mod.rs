@@ -9,10 +9,12 @@
 mod driver;
 mod field;
 mod float;
+mod int8;
 mod nd;
 mod tile;
 
 pub use float::{Epilogue, PackedConv};
+pub use int8::{ByteOutput, ByteResidual, Bytes, PackedByteConv, Requant};
 pub use nd::{ConvNd, conv_nd};
 
 /// The sizes of a two-dimensional convolution; one-dimensional ones have height 1.

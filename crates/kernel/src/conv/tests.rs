@@ -165,3 +165,120 @@ fn impossible_shapes_have_no_output() {
         assert_eq!(bad.out_size(), None, "{bad:?}");
     }
 }
+
+/// The meaning of the 8-bit convolution.
+fn byte_sums(shape: &ConvShape, input: &[i32], zero: i32, weights: &[i32], zeros: &[i32]) -> Vec<i32> {
+    let [height, width] = shape.out_size().unwrap();
+    let [kh, kw] = shape.kernel;
+    let (units, outputs) = (shape.in_channels / shape.groups, shape.out_channels / shape.groups);
+    let mut out = Vec::new();
+    for i in 0..shape.out_len() {
+        let (x, y) = (i % width, i / width % height);
+        let (channel, image) =
+            (i / width / height % shape.out_channels, i / width / height / shape.out_channels);
+        let mut sum = 0;
+        for j in 0..units * kh * kw {
+            let (kx, ky, unit) = (j % kw, j / kw % kh, j / kw / kh);
+            let at = |axis: usize, out: usize, k: usize| {
+                (out * shape.stride[axis] + k * shape.dilation[axis])
+                    .checked_sub(shape.pad_begin[axis])
+                    .filter(|&p| p < shape.in_size[axis])
+            };
+            if let (Some(y), Some(x)) = (at(0, y, ky), at(1, x, kx)) {
+                let plane = image * shape.in_channels + channel / outputs * units + unit;
+                let pixel = input[(plane * shape.in_size[0] + y) * shape.in_size[1] + x] - zero;
+                sum += pixel * (weights[channel * units * kh * kw + j] - zeros[channel]);
+            }
+        }
+        out.push(sum);
+    }
+    out
+}
+
+fn check_bytes(shape: &ConvShape, kind: usize, seed: u64) {
+    let (signed_input, signed_weight, zero_kind) = (kind & 1 > 0, kind & 2 > 0, kind / 4 % 3);
+    let bytes = |seed: u64, len: usize| random(seed, len).map(|x| (x >> 8) as u8).collect::<Vec<_>>();
+    let signed = |x: &[u8]| x.iter().map(|&b| b as i8).collect::<Vec<_>>();
+    let numbers = |x: &[u8], s: bool| {
+        x.iter().map(|&b| if s { i32::from(b as i8) } else { i32::from(b) }).collect::<Vec<_>>()
+    };
+    let input = bytes(seed, shape.in_len());
+    let weights = bytes(seed + 1, shape.weight_len());
+    let residual = bytes(seed + 2, shape.out_len());
+    let zero = numbers(&bytes(seed + 3, 1), signed_input)[0];
+    let middle = if signed_weight { 0 } else { 128 };
+    let zeros = match zero_kind {
+        0 => vec![middle; shape.out_channels],
+        1 => numbers(&bytes(seed + 4, shape.out_channels), signed_weight),
+        _ => vec![0; shape.out_channels],
+    };
+    let given = if zero_kind == 2 { &[][..] } else { &zeros[..] };
+    let (signed_in, signed_we, signed_res) = (signed(&input), signed(&weights), signed(&residual));
+    let in_bytes = if signed_input { Bytes::S8(&signed_in) } else { Bytes::U8(&input) };
+    let we_bytes = if signed_weight { Bytes::S8(&signed_we) } else { Bytes::U8(&weights) };
+    let sums =
+        byte_sums(shape, &numbers(&input, signed_input), zero, &numbers(&weights, signed_weight), &zeros);
+
+    let per_channel = |i: usize| {
+        i / (shape.out_len() / shape.out_channels / shape.batch.max(1)).max(1) % shape.out_channels
+    };
+    let scale: Vec<f32> = reals(seed + 5, shape.out_channels).iter().map(|x| (x + 1.5) * 1e-3).collect();
+    let bias: Vec<i32> = random(seed + 6, shape.out_channels).map(|x| x as i32 % 3000 - 1500).collect();
+    let real_bias = reals(seed + 7, shape.out_channels);
+    let res = ByteResidual {
+        values: if signed_weight { Bytes::S8(&signed_res) } else { Bytes::U8(&residual) },
+        zero: 3,
+        multiplier: 0.37,
+    };
+    let res_numbers = numbers(&residual, signed_weight);
+    let requant = |residual: bool| Requant {
+        bias: Some(&bias),
+        multiplier: &scale,
+        zero: 7,
+        lo: -100,
+        hi: 120,
+        residual: residual.then_some(res),
+    };
+    let want_byte = |i: usize, residual: bool, lo: i32, hi: i32| {
+        let x = (sums[i] + bias[per_channel(i)]) as f32 * scale[per_channel(i)];
+        let x = if residual { x + (res_numbers[i] - 3) as f32 * 0.37 } else { x };
+        ((x.round_ties_even() as i64 + 7) as i32).clamp(lo, hi)
+    };
+    for isa in Isa::available() {
+        for threads in [1, 2] {
+            let cpu = Cpu::with_isa(isa, threads).unwrap();
+            let packed = PackedByteConv::new(&cpu, shape, we_bytes, given);
+            let mut got = vec![-1; sums.len()];
+            packed.run(&cpu, shape, in_bytes, zero, ByteOutput::Sums(&mut got));
+            assert_eq!(got, sums, "{isa} {shape:?}");
+            let mut got = vec![f32::NAN; sums.len()];
+            let activation = Activation::Clip { lo: -2.0, hi: 3.0 };
+            let out = ByteOutput::Real { out: &mut got, scale: &scale, bias: Some(&real_bias), activation };
+            packed.run(&cpu, shape, in_bytes, zero, out);
+            for (i, got) in got.iter().enumerate() {
+                let want =
+                    (sums[i] as f32 * scale[per_channel(i)] + real_bias[per_channel(i)]).clamp(-2.0, 3.0);
+                assert_eq!(*got, want, "{isa} {shape:?}");
+            }
+            let mut got = vec![0u8; sums.len()];
+            packed.run(&cpu, shape, in_bytes, zero, ByteOutput::U8(&mut got, requant(false)));
+            for (i, got) in got.iter().enumerate() {
+                assert_eq!(i32::from(*got), want_byte(i, false, 0, 120), "{isa} {shape:?}");
+            }
+            let mut got = vec![0i8; sums.len()];
+            packed.run(&cpu, shape, in_bytes, zero, ByteOutput::S8(&mut got, requant(true)));
+            for (i, got) in got.iter().enumerate() {
+                assert_eq!(i32::from(*got), want_byte(i, true, -100, 120), "{isa} {shape:?}");
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn byte_convolutions_give_the_same_integers_everywhere(shape in shapes(), kind in 0usize..12, seed in 0u64..1000) {
+        check_bytes(&shape, kind, seed);
+    }
+}
