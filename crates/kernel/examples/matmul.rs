@@ -1,8 +1,8 @@
 //! Times the matrix products: `cargo run --release -p lessen-kernel --example matmul`.
 
 use lessen_kernel::f32::{PackedB, Post, matmul};
-use lessen_kernel::matmul::View;
-use lessen_kernel::{Cpu, Isa};
+use lessen_kernel::matmul::{Act, Bias, View};
+use lessen_kernel::{Cpu, Isa, q8};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -83,7 +83,10 @@ fn main() {
     for isa in Isa::available() {
         let peak = peak(isa);
         println!("\n{isa}: one core does {:.1} GFLOP/s in registers", peak / 1e9);
-        println!("{:>18} {:>12} {:>8} {:>12}", "m x k x n", "f32 GFLOP/s", "of peak", "2 threads");
+        println!(
+            "{:>18} {:>12} {:>8} {:>12} {:>12} {:>12}",
+            "m x k x n", "f32 GFLOP/s", "of peak", "2 threads", "int8 GOP/s", "2 threads"
+        );
         for (m, k, n) in SHAPES {
             let (a, b) = (vec![0.5f32; m * k], vec![0.25f32; k * n]);
             let mut out = vec![0f32; m * n];
@@ -94,12 +97,26 @@ fn main() {
                 (2 * m * k * n) as f64 / seconds
             };
             let (one, two) = (rate(1), rate(2));
+            let (a8, b8) = (vec![200u8; m * k], vec![-3i8; k * n]);
+            let mut rate8 = |threads: usize| {
+                let cpu = Cpu::with_isa(isa, threads).expect("available");
+                let b = q8::PackedB::new(&cpu, View::new(&b8, k, n));
+                let grid = q8::Grid { a_zero: q8::Per::All(7), ..q8::Grid::default() };
+                let seconds = time(|| {
+                    let out = q8::Out::F32 { out: &mut out, bias: Bias::None, act: Act::None };
+                    q8::matmul(&cpu, View::new(&a8, m, k), &b, &grid, out, n);
+                });
+                (2 * m * k * n) as f64 / seconds
+            };
+            let (one8, two8) = (rate8(1), rate8(2));
             println!(
-                "{:>18} {:>12.1} {:>7.0}% {:>12.1}",
+                "{:>18} {:>12.1} {:>7.0}% {:>12.1} {:>12.1} {:>12.1}",
                 format!("{m}x{k}x{n}"),
                 one / 1e9,
                 100.0 * one / peak,
-                two / 1e9
+                two / 1e9,
+                one8 / 1e9,
+                two8 / 1e9
             );
         }
     }

@@ -15,6 +15,7 @@ pub mod isa;
 pub mod map;
 pub mod matmul;
 pub mod pool;
+pub mod q8;
 mod wide;
 
 pub use buf::{ALIGN, Buf};

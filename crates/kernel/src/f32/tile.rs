@@ -1,5 +1,7 @@
 //! The tile of the product that stays in registers: written once over [`Lanes`], compiled per instruction set.
 
+use crate::matmul::tile::for_rows;
+
 /// A register of `N` numbers.
 pub(super) trait Lanes: Copy {
     /// Numbers in a register.
@@ -52,13 +54,6 @@ pub(super) struct Tile {
 
 /// Computes a tile. Each element is one chain of sums over `k`, so it does not depend on the tile's size.
 pub(super) type TileFn = unsafe fn(&Tile);
-
-/// Runs the body with `r` = 0, 1, .. as constants: a loop that the compiler did not unroll would keep the sums
-/// in memory.
-macro_rules! for_rows {
-    ($r:ident < $rows:ident, $body:block) => { for_rows!($r $rows $body 0 1 2 3 4 5 6 7 8 9 10 11 12 13) };
-    ($r:ident $rows:ident $body:block $($n:literal)*) => { $(if $n < $rows { const $r: usize = $n; $body })* };
-}
 
 /// The body of every [`TileFn`]: `R` rows (at most 14), `V` registers of columns, `P` registers a panel of `b`.
 ///

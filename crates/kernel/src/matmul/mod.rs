@@ -93,14 +93,14 @@ pub(crate) fn is_disjoint(dims: &[(usize, usize)]) -> bool {
 
 /// What is added to every element of a product before the activation.
 #[derive(Clone, Copy, Debug, Default)]
-pub enum Bias<'a> {
+pub enum Bias<'a, T = f32> {
     /// Nothing.
     #[default]
     None,
     /// One value a column (a linear layer).
-    Col(&'a [f32]),
+    Col(&'a [T]),
     /// One value a row (a convolution whose weights are the left operand).
-    Row(&'a [f32]),
+    Row(&'a [T]),
 }
 
 /// An activation simple enough to be applied in registers.

@@ -124,3 +124,11 @@ pub(crate) fn grid(
     let part = |len: usize, of: usize, i: usize| len * i / of..len * (i + 1) / of;
     pool.run(across * down, |i| each(part(rows, down, i / across), part(cols, across, i % across)));
 }
+
+/// Runs the body with `r` = 0, 1, .. as constants: a loop that the compiler did not unroll would keep the sums
+/// in memory.
+macro_rules! for_rows {
+    ($r:ident < $rows:ident, $body:block) => { $crate::matmul::tile::for_rows!($r $rows $body 0 1 2 3 4 5 6 7 8 9 10 11 12 13) };
+    ($r:ident $rows:ident $body:block $($n:literal)*) => { $(if $n < $rows { const $r: usize = $n; $body })* };
+}
+pub(crate) use for_rows;

@@ -1,6 +1,5 @@
 //! Integer codes of real numbers: ranges, rounding, and the parameters that operators take as tensors.
 
-use kernel::Cpu;
 use kernel::conv::Bytes;
 
 use crate::op::Inputs;
@@ -29,14 +28,10 @@ pub(crate) fn range(dtype: DType) -> Option<(i32, i32)> {
 pub(crate) trait Code: Element + Copy {
     /// The low bits.
     fn from_i32(code: i32) -> Self;
-    fn to_f32(self) -> f32;
 }
 
 macro_rules! codes {
-    ($($t:ty)*) => { $(impl Code for $t {
-        fn from_i32(code: i32) -> Self { code as $t }
-        fn to_f32(self) -> f32 { f32::from(self) }
-    })* };
+    ($($t:ty)*) => { $(impl Code for $t { fn from_i32(code: i32) -> Self { code as $t } })* };
 }
 codes!(i8 u8 i16 u16);
 
@@ -62,16 +57,6 @@ impl Rounder {
     }
 }
 
-/// Numbers quantised with one scale and zero point, on all threads.
-pub(crate) fn quantize<T: Code>(cpu: &Cpu, x: &[f32], scale: f32, rounder: Rounder, out: &mut [T]) {
-    const CHUNK: usize = 1 << 14;
-    cpu.pool().for_chunks_mut(out, CHUNK, |i, out| {
-        for (o, &x) in out.iter_mut().zip(&x[i * CHUNK..]) {
-            *o = T::from_i32(rounder.code(x / scale));
-        }
-    });
-}
-
 /// Scale and zero point of one tensor as 8-bit codes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Grid8 {
@@ -86,14 +71,6 @@ impl Grid8 {
     pub fn real(&self, code: i32) -> f32 {
         (code - self.zero) as f32 * self.scale
     }
-}
-
-/// The unsigned 8-bit grid that covers these numbers and zero, as `DynamicQuantizeLinear` chooses it.
-pub fn dynamic_grid(x: &[f32]) -> Grid8 {
-    let least = x.iter().fold(0f32, |m, &v| if v < m { v } else { m });
-    let most = x.iter().fold(0f32, |m, &v| if v > m { v } else { m });
-    let scale = if least == most { 1.0 } else { (most - least) / 255.0 };
-    Grid8 { scale, zero: Rounder::new((0, 255), 0).code(0.0 - least / scale) }
 }
 
 /// The elements of a tensor of bytes.
@@ -172,13 +149,5 @@ mod tests {
         assert_eq!(codes, [3, 5, 3, 5, 1, 255, 0, 0]);
         let u16 = Rounder::new((0, 65535), 65535);
         assert_eq!([-0.4, -70000.0, 1.0, -1.5].map(|x| u16.code(x)), [65535, 0, 65535, 65533]);
-    }
-
-    #[test]
-    fn dynamic_grids_hold_zero() {
-        assert_eq!(dynamic_grid(&[0.0, 0.0]), Grid8 { scale: 1.0, zero: 0 });
-        assert_eq!(dynamic_grid(&[]), Grid8 { scale: 1.0, zero: 0 });
-        assert_eq!(dynamic_grid(&[2.55]).zero, 0);
-        assert_eq!(dynamic_grid(&[-1.0, 1.0]).zero, 128);
     }
 }

@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use kernel::Cpu;
+use kernel::q8::quantize::{dequantize_s8, dequantize_u8};
 
-use super::codes::Code;
 use super::grid::{Grid, Params};
 use super::quantize::dtype_attr;
 use crate::infer;
@@ -70,9 +70,15 @@ impl DequantizeLinear {
         let real = Tensor::build(x.shape(), |out: &mut [f32]| {
             let lines = Lines { grid: &grid, scales: &values, zeros: &zeros };
             match x.dtype() {
-                DType::U8 => lines.decode(cpu, x.as_slice::<u8>()?, Code::to_f32, out),
-                DType::I8 => lines.decode(cpu, x.as_slice::<i8>()?, Code::to_f32, out),
-                _ => lines.decode(cpu, &x.to_f32()?, |v| v, out),
+                DType::U8 if grid.is_single() => {
+                    dequantize_u8(cpu, x.as_slice()?, values[0], zeros[0] as u8, out);
+                }
+                DType::I8 if grid.is_single() => {
+                    dequantize_s8(cpu, x.as_slice()?, values[0], zeros[0] as i8, out);
+                }
+                DType::U8 => lines.decode(x.as_slice::<u8>()?, out),
+                DType::I8 => lines.decode(x.as_slice::<i8>()?, out),
+                _ => lines.decode(&x.to_f32()?, out),
             }
             Ok(())
         })?;
@@ -88,26 +94,17 @@ struct Lines<'a> {
 }
 
 impl Lines<'_> {
-    fn decode<T: Copy + Sync>(&self, cpu: &Cpu, x: &[T], real: impl Fn(T) -> f32 + Sync, out: &mut [f32]) {
-        const CHUNK: usize = 1 << 14;
-        if self.grid.is_single() {
-            let (scale, zero) = (self.scales[0], self.zeros[0]);
-            return cpu.pool().for_chunks_mut(out, CHUNK, |i, out| {
-                for (o, &x) in out.iter_mut().zip(&x[i * CHUNK..]) {
-                    *o = (real(x) - zero) * scale;
-                }
-            });
-        }
+    fn decode<T: Copy + Into<f32>>(&self, x: &[T], out: &mut [f32]) {
         self.grid.runs(|elements, params| {
             let pairs = out[elements.clone()].iter_mut().zip(&x[elements]);
             match params {
                 Params::One(p) => {
                     let (scale, zero) = (self.scales[p], self.zeros[p]);
-                    pairs.for_each(|(o, &x)| *o = (real(x) - zero) * scale);
+                    pairs.for_each(|(o, &x)| *o = (x.into() - zero) * scale);
                 }
                 Params::From(p) => {
                     let params = self.scales[p..].iter().zip(&self.zeros[p..]);
-                    pairs.zip(params).for_each(|((o, &x), (scale, zero))| *o = (real(x) - zero) * scale);
+                    pairs.zip(params).for_each(|((o, &x), (scale, zero))| *o = (x.into() - zero) * scale);
                 }
             }
         });

@@ -4,7 +4,8 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use super::codes::{Rounder, dynamic_grid, quantize};
+use kernel::q8::quantize::quantize_dynamic;
+
 use crate::op::{Facts, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::{Attrs, DType, Fact, Op, Result, Tensor};
 
@@ -46,12 +47,12 @@ impl Op for DynamicQuantizeLinear {
     fn run(&self, cx: &RunCx, inputs: Inputs) -> Result<Vec<Tensor>> {
         let x = inputs.need(0)?;
         let values = x.to_f32()?;
-        let grid = dynamic_grid(&values);
+        let (mut scale, mut zero) = (1.0, 0);
         let codes = Tensor::build(x.shape(), |out: &mut [u8]| {
-            quantize(cx.cpu, &values, grid.scale, Rounder::new((0, 255), grid.zero), out);
+            (scale, zero) = quantize_dynamic(cx.cpu, &values, out);
             Ok(())
         })?;
-        Ok(vec![codes, Tensor::scalar(grid.scale), Tensor::scalar(grid.zero as u8)])
+        Ok(vec![codes, Tensor::scalar(scale), Tensor::scalar(zero)])
     }
 
     fn as_any(&self) -> &dyn Any {

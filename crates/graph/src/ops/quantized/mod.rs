@@ -16,6 +16,5 @@ pub mod quantize;
 pub mod table;
 
 mod grid;
-mod product;
 mod slots;
 mod window;

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 use kernel::Cpu;
+use kernel::q8::quantize::{quantize_s8, quantize_u8};
 
-use super::codes::{Code, Rounder, in_range, quantize, range};
+use super::codes::{Code, Rounder, in_range, range};
 use super::grid::{Grid, Params};
 use crate::infer;
 use crate::op::{Facts, Inputs, OpDef, Reader, RunCx, Sample, ramp};
@@ -142,11 +143,31 @@ impl Division<'_> {
         });
     }
 
-    fn codes<T: Code>(&self, cpu: &Cpu, rounders: &[Rounder], out: &mut [T]) {
-        if self.grid.is_single() && self.narrow.is_none() {
-            return quantize(cpu, &self.x, self.scale[0], rounders[0], out);
+    fn codes<T: Code>(&self, shape: &[usize], rounders: &[Rounder]) -> Result<Tensor> {
+        Tensor::build(shape, |out: &mut [T]| {
+            self.each(|at, x, param| out[at] = T::from_i32(rounders[param].code(x)));
+            Ok(())
+        })
+    }
+
+    /// Bytes with one scale for all, if that is the case.
+    fn bytes(&self, cpu: &Cpu, dtype: DType, zero: i64, shape: &[usize]) -> Result<Option<Tensor>> {
+        if !self.grid.is_single() || self.narrow.is_some() {
+            return Ok(None);
         }
-        self.each(|at, x, param| out[at] = T::from_i32(rounders[param].code(x)));
+        let scale = self.scale[0];
+        let made = match dtype {
+            DType::U8 => Tensor::build(shape, |out| {
+                quantize_u8(cpu, &self.x, scale, zero as u8, out);
+                Ok(())
+            }),
+            DType::I8 => Tensor::build(shape, |out| {
+                quantize_s8(cpu, &self.x, scale, zero as i8, out);
+                Ok(())
+            }),
+            _ => return Ok(None),
+        };
+        made.map(Some)
     }
 }
 
@@ -189,13 +210,16 @@ impl Op for QuantizeLinear {
                 .iter()
                 .map(|&z| Ok(Rounder::new(in_range(dtype, z as i32)?, z as i32)))
                 .collect::<Result<_>>()?;
+            if let Some(bytes) = division.bytes(cx.cpu, dtype, zeros[0], x.shape())? {
+                return Ok(vec![bytes]);
+            }
             return Ok(vec![match dtype {
-                DType::U8 => integers::<u8>(cx.cpu, &division, &rounders, x.shape())?,
-                DType::I8 => integers::<i8>(cx.cpu, &division, &rounders, x.shape())?,
-                DType::U16 => integers::<u16>(cx.cpu, &division, &rounders, x.shape())?,
-                DType::I16 => integers::<i16>(cx.cpu, &division, &rounders, x.shape())?,
+                DType::U8 => division.codes::<u8>(x.shape(), &rounders)?,
+                DType::I8 => division.codes::<i8>(x.shape(), &rounders)?,
+                DType::U16 => division.codes::<u16>(x.shape(), &rounders)?,
+                DType::I16 => division.codes::<i16>(x.shape(), &rounders)?,
                 packed => {
-                    let codes = integers::<u8>(cx.cpu, &division, &rounders, x.shape())?;
+                    let codes = division.codes::<u8>(x.shape(), &rounders)?;
                     Tensor::pack(packed, x.shape(), codes.as_slice()?)?
                 }
             }]);
@@ -219,11 +243,3 @@ impl Op for QuantizeLinear {
         self
     }
 }
-
-fn integers<T: Code>(cpu: &Cpu, division: &Division, rounders: &[Rounder], shape: &[usize]) -> Result<Tensor> {
-    Tensor::build(shape, |out: &mut [T]| {
-        division.codes(cpu, rounders, out);
-        Ok(())
-    })
-}
-
