@@ -27,5 +27,4 @@ pub use error::{Error, Result};
 pub use fact::{Fact, Type};
 pub use ir::{Function, Graph, Model, Node, NodeId, Value, ValueId};
 pub use op::{Op, OpDef};
-pub use kernel::Cpu;
 pub use tensor::{Datum, Tensor};

@@ -10,6 +10,7 @@ pub mod bench;
 pub mod compare;
 pub mod error;
 pub mod eval;
+pub mod feed;
 pub mod inspect;
 pub mod model;
 pub mod receipt;
@@ -17,7 +18,8 @@ pub mod runner;
 pub mod shapes;
 
 pub use error::{Error, Result};
-pub use graph::{Cpu, DType, Datum, Dim, Fact, Tensor};
+pub use graph::{DType, Datum, Dim, Fact, Tensor};
+pub use kernel::Cpu;
 pub use learn::{data, image, text};
 pub use model::Model;
 pub use runner::Runner;
