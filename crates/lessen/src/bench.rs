@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use meter::{Machine, Spread};
 use serde::{Deserialize, Serialize};
 
+use crate::eval::{SEED, number};
 use crate::receipt::Number;
 use crate::shapes::{self, Shape};
 use crate::{Cpu, Error, Model, Result, Runner};
@@ -42,6 +44,8 @@ pub struct Bench {
     pub models: Vec<Row>,
     /// How many times as fast the first model is as the second: the median over the pairs of runs.
     pub speedup: Option<Number>,
+    /// The machine that this holds for.
+    pub machine: Machine,
 }
 
 /// What one model costs.
@@ -248,30 +252,29 @@ pub fn bench(
     }
     let speedup = match workers.as_slice() {
         [a, b] => {
-            let mut ratios: Vec<f64> = a.times.iter().zip(&b.times).map(|(a, b)| b / a).collect();
-            Some(median(&mut ratios, "x"))
+            let ratios: Vec<f64> = a.times.iter().zip(&b.times).map(|(a, b)| b / a).collect();
+            Some(median(&ratios, "x")?)
         }
         _ => None,
     };
     let models = workers.iter_mut().map(row).collect::<Result<_>>()?;
-    Ok(Bench { models, speedup })
+    Ok(Bench { models, speedup, machine: Machine::this() })
 }
 
 fn row(worker: &mut Worker) -> Result<Row> {
     let peak = worker.finish()?;
     let ready = &worker.ready;
-    let mut times = worker.times.clone();
+    let times = &worker.times;
     let total: f64 = times.iter().sum();
     let batch = ready.shapes.values().find_map(|s| s.first()).copied().unwrap_or(1) as f64;
-    let latency_median = median(&mut times, "ms");
     Ok(Row {
         file: worker.path.clone(),
         shapes: ready.shapes.clone(),
         threads: ready.threads,
         isa: ready.isa.clone(),
         runs: times.len(),
-        latency_median,
-        latency_p95: Number::exact(quantile(&times, 0.95), "ms"),
+        latency_median: median(times, "ms")?,
+        latency_p95: Number::exact(Spread::of(times).p95, "ms"),
         throughput: Number::exact(batch * times.len() as f64 / total.max(1e-9) * 1e3, "examples/s"),
         load: Number::exact(ready.load_ms, "ms"),
         peak_memory: Number::exact(peak, "bytes"),
@@ -279,39 +282,9 @@ fn row(worker: &mut Worker) -> Result<Row> {
     })
 }
 
-/// The median with its 95 % interval by order statistics (normal approximation of the binomial). Sorts.
-fn median(values: &mut [f64], unit: &'static str) -> Number {
-    values.sort_by(f64::total_cmp);
-    let n = values.len() as f64;
-    let half = 0.98 * n.sqrt() / n.max(1.0);
-    Number::within(
-        quantile(values, 0.5),
-        quantile(values, (0.5 - half).max(0.0)),
-        quantile(values, (0.5 + half).min(1.0)),
-        unit,
-    )
-}
-
-/// The quantile of sorted values, linear between neighbours; 0 when there are none.
-fn quantile(sorted: &[f64], q: f64) -> f64 {
-    let Some(last) = sorted.len().checked_sub(1) else { return 0.0 };
-    let at = q * last as f64;
-    let (low, high) = (at.floor() as usize, (at.ceil() as usize).min(last));
-    sorted[low] + (sorted[high] - sorted[low]) * (at - at.floor())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quantiles() {
-        let mut values = [5.0, 1.0, 3.0, 2.0, 4.0];
-        let m = median(&mut values, "ms");
-        assert_eq!((m.value, m.low, m.high), (3.0, m.low, m.high));
-        assert!(m.low < Some(3.0) && m.high > Some(3.0));
-        assert_eq!(quantile(&values, 1.0), 5.0);
-        assert_eq!(quantile(&values, 0.125), 1.5);
-        assert_eq!(quantile(&[], 0.5), 0.0);
-    }
+/// The median with its bootstrap interval.
+fn median(values: &[f64], unit: &'static str) -> Result<Number> {
+    let at = |sample: &[usize]| Spread::of(&sample.iter().map(|&i| values[i]).collect::<Vec<_>>()).median;
+    let interval = learn::score::bootstrap(values.len(), SEED, |sample| Some(at(sample)))?;
+    Ok(number(interval, unit))
 }

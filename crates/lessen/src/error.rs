@@ -15,6 +15,9 @@ pub enum Error {
     /// Data cannot be read, or do not fit.
     #[error(transparent)]
     Data(#[from] learn::Error),
+    /// A weight is damaged, or shrinking fails.
+    #[error(transparent)]
+    Shrink(#[from] shrink::Error),
     /// The system refuses.
     #[error("{}: {source}", path.display())]
     Io {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use graph::{Dim, Fact, Tensor};
 use learn::Input;
 use learn::image::Preprocess;
-use learn::text::{Encoding, Tokenizer};
+use learn::text::{Tokenizer, Tokens};
 
 use crate::runner::check_finite;
 use crate::shapes::cast;
@@ -17,20 +17,17 @@ use crate::{DType, Error, Model, Result};
 pub struct Options {
     /// Most examples a batch, when the model leaves that open.
     pub batch: usize,
-    /// Most tokens of a text; longer texts are cut.
-    pub max_tokens: usize,
     /// Are arrays with NaN or infinity let through?
     pub allow_nan: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { batch: 32, max_tokens: 512, allow_nan: false }
+        Options { batch: 32, allow_nan: false }
     }
 }
 
 /// Makes a model's inputs of examples.
-#[derive(Debug)]
 pub struct Feeder {
     inputs: Vec<(String, Fact)>,
     preprocess: Option<Preprocess>,
@@ -45,8 +42,8 @@ pub struct Feeder {
 pub enum Prepared {
     /// Tensors by name, the first size being 1.
     Arrays(Vec<(String, Tensor)>),
-    /// Tokens.
-    Tokens(Encoding),
+    /// One text or two; tokens are made of a whole batch.
+    Text(Input),
 }
 
 /// Several examples as one set of inputs.
@@ -56,8 +53,8 @@ pub struct Batch {
     pub rows: Vec<usize>,
     /// The inputs by name. Their first size can be greater than the number of rows when the model insists.
     pub arrays: Vec<(String, Tensor)>,
-    /// Number of tokens of each row that are no padding, for texts.
-    pub tokens: Option<Vec<usize>>,
+    /// For texts: 1 for tokens, 0 for padding, i64 of shape `[examples, tokens]`.
+    pub mask: Option<Tensor>,
 }
 
 /// What an input of a model for texts takes.
@@ -113,9 +110,14 @@ impl Feeder {
     pub fn prepare(&self, input: &Input) -> Result<Prepared> {
         match input {
             Input::Arrays(arrays) => self.arrays(arrays).map(Prepared::Arrays),
-            Input::Image(image) => self.image(image).map(Prepared::Arrays),
-            Input::Text(text) => self.encode(text, None).map(Prepared::Tokens),
-            Input::Pair(a, b) => self.encode(a, Some(b)).map(Prepared::Tokens),
+            Input::Image(image) => {
+                let tensor = match &self.preprocess {
+                    Some(preprocess) => preprocess.apply(image)?,
+                    None => self.guessed()?.apply(image)?,
+                };
+                self.image(&tensor).map(Prepared::Arrays)
+            }
+            Input::Text(_) | Input::Pair(..) => Ok(Prepared::Text(input.clone())),
         }
     }
 
@@ -138,16 +140,15 @@ impl Feeder {
         found.collect()
     }
 
-    fn image(&self, image: &learn::data::DynamicImage) -> Result<Vec<(String, Tensor)>> {
-        let [(name, fact)] = self.inputs.as_slice() else {
-            let names: Vec<&str> = self.inputs.iter().map(|(n, _)| n.as_str()).collect();
-            return Err(Error::input(format!("an image is one input, the model takes {}", names.join(", "))));
-        };
-        let tensor = match &self.preprocess {
-            Some(preprocess) => preprocess.apply(image)?,
-            None => self.guessed()?.apply(image)?,
-        };
-        Ok(vec![(name.clone(), cast(&tensor, fact.dtype().unwrap_or(DType::F32))?)])
+    /// The tensor of an image as the model's only input.
+    fn image(&self, tensor: &Tensor) -> Result<Vec<(String, Tensor)>> {
+        match self.inputs.as_slice() {
+            [(name, fact)] => Ok(vec![(name.clone(), cast(tensor, fact.dtype().unwrap_or(DType::F32))?)]),
+            inputs => {
+                let names: Vec<&str> = inputs.iter().map(|(n, _)| n.as_str()).collect();
+                Err(Error::input(format!("an image is one input, the model takes {}", names.join(", "))))
+            }
+        }
     }
 
     fn guessed(&self) -> Result<Preprocess> {
@@ -160,22 +161,9 @@ impl Feeder {
         Ok(preprocess)
     }
 
-    fn encode(&self, text: &str, second: Option<&str>) -> Result<Encoding> {
-        let Some(tokenizer) = &self.tokenizer else {
-            return Err(Error::input(
-                "a text needs a tokenizer: put tokenizer.json beside the model, or give it with --tokenizer",
-            ));
-        };
-        Ok(tokenizer.encode(text, second, self.most_tokens())?)
-    }
-
     /// The number of tokens that the model insists on.
     fn fixed_tokens(&self) -> Option<usize> {
         self.inputs.iter().find_map(|(_, fact)| fact.shape()?.get(1)?.size())
-    }
-
-    fn most_tokens(&self) -> usize {
-        self.fixed_tokens().unwrap_or(self.options.max_tokens)
     }
 
     /// Most examples a batch.
@@ -196,13 +184,15 @@ impl Feeder {
     /// # Errors
     /// As [`Feeder::batches`].
     pub fn batches_of(&self, prepared: &[Prepared], most: usize) -> Result<Vec<Batch>> {
+        // Without a mask the model would take padding for text.
         let masked = self.inputs.iter().any(|(name, _)| role(name, self.inputs.len()) == Some(Role::Mask));
         let length = |p: &Prepared| match p {
-            Prepared::Tokens(tokens) => tokens.ids.len(),
-            Prepared::Arrays(_) => 0,
+            Prepared::Text(Input::Pair(a, b)) => a.len() + b.len(),
+            Prepared::Text(Input::Text(text)) => text.len(),
+            _ => 0,
         };
         let together = |a: &Prepared, b: &Prepared| match (a, b) {
-            (Prepared::Tokens(a), Prepared::Tokens(b)) => masked || a.ids.len() == b.ids.len(),
+            (Prepared::Text(_), Prepared::Text(_)) => masked,
             (Prepared::Arrays(a), Prepared::Arrays(b)) => {
                 a.iter().map(|(_, t)| t.shape()).eq(b.iter().map(|(_, t)| t.shape()))
             }
@@ -218,11 +208,11 @@ impl Feeder {
         // A model that insists on a batch size gets the last example as often as needed.
         let wanted = self.fixed.unwrap_or(rows.len()).max(rows.len());
         let filled = rows.iter().chain(std::iter::repeat(&rows[rows.len() - 1])).take(wanted);
-        let mut tokens = Vec::new();
+        let mut texts = Vec::new();
         let mut arrays: Vec<(&str, Vec<&Tensor>)> = Vec::new();
         for &row in filled {
             match &prepared[row] {
-                Prepared::Tokens(encoding) => tokens.push(encoding),
+                Prepared::Text(input) => texts.push(input),
                 Prepared::Arrays(of) => {
                     for (i, (name, tensor)) in of.iter().enumerate() {
                         match arrays.get_mut(i) {
@@ -233,47 +223,63 @@ impl Feeder {
                 }
             }
         }
-        if tokens.is_empty() {
+        let rows = rows.to_vec();
+        if texts.is_empty() {
             let stack = |(name, list): (&str, Vec<&Tensor>)| match list.as_slice() {
                 [one] => Ok((name.to_owned(), (*one).clone())),
                 many => Ok((name.to_owned(), learn::data::concat(many)?)),
             };
             let arrays = arrays.into_iter().map(stack).collect::<Result<_>>()?;
-            return Ok(Batch { rows: rows.to_vec(), arrays, tokens: None });
+            return Ok(Batch { rows, arrays, mask: None });
         }
-        let lengths: Vec<usize> = tokens.iter().take(rows.len()).map(|t| t.ids.len()).collect();
-        let width = self.fixed_tokens().unwrap_or_else(|| lengths.iter().copied().max().unwrap_or(0));
-        let input = |(name, fact): &(String, Fact)| self.token_input(name, fact, &tokens, width);
-        let arrays = self.inputs.iter().map(input).collect::<Result<_>>()?;
-        Ok(Batch { rows: rows.to_vec(), arrays, tokens: Some(lengths) })
-    }
-
-    fn token_input(
-        &self,
-        name: &str,
-        fact: &Fact,
-        tokens: &[&Encoding],
-        width: usize,
-    ) -> Result<(String, Tensor)> {
-        let Some(role) = role(name, self.inputs.len()) else {
-            return Err(Error::input(format!("input {name:?} ({fact}) cannot be made of a text")));
+        let Some(tokenizer) = &self.tokenizer else {
+            return Err(Error::input(
+                "a text needs a tokenizer: put tokenizer.json beside the model, or give it with --tokenizer",
+            ));
         };
-        let pad = self.tokenizer.as_ref().map_or(0, |t| t.pad());
-        let mut values = Vec::with_capacity(tokens.len() * width);
-        for encoding in tokens {
-            let used = encoding.ids.len().min(width);
-            for at in 0..width {
-                values.push(match role {
-                    Role::Ids if at < used => i64::from(encoding.ids[at]),
-                    Role::Ids => i64::from(pad),
-                    Role::Mask => i64::from(at < used),
-                    Role::Types if at < used => i64::from(encoding.types[at]),
-                    Role::Types => 0,
-                    Role::Positions => at as i64,
-                });
+        let mut tokens = tokenizer.encode(&texts)?;
+        if let Some(width) = self.fixed_tokens() {
+            for tensor in [&mut tokens.input_ids, &mut tokens.attention_mask, &mut tokens.token_type_ids] {
+                *tensor = widened(tensor, width)?;
             }
         }
-        let tensor = Tensor::new(&[tokens.len(), width], &values)?;
+        let input = |(name, fact): &(String, Fact)| self.token_input(name, fact, &tokens);
+        let arrays = self.inputs.iter().map(input).collect::<Result<_>>()?;
+        Ok(Batch { rows, arrays, mask: Some(tokens.attention_mask) })
+    }
+
+    fn token_input(&self, name: &str, fact: &Fact, tokens: &Tokens) -> Result<(String, Tensor)> {
+        let tensor = match role(name, self.inputs.len()) {
+            Some(Role::Ids) => tokens.input_ids.clone(),
+            Some(Role::Mask) => tokens.attention_mask.clone(),
+            Some(Role::Types) => tokens.token_type_ids.clone(),
+            Some(Role::Positions) => {
+                let shape = tokens.input_ids.shape();
+                let width = shape.get(1).copied().unwrap_or(0).max(1);
+                Tensor::build::<i64>(shape, |out| {
+                    out.iter_mut().enumerate().for_each(|(i, v)| *v = (i % width) as i64);
+                    Ok(())
+                })?
+            }
+            None => {
+                return Err(Error::input(format!("input {name:?} ({fact}) cannot be made of a text")));
+            }
+        };
         Ok((name.to_owned(), cast(&tensor, fact.dtype().unwrap_or(DType::I64))?))
     }
+}
+
+/// The rows of an i64 matrix with zeros up to this width.
+fn widened(tensor: &Tensor, width: usize) -> Result<Tensor> {
+    let (rows, used) = (tensor.shape()[0], tensor.shape()[1]);
+    if used > width {
+        return Err(Error::input(format!("a text has {used} tokens, the model takes {width}")));
+    }
+    let values = tensor.values::<i64>()?;
+    Ok(Tensor::build::<i64>(&[rows, width], |out| {
+        for row in 0..rows {
+            out[row * width..row * width + used].copy_from_slice(&values[row * used..(row + 1) * used]);
+        }
+        Ok(())
+    })?)
 }

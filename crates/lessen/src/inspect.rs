@@ -1,11 +1,11 @@
 //! What a model is made of, what it costs to run, and what would make it smaller.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use graph::op::{Facts, WeightKind};
 use graph::ops::opaque::Opaque;
-use graph::{DType, Fact, Graph, tidy};
+use graph::{DType, Fact, Graph, Tensor, tidy};
 use serde::Serialize;
 
 use crate::shapes::{self, Shape};
@@ -129,13 +129,10 @@ const SHRINKERS: [(&str, &str, &[WeightKind]); 3] = [
     (
         "int8-static",
         "8-bit weights and activations, ranges from calibration data",
-        &[WeightKind::MatMul, WeightKind::Conv, WeightKind::ConvTranspose],
+        &[WeightKind::MatMul, WeightKind::Conv],
     ),
-    ("int8-embedding", "8-bit rows of embedding tables", &[WeightKind::Embedding]),
+    ("int8-rows", "8-bit rows of tables that are looked up", &[WeightKind::Embedding]),
 ];
-
-/// Smallest weight that is worth shrinking, in elements.
-const WORTH: usize = 256;
 
 /// Looks a model over. `asked` gives sizes that the model leaves open; see [`shapes::bind`].
 ///
@@ -299,31 +296,25 @@ pub fn cost(graph: &Graph, asked: &[Shape], cpu: &Cpu) -> Result<Cost> {
 fn shrinkers(graph: &Graph, cpu: &Cpu) -> Result<Vec<Shrinker>> {
     let mut graph = graph.clone();
     tidy::run(&mut graph, tidy::PORTABLE, cpu)?;
-    let mut seen = std::collections::HashSet::new();
-    let mut found = Vec::new();
-    for (_, node) in graph.nodes() {
-        let Some(used) = node.op.weight() else { continue };
-        let Some(id) = node.input(used.input) else { continue };
-        let Some(tensor) = graph.constant(id) else { continue };
-        let plain = matches!(tensor.dtype(), DType::F32 | DType::F64 | DType::F16 | DType::BF16);
-        if !plain || tensor.len() < WORTH || tensor.rank() < 2 || !seen.insert((id, used.kind)) {
-            continue;
-        }
-        let axis = usize::try_from(used.out_axis.rem_euclid(tensor.rank() as i64)).unwrap_or(0);
-        // A 4-byte scale for each output channel beside one byte an element.
-        found.push((used.kind, tensor.bytes().len() as u64, (tensor.len() + 4 * tensor.shape()[axis]) as u64));
-    }
+    let weights = shrink::weights::weights(&graph)?;
     Ok(SHRINKERS
         .iter()
         .filter_map(|&(name, what, kinds)| {
-            let of: Vec<_> = found.iter().filter(|(kind, ..)| kinds.contains(kind)).collect();
-            (!of.is_empty()).then(|| Shrinker {
+            let mut seen = HashSet::new();
+            let of = weights.iter().filter(|w| kinds.contains(&w.used.kind) && seen.insert(w.value));
+            let tensors: Vec<_> = of.filter_map(|w| Some((graph.constant(w.value)?, w.used.out_axis))).collect();
+            (!tensors.is_empty()).then(|| Shrinker {
                 name,
                 what,
-                weights: of.len(),
-                bytes: of.iter().map(|w| w.1).sum(),
-                bytes_after: of.iter().map(|w| w.2).sum(),
+                weights: tensors.len(),
+                bytes: tensors.iter().map(|(t, _)| t.bytes().len() as u64).sum(),
+                // A 4-byte scale for each output channel beside one byte an element.
+                bytes_after: tensors.iter().map(|(t, axis)| (t.len() + 4 * channels(t, *axis)) as u64).sum(),
             })
         })
         .collect())
+}
+
+fn channels(tensor: &Tensor, axis: i64) -> usize {
+    graph::infer::axis(axis, tensor.rank()).map_or(1, |axis| tensor.shape()[axis])
 }

@@ -1,5 +1,6 @@
 //! A model and what belongs to it: its file, its tokenizer, how its images are prepared.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,22 +10,29 @@ use learn::text::Tokenizer;
 
 use crate::{Error, Result};
 
-/// The entry of a model that says how its images are prepared, as JSON of [`Preprocess`].
-pub const PREPROCESS: &str = "lessen.preprocess";
+pub use learn::image::METADATA_KEY as PREPROCESS;
 /// The entry that says how the vectors of a text's tokens become one: `mean` or `cls`.
 pub const POOLING: &str = "lessen.pooling";
+/// The entry that says how many tokens of a text the model takes.
+pub const MAX_TOKENS: &str = "lessen.max_tokens";
 /// The entry that says what the model is for: `classify`, `similarity` or `agree`.
 pub const TASK: &str = "lessen.task";
 /// The entries that name the classes: a JSON list, or one name a line.
 pub const CLASSES: [&str; 2] = ["lessen.classes", "classes"];
 
 /// A trained model.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Model {
     inner: graph::Model,
     path: Option<PathBuf>,
     tokenizer: Option<Arc<Tokenizer>>,
     preprocess: Option<Preprocess>,
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Model({:?}, {} nodes)", self.path, self.inner.graph.nodes().count())
+    }
 }
 
 impl Model {
@@ -35,12 +43,12 @@ impl Model {
     pub fn open(path: impl AsRef<Path>) -> Result<Model> {
         let path = path.as_ref();
         let mut model = Model::new(format::open(path)?)?;
+        model.path = Some(path.into());
         let folder = if path.is_dir() { Some(path) } else { path.parent() };
         let tokenizer = folder.map(|f| f.join("tokenizer.json")).filter(|t| t.is_file());
         if let Some(tokenizer) = tokenizer {
-            model.tokenizer = Some(Arc::new(Tokenizer::open(&tokenizer)?));
+            model.set_tokenizer(&tokenizer, None)?;
         }
-        model.path = Some(path.into());
         Ok(model)
     }
 
@@ -101,13 +109,21 @@ impl Model {
         self.tokenizer.as_ref()
     }
 
-    /// Takes another tokenizer.
+    /// Takes another tokenizer: a `tokenizer.json`, a `vocab.txt`, or a folder with one of them. Texts are cut to
+    /// `max_tokens`, else to what the model's inputs, its entries or the tokenizer say.
     ///
     /// # Errors
     /// When the file cannot be read or is no tokenizer.
-    pub fn set_tokenizer(&mut self, path: &Path) -> Result<()> {
-        self.tokenizer = Some(Arc::new(Tokenizer::open(path)?));
+    pub fn set_tokenizer(&mut self, path: &Path, max_tokens: Option<usize>) -> Result<()> {
+        let fixed = self.inputs().into_iter().find_map(|(_, fact)| fact.shape()?.get(1)?.size());
+        let said = self.inner.metadata(MAX_TOKENS).and_then(|text| text.parse().ok());
+        self.tokenizer = Some(Arc::new(Tokenizer::open(path, max_tokens.or(fixed).or(said))?));
         Ok(())
+    }
+
+    /// The same model with another graph: tokenizer, preprocessing and file stay those of this one.
+    pub fn with_inner(&self, inner: graph::Model) -> Model {
+        Model { inner, ..self.clone() }
     }
 
     /// What makes tensors of images.
