@@ -20,6 +20,8 @@ mod table;
 pub use arrays::concat;
 pub use folder::decode;
 pub use source::LIMIT;
+#[cfg(feature = "text")]
+pub(crate) use source::load;
 pub use split::split;
 
 /// What a model is shown.
