@@ -150,6 +150,18 @@ fn arrays_with_labels() {
 }
 
 #[test]
+fn the_digits_that_numpy_wrote() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/digits/test.npz");
+    let data = usual(&path).unwrap();
+    assert_eq!(data.len(), 899);
+    let Input::Arrays(arrays) = data.get(898).unwrap().input else { panic!() };
+    assert_eq!((arrays[0].0.as_str(), arrays[0].1.shape()), ("image", &[1, 1, 8, 8][..]));
+    let ink: f32 = arrays[0].1.as_slice::<f32>().unwrap().iter().sum();
+    assert!((17.9375 - ink).abs() < 1e-4, "{ink}");
+    assert_eq!(data.target(898), Target::Class(0));
+}
+
+#[test]
 fn one_array() {
     let place = Place::new();
     let path = place.root().join("a.npy");
