@@ -240,6 +240,19 @@ fn tables_without_header() {
 }
 
 #[test]
+fn texts_that_start_like_other_files() {
+    let place = Place::new();
+    for start in ["BMW drives well", "PK is a code", "GIF"] {
+        let data = usual(&place.put("a.tsv", format!("{start}\t1\nb\t0\n"))).unwrap();
+        assert_eq!(texts(&*data)[0], text(start, Target::Class(1)));
+    }
+    let mut bmp = std::io::Cursor::new(Vec::new());
+    ::image::RgbImage::new(2, 2).write_to(&mut bmp, ::image::ImageFormat::Bmp).unwrap();
+    let data = usual(&place.put("picture", bmp.into_inner())).unwrap();
+    assert!(matches!(data.get(0).unwrap().input, Input::Image(_)));
+}
+
+#[test]
 fn json_lines() {
     let place = Place::new();
     let lines = "{\"premise\":\"a\",\"hypothesis\":\"b\",\"label\":1}\n\n{\"label\":0,\"hypothesis\":\"d\",\"premise\":\"c\",\"x\":[]}\n";
