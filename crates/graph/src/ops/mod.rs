@@ -7,19 +7,39 @@ use crate::{Op, Result};
 
 pub mod binary;
 pub mod cast;
+pub mod concat;
+pub mod constant;
 pub mod identity;
 pub mod opaque;
+pub mod reshape;
+pub mod shape;
+pub mod slice;
 pub mod sum_to;
+pub mod transpose;
 pub mod unary;
 
 mod broadcast;
+mod cells;
 mod number;
 
 #[cfg(test)]
 mod every_op;
 
 /// All families of operators.
-static FAMILIES: &[&[OpDef]] = &[binary::DEFS, cast::DEFS, identity::DEFS, sum_to::DEFS, unary::DEFS];
+#[rustfmt::skip]
+static FAMILIES: &[&[OpDef]] = &[
+    binary::DEFS,
+    cast::DEFS,
+    concat::DEFS,
+    constant::DEFS,
+    identity::DEFS,
+    reshape::DEFS,
+    shape::DEFS,
+    slice::DEFS,
+    sum_to::DEFS,
+    transpose::DEFS,
+    unary::DEFS,
+];
 
 /// All operators, in all versions that are read differently.
 pub fn all() -> impl Iterator<Item = &'static OpDef> {
