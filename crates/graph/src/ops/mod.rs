@@ -6,6 +6,7 @@ use crate::op::{OpDef, Reader};
 use crate::{Op, Result};
 
 pub mod binary;
+pub mod call;
 pub mod cast;
 pub mod concat;
 pub mod constant;
@@ -29,6 +30,7 @@ mod every_op;
 #[rustfmt::skip]
 static FAMILIES: &[&[OpDef]] = &[
     binary::DEFS,
+    call::DEFS,
     cast::DEFS,
     concat::DEFS,
     constant::DEFS,
