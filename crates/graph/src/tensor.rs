@@ -292,7 +292,7 @@ impl Tensor {
     /// [`Error::Invalid`] when the element type is another.
     pub fn as_strings_mut(&mut self) -> Result<&mut [String]> {
         match &mut self.data {
-            Data::Text(items) => Ok(Arc::make_mut(items)),
+            Data::Text(items) => Ok(Arc::make_mut(items).as_mut_slice()),
             _ => Err(Error::invalid(format!("expected elements of type string, got {}", self.dtype))),
         }
     }

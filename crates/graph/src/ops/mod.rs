@@ -10,9 +10,14 @@ pub mod call;
 pub mod cast;
 pub mod concat;
 pub mod constant;
+pub mod depth;
+pub mod expand;
+pub mod gather;
 pub mod identity;
 pub mod opaque;
+pub mod pad;
 pub mod reshape;
+pub mod scatter;
 pub mod shape;
 pub mod slice;
 pub mod sum_to;
@@ -34,8 +39,13 @@ static FAMILIES: &[&[OpDef]] = &[
     cast::DEFS,
     concat::DEFS,
     constant::DEFS,
+    depth::DEFS,
+    expand::DEFS,
+    gather::DEFS,
     identity::DEFS,
+    pad::DEFS,
     reshape::DEFS,
+    scatter::DEFS,
     shape::DEFS,
     slice::DEFS,
     sum_to::DEFS,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::ops::cells::{Strided, steps};
-use crate::{Attrs, DType, Dim, Error, Fact, Node, Op, Result, Tensor, ValueId};
+use crate::{Attrs, Dim, Error, Fact, Node, Op, Result, Tensor, ValueId};
 
 /// A part of a tensor: `starts`, `ends`, `axes`, `steps` are attributes before version 10, inputs from then on.
 #[derive(Clone, Debug)]
@@ -252,6 +252,7 @@ impl Op for Unslice {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::DType;
 
     #[test]
     fn ranges_are_numpys() {

@@ -73,7 +73,7 @@ pub(crate) fn transpose(cpu: &Cpu, x: Tensor, order: &[usize]) -> Result<Tensor>
         return Strided { offset: 0, shape, steps }.read(x);
     }
     let mut y = Tensor::zeros(x.dtype(), &shape)?;
-    kernel::transpose(cpu, size, x.bytes(), x.shape(), order, y.bytes_mut()?);
+    kernel::transpose::transpose(cpu, size, x.bytes(), x.shape(), order, y.bytes_mut()?);
     Ok(y)
 }
 
