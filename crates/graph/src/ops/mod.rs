@@ -10,14 +10,19 @@ pub mod call;
 pub mod cast;
 pub mod concat;
 pub mod constant;
+pub mod control;
 pub mod depth;
 pub mod expand;
 pub mod gather;
 pub mod identity;
 pub mod opaque;
+pub mod optional;
 pub mod pad;
 pub mod reshape;
+pub mod resize;
+pub mod scan;
 pub mod scatter;
+pub mod sequence;
 pub mod shape;
 pub mod slice;
 pub mod sum_to;
@@ -39,13 +44,18 @@ static FAMILIES: &[&[OpDef]] = &[
     cast::DEFS,
     concat::DEFS,
     constant::DEFS,
+    control::DEFS,
     depth::DEFS,
     expand::DEFS,
     gather::DEFS,
     identity::DEFS,
+    optional::DEFS,
     pad::DEFS,
     reshape::DEFS,
+    resize::DEFS,
+    scan::DEFS,
     scatter::DEFS,
+    sequence::DEFS,
     shape::DEFS,
     slice::DEFS,
     sum_to::DEFS,

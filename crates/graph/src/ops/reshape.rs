@@ -176,11 +176,17 @@ impl Reshape {
                 None => right.push(dim),
             }
         }
-        let (have, want) = (Dim::product(left.iter().copied()), Dim::product(right.iter().copied()));
+        // Of what is left on both sides, known numbers can be divided even where names stand beside them.
+        let (known, names): (Vec<&Dim>, Vec<&Dim>) = left.iter().partition(|d| d.int().is_some());
+        let want = Dim::product(right.iter().copied());
+        let (known, names) = (Dim::product(known), Dim::product(names));
+        let divides = matches!((known.int(), want.int()), (Some(a), Some(b)) if b != 0 && a % b == 0);
+        let part = if divides { known.over(&want).times(&names) } else { Dim::Unknown };
+        let have = known.times(&names);
         let wrong = || Error::invalid(format!("cannot reshape {have} elements into {want} (per part left)"));
         match (free, have.int(), want.int()) {
             (Some(_), Some(a), Some(b)) if b == 0 || a % b != 0 => return Err(wrong()),
-            (Some(at), ..) => shape[at] = if want == Dim::Is(0) { Dim::Unknown } else { have.over(&want) },
+            (Some(at), ..) => shape[at] = part,
             (None, Some(a), Some(b)) if a != b => return Err(wrong()),
             _ => {}
         }
