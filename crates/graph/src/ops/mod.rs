@@ -9,6 +9,7 @@ pub mod binary;
 pub mod cast;
 pub mod identity;
 pub mod opaque;
+pub mod quantized;
 pub mod sum_to;
 pub mod unary;
 
@@ -19,7 +20,26 @@ mod number;
 mod every_op;
 
 /// All families of operators.
-static FAMILIES: &[&[OpDef]] = &[binary::DEFS, cast::DEFS, identity::DEFS, sum_to::DEFS, unary::DEFS];
+static FAMILIES: &[&[OpDef]] = &[
+    binary::DEFS,
+    cast::DEFS,
+    identity::DEFS,
+    quantized::concat::DEFS,
+    quantized::conv::DEFS,
+    quantized::dequantize::DEFS,
+    quantized::dynamic::DEFS,
+    quantized::gather::DEFS,
+    quantized::matmul::DEFS,
+    quantized::nbits::DEFS,
+    quantized::normal_float::DEFS,
+    quantized::pair::DEFS,
+    quantized::pool::DEFS,
+    quantized::quantize::DEFS,
+    quantized::softmax::DEFS,
+    quantized::table::DEFS,
+    sum_to::DEFS,
+    unary::DEFS,
+];
 
 /// All operators, in all versions that are read differently.
 pub fn all() -> impl Iterator<Item = &'static OpDef> {

@@ -13,8 +13,10 @@ pub mod normal_float;
 pub mod pair;
 pub mod pool;
 pub mod quantize;
+pub mod softmax;
 pub mod table;
 
 mod grid;
-mod slots;
+mod rows;
+pub mod slots;
 mod window;
