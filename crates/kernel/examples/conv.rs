@@ -3,7 +3,7 @@
 //! `cargo run --release -p lessen-kernel --example conv [name]` prints the best of several runs on one thread.
 
 use lessen_kernel::Cpu;
-use lessen_kernel::conv::{ConvShape, Epilogue, PackedConv};
+use lessen_kernel::conv::{ByteOutput, Bytes, ConvShape, Epilogue, PackedByteConv, PackedConv, Requant};
 use std::time::Instant;
 
 /// Name, input channels, output channels, input size, kernel, stride, groups.
@@ -45,7 +45,10 @@ fn main() -> Result<(), String> {
     let cpu = Cpu::new(1)?;
     let peak = peak();
     println!("{}: f32 peak {peak:.0} GFLOP/s", cpu.isa());
-    println!("{:52} {:>8} {:>9} {:>7}", "layer", "MFLOP", "GFLOP/s", "share");
+    println!(
+        "{:52} {:>7} {:>8} {:>6} {:>8} {:>7}",
+        "layer", "MFLOP", "GFLOP/s", "share", "GOP/s", "int8/f32"
+    );
     for &(name, inputs, outputs, size, kernel, stride, groups) in
         LAYERS.iter().filter(|l| l.0.contains(&only))
     {
@@ -67,7 +70,16 @@ fn main() -> Result<(), String> {
         let mut out = vec![0.0; shape.out_len()];
         let packed = PackedConv::new(&cpu, &shape, &weights);
         let real = flop / best(|| packed.run(&cpu, &shape, &input, &mut out, &Epilogue::default())) / 1e9;
-        println!("{name:52} {:8.1} {real:9.1} {:6.0}%", flop / 1e6, 100.0 * real / peak);
+
+        let input: Vec<u8> = (0..shape.in_len()).map(|i| (i % 251) as u8).collect();
+        let weights: Vec<i8> = (0..shape.weight_len()).map(|i| (i % 255) as i8).collect();
+        let mut out = vec![0; shape.out_len()];
+        let packed = PackedByteConv::new(&cpu, &shape, Bytes::S8(&weights), &[]);
+        let requant = Requant { bias: None, multiplier: &[1e-3], zero: 128, lo: 0, hi: 255, residual: None };
+        let run = || packed.run(&cpu, &shape, Bytes::U8(&input), 128, ByteOutput::U8(&mut out, requant));
+        let bytes = flop / best(run) / 1e9;
+        let (share, ratio) = (100.0 * real / peak, bytes / real);
+        println!("{name:52} {:7.1} {real:8.1} {share:5.0}% {bytes:8.1} {ratio:7.1}x", flop / 1e6);
     }
     Ok(())
 }

@@ -5,15 +5,29 @@ use std::sync::Arc;
 use crate::op::{OpDef, Reader};
 use crate::{Op, Result};
 
+pub mod batch_norm;
 pub mod binary;
+pub mod call;
 pub mod cast;
+pub mod conv;
+pub mod conv_grad;
+pub mod fuse;
+pub mod gemm;
+pub mod global_pool;
 pub mod identity;
+pub mod layer_norm;
+pub mod layer_norm_grad;
+pub mod matmul;
 pub mod opaque;
+pub mod pool;
+pub mod pool_grad;
 pub mod quantized;
 pub mod sum_to;
 pub mod unary;
+pub mod window;
 
 mod broadcast;
+mod halves;
 mod number;
 
 #[cfg(test)]
@@ -21,9 +35,20 @@ mod every_op;
 
 /// All families of operators.
 static FAMILIES: &[&[OpDef]] = &[
+    batch_norm::DEFS,
     binary::DEFS,
+    call::DEFS,
     cast::DEFS,
+    conv::DEFS,
+    conv_grad::DEFS,
+    gemm::DEFS,
+    global_pool::DEFS,
     identity::DEFS,
+    layer_norm::DEFS,
+    layer_norm_grad::DEFS,
+    matmul::DEFS,
+    pool::DEFS,
+    pool_grad::DEFS,
     quantized::concat::DEFS,
     quantized::conv::DEFS,
     quantized::dequantize::DEFS,

@@ -304,7 +304,7 @@ fn task_of(
 }
 
 /// The outputs `first..first + len` of a plane whose pixel lies inside the input, and the pixel of the first.
-fn inside(
+pub(crate) fn inside(
     size: usize,
     stride: usize,
     pad: isize,
@@ -359,7 +359,7 @@ pub(super) fn as_reals(sums: &[u32]) -> &[f32] {
 }
 
 /// An output that tasks write to side by side.
-pub(super) struct Out<'a, T> {
+pub(crate) struct Out<'a, T> {
     start: *mut T,
     len: usize,
     borrow: PhantomData<&'a mut [T]>,

@@ -38,7 +38,7 @@ impl PackedConv {
     /// the channels, the groups and the kernel of `shape` matter.
     ///
     /// # Panics
-    /// When the channels are no multiple of the groups, or `weights` has another length.
+    /// When the channels are no positive multiple of the groups, or `weights` has another length.
     pub fn new(cpu: &Cpu, shape: &ConvShape, weights: &[f32]) -> PackedConv {
         let (units, channels) = per_group(shape);
         let taps = shape.kernel[0] * shape.kernel[1];
@@ -84,8 +84,12 @@ impl PackedConv {
 pub(super) fn per_group(shape: &ConvShape) -> (usize, usize) {
     let (inputs, outputs, groups) = (shape.in_channels, shape.out_channels, shape.groups);
     assert!(
-        groups > 0 && inputs.is_multiple_of(groups) && outputs.is_multiple_of(groups),
-        "{inputs} and {outputs} channels are multiples of {groups} groups"
+        groups > 0
+            && inputs > 0
+            && outputs > 0
+            && inputs.is_multiple_of(groups)
+            && outputs.is_multiple_of(groups),
+        "{inputs} and {outputs} channels are positive multiples of {groups} groups"
     );
     (inputs / groups, outputs / groups)
 }

@@ -124,7 +124,7 @@ impl PackedByteConv {
     /// (all zero), one for all, or one for each output channel.
     ///
     /// # Panics
-    /// When the channels are no multiple of the groups, a length does not fit, or a zero point is not in the
+    /// When the channels are no positive multiple of the groups, a length does not fit, or a zero point is not in the
     /// range of the weights.
     pub fn new(cpu: &Cpu, shape: &ConvShape, weights: Bytes, zeros: &[i32]) -> PackedByteConv {
         let (inputs, channels) = per_group(shape);

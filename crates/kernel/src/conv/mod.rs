@@ -12,10 +12,13 @@ mod float;
 mod int8;
 mod nd;
 mod tile;
+mod transpose;
 
+pub(crate) use driver::{Out, inside};
 pub use float::{Epilogue, PackedConv};
 pub use int8::{ByteOutput, ByteResidual, Bytes, PackedByteConv, Requant};
 pub use nd::{ConvNd, conv_nd};
+pub use transpose::{ConvTransposeShape, PackedConvTranspose};
 
 /// The sizes of a two-dimensional convolution; one-dimensional ones have height 1.
 ///
@@ -25,11 +28,11 @@ pub use nd::{ConvNd, conv_nd};
 pub struct ConvShape {
     /// Images.
     pub batch: usize,
-    /// Channels of the input, a multiple of `groups`.
+    /// Channels of the input, a multiple of `groups`; not zero.
     pub in_channels: usize,
     /// Height and width of the input.
     pub in_size: [usize; 2],
-    /// Channels of the output, a multiple of `groups`.
+    /// Channels of the output, a multiple of `groups`; not zero.
     pub out_channels: usize,
     /// Height and width of the kernel, in taps; not zero.
     pub kernel: [usize; 2],
@@ -48,7 +51,8 @@ pub struct ConvShape {
 impl ConvShape {
     /// Height and width of the output; `None` when the sizes do not fit together or are absurdly large.
     pub fn out_size(&self) -> Option<[usize; 2]> {
-        if self.groups == 0 || self.in_channels % self.groups != 0 || self.out_channels % self.groups != 0 {
+        let divisible = |n: usize| n > 0 && n.checked_rem(self.groups) == Some(0);
+        if !divisible(self.in_channels) || !divisible(self.out_channels) {
             return None;
         }
         let mut out = [0; 2];

@@ -8,11 +8,11 @@ use crate::Cpu;
 pub struct ConvNd {
     /// Images.
     pub batch: usize,
-    /// Channels of the input, a multiple of `groups`.
+    /// Channels of the input, a multiple of `groups`; not zero.
     pub in_channels: usize,
     /// Size of the input.
     pub in_size: Vec<usize>,
-    /// Channels of the output, a multiple of `groups`.
+    /// Channels of the output, a multiple of `groups`; not zero.
     pub out_channels: usize,
     /// Taps of the kernel; not zero.
     pub kernel: Vec<usize>,
@@ -33,9 +33,9 @@ impl ConvNd {
     pub fn out_size(&self) -> Option<Vec<usize>> {
         let rank = self.in_size.len();
         let lists = [&self.kernel, &self.stride, &self.pad_begin, &self.pad_end, &self.dilation];
-        if self.groups == 0
-            || !self.in_channels.is_multiple_of(self.groups)
-            || !self.out_channels.is_multiple_of(self.groups)
+        let divisible = |n: usize| n > 0 && n.checked_rem(self.groups) == Some(0);
+        if !divisible(self.in_channels)
+            || !divisible(self.out_channels)
             || lists.iter().any(|list| list.len() != rank)
         {
             return None;

@@ -8,8 +8,9 @@ use kernel::conv::{Activation, ByteOutput, ConvShape, PackedByteConv, Requant};
 
 use super::codes::{bytes, grid8, in_range, zero};
 use super::slots::{Bounds, Slot, Slots, place};
-use super::window::Window;
 use crate::op::{Facts, Inputs, OpDef, PackCx, Packed, Reader, RunCx, Sample, ramp};
+use crate::ops::conv::{Sizes, groups};
+use crate::ops::window::Window;
 use crate::{Attrs, DType, Dim, Error, Fact, Op, Result, Tensor};
 
 /// One of the convolutions of quantised images.
@@ -66,12 +67,10 @@ pub(crate) static DEFS: &[OpDef] = &[
 ];
 
 fn new(attrs: &Attrs, form: Form) -> Result<QConv> {
-    let groups = attrs.int_or("group", 1)?;
-    let groups = usize::try_from(groups).ok().filter(|&g| g > 0);
     Ok(QConv {
         form,
         window: Window::read(attrs)?,
-        groups: groups.ok_or_else(|| Error::invalid("group must be positive"))?,
+        groups: groups(attrs)?,
         bounds: Bounds {
             lo: attrs.float_or("lo", f32::NEG_INFINITY)?,
             hi: attrs.float_or("hi", f32::INFINITY)?,
@@ -138,13 +137,10 @@ struct Ready {
     shape: Vec<usize>,
 }
 
-/// The pair of a list for one or two axes; one axis is a row of pixels.
-fn pair<T: Copy>(values: &[T], above: T) -> [T; 2] {
-    match values {
-        [a, b] => [*a, *b],
-        [b] => [above, *b],
-        _ => [above, above],
-    }
+/// One or two axes.
+fn flat(sizes: &Sizes) -> Result<ConvShape> {
+    let unfit = || Error::unsupported(format!("a quantised convolution over {} axes", sizes.axes.len()));
+    sizes.flat().ok_or_else(unfit)
 }
 
 impl QConv {
@@ -161,46 +157,20 @@ impl QConv {
         place(self.form.slots(), slot)
     }
 
-    fn shape(&self, x: &[usize], w: &[usize]) -> Result<(ConvShape, Vec<usize>)> {
-        let axes = x.len().saturating_sub(2);
-        if !(1..=2).contains(&axes) {
-            return Err(Error::unsupported(format!("a quantised convolution over {axes} axes")));
-        }
-        if w.len() != x.len() {
-            return Err(Error::invalid(format!("weights of shape {w:?} do not fit an image of shape {x:?}")));
-        }
-        let window = self.window.axes(&x[2..], Some(&w[2..]))?;
-        let list = |f: fn(&super::window::Axis) -> usize| window.iter().map(f).collect::<Vec<usize>>();
-        let shape = ConvShape {
-            batch: x[0],
-            in_channels: x[1],
-            in_size: pair(&x[2..], 1),
-            out_channels: w[0],
-            kernel: pair(&w[2..], 1),
-            stride: pair(&list(|a| a.stride), 1),
-            pad_begin: pair(&list(|a| a.pads[0]), 0),
-            pad_end: pair(&list(|a| a.pads[1]), 0),
-            dilation: pair(&list(|a| a.dilation), 1),
-            groups: self.groups,
-        };
-        let out = [vec![x[0], w[0]], list(|a| a.out)].concat();
-        let fits = x[1].checked_div(self.groups) == Some(w[1])
-            && shape.out_size().is_some_and(|s| out.ends_with(&s) || out.len() == 3 && s[0] == 1);
-        match fits {
-            true => Ok((shape, out)),
-            false => {
-                Err(Error::invalid(format!("weights of shape {w:?} do not fit an image of shape {x:?}")))
-            }
-        }
-    }
-
     fn pack(&self, cpu: &kernel::Cpu, w: &Tensor, zeros: Option<&Tensor>) -> Result<PackedByteConv> {
         let shape = w.shape();
-        if !(3..=4).contains(&shape.len()) {
-            return Err(Error::unsupported(format!(
-                "weights of shape {shape:?} for a quantised convolution"
-            )));
-        }
+        // Weights fit an image of their own size whatever the window.
+        let image: Vec<usize> = shape
+            .iter()
+            .enumerate()
+            .map(|(i, &n)| match i {
+                0 => Ok(1),
+                1 => n.checked_mul(self.groups).ok_or_else(|| Error::invalid("too many channels")),
+                _ => Ok(n),
+            })
+            .collect::<Result<_>>()?;
+        let sizes = Sizes::new(&Window::default(), self.groups, &image, shape)?;
+        let conv = flat(&sizes)?;
         let zeros: Vec<i32> = match zeros {
             Some(zeros) => zeros.to_ints()?.into_iter().map(|v| v as i32).collect(),
             None => vec![0],
@@ -211,19 +181,6 @@ impl QConv {
                 "weights of shape {shape:?}: zero points or groups do not fit"
             )));
         }
-        let in_channels = shape[1].checked_mul(self.groups);
-        let conv = ConvShape {
-            batch: 1,
-            in_channels: in_channels.ok_or_else(|| Error::invalid("too many channels"))?,
-            in_size: pair(&shape[2..], 1),
-            out_channels: shape[0],
-            kernel: pair(&shape[2..], 1),
-            stride: [1, 1],
-            pad_begin: [0, 0],
-            pad_end: [0, 0],
-            dilation: [1, 1],
-            groups: self.groups,
-        };
         // One zero point for all and none at all are the same when it is zero.
         let zeros = if zeros.iter().all(|&z| z == 0) && w.dtype() == DType::I8 { Vec::new() } else { zeros };
         Ok(PackedByteConv::new(cpu, &conv, bytes(w)?, &zeros))
@@ -254,7 +211,7 @@ impl Op for QConv {
         let shape = match (x, w) {
             (Some(x), Some(w)) if x.len() == w.len() && x.len() > 2 => {
                 let mut shape = vec![x[0].clone(), w[0].clone()];
-                shape.extend(self.window.dims(&x[2..], Some(&w[2..]))?);
+                shape.extend(self.window.infer(&x[2..], &w[2..])?);
                 Some(shape)
             }
             (Some(x), None) if x.len() > 2 => {
@@ -286,7 +243,8 @@ impl Op for QConv {
                 (&made, w.shape())
             }
         };
-        let (shape, out) = self.shape(x.shape(), w_shape)?;
+        let sizes = Sizes::new(&self.window, self.groups, x.shape(), w_shape)?;
+        let (shape, out) = (flat(&sizes)?, sizes.out());
         let x_zero = zero(&inputs, self.place(AZero))?;
         in_range(x.dtype(), x_zero)?;
         if self.form == Form::Integer {

@@ -19,4 +19,3 @@ pub mod table;
 mod grid;
 mod rows;
 pub mod slots;
-mod window;

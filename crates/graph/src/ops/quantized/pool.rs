@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::codes::{Grid8, Rounder, byte, bytes, grid8, in_range};
 use super::pair::sample_bytes;
-use super::window::{Axis, Window};
 use crate::op::{Facts, Inputs, OpDef, Reader, RunCx, Sample};
+use crate::ops::window::{Axis, Window};
 use crate::{Attrs, Dim, Error, Fact, Op, Result, Tensor};
 
 /// An average over windows or whole images. Inputs: codes, scale, zero point; scale and zero point of the result.
@@ -81,23 +81,10 @@ impl QAverage {
 
     fn axes(&self, sizes: &[usize]) -> Result<Vec<Axis>> {
         match &self.window {
-            Some(window) => window.axes(sizes, None),
-            None => {
-                let all = |&n: &usize| Axis { kernel: n, stride: 1, dilation: 1, pads: [0, 0], out: 1 };
-                Ok(sizes.iter().map(all).collect())
-            }
+            Some(window) => window.place(sizes, window.need_kernel()?),
+            None => Window::default().place(sizes, sizes),
         }
     }
-}
-
-/// The input positions of one output position along an axis, and how many of the window are padding that counts.
-fn reach(axis: &Axis, at: usize, size: usize) -> (impl Iterator<Item = usize> + Clone, usize) {
-    let (first, step, before) = (at * axis.stride, axis.dilation, axis.pads[0]);
-    let padded = size + before + axis.pads[1];
-    let counted = (0..axis.kernel).filter(|k| first + k * step < padded).count();
-    let inside =
-        (0..axis.kernel).filter_map(move |k| (first + k * step).checked_sub(before).filter(|&p| p < size));
-    (inside, counted)
 }
 
 impl Op for QAverage {
@@ -118,7 +105,10 @@ impl Op for QAverage {
         let mut out = shape.to_vec();
         let spatial = first..first + shape.len() - 2;
         let sizes = match &self.window {
-            Some(window) => window.dims(&shape[spatial.clone()], None)?,
+            Some(window) => {
+                let kernel: Vec<Dim> = window.need_kernel()?.iter().map(|&k| k.into()).collect();
+                window.infer(&shape[spatial.clone()], &kernel)?
+            }
             None => vec![Dim::Is(1); shape.len() - 2],
         };
         out.splice(spatial, sizes);
@@ -152,9 +142,12 @@ impl Op for QAverage {
             let mut pixels = vec![0usize];
             let (mut step, mut counted) = (1, 1);
             for (axis, &size) in axes.iter().zip(sizes).rev() {
-                let (inside, padded) = reach(axis, place % axis.out, size);
-                pixels = inside.flat_map(|p| pixels.iter().map(move |o| o + p * step)).collect();
-                counted *= padded;
+                let at = place % axis.out;
+                let (_, taps, first) = axis.taps(at);
+                let inside = (0..taps).map(|t| (first + t * axis.dilation) * step);
+                pixels = inside.flat_map(|p| pixels.iter().map(move |o| o + p)).collect();
+                let padded = axis.begin + size + axis.end;
+                counted *= (0..axis.kernel).filter(|k| at * axis.stride + k * axis.dilation < padded).count();
                 place /= axis.out;
                 step *= size;
             }
