@@ -29,6 +29,7 @@ pub mod optional;
 pub mod pad;
 pub mod pool;
 pub mod pool_grad;
+pub mod quantized;
 pub mod reshape;
 pub mod resize;
 pub mod scan;
@@ -62,6 +63,8 @@ static FAMILIES: &[&[OpDef]] = &[
     conv::DEFS,
     conv_grad::DEFS,
     depth::DEFS,
+    dequantize::DEFS,
+    dynamic::DEFS,
     expand::DEFS,
     gather::DEFS,
     gemm::DEFS,
@@ -70,10 +73,27 @@ static FAMILIES: &[&[OpDef]] = &[
     layer_norm::DEFS,
     layer_norm_grad::DEFS,
     matmul::DEFS,
+    nbits::DEFS,
+    normal_float::DEFS,
     optional::DEFS,
     pad::DEFS,
+    pair::DEFS,
     pool::DEFS,
     pool_grad::DEFS,
+    quantize::DEFS,
+    quantized::concat::DEFS,
+    quantized::conv::DEFS,
+    quantized::dequantize::DEFS,
+    quantized::dynamic::DEFS,
+    quantized::gather::DEFS,
+    quantized::matmul::DEFS,
+    quantized::nbits::DEFS,
+    quantized::normal_float::DEFS,
+    quantized::pair::DEFS,
+    quantized::pool::DEFS,
+    quantized::quantize::DEFS,
+    quantized::softmax::DEFS,
+    quantized::table::DEFS,
     reshape::DEFS,
     resize::DEFS,
     scan::DEFS,
@@ -81,7 +101,9 @@ static FAMILIES: &[&[OpDef]] = &[
     sequence::DEFS,
     shape::DEFS,
     slice::DEFS,
+    softmax::DEFS,
     sum_to::DEFS,
+    table::DEFS,
     transpose::DEFS,
     unary::DEFS,
 ];
