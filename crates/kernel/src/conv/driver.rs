@@ -6,8 +6,8 @@ use crate::{Buf, Pool};
 use std::cell::Cell;
 use std::marker::PhantomData;
 
-/// Weights in the order in which tiles read them: group, panel of `tile.rows` output channels, block of
-/// units, tap, unit, channel of the panel. A unit is an input channel, or a pack of them in one word.
+/// Weights in the order in which tiles read them: group, block of units, panel of `tile.rows` output
+/// channels, tap, unit, channel of the panel. A unit is an input channel, or a pack of them in one word.
 pub(super) struct Panels {
     words: Buf,
     pub tile: Tile,
@@ -35,8 +35,8 @@ impl Panels {
         let mut words = Buf::zeroed(groups * panels * tile.rows * units * taps * 4);
         let mut to = words_mut(&mut words).iter_mut();
         for group in 0..groups {
-            for panel in 0..panels {
-                for start in (0..units).step_by(block) {
+            for start in (0..units).step_by(block) {
+                for panel in 0..panels {
                     for tap in 0..taps {
                         for unit in start..units.min(start + block) {
                             for row in 0..tile.rows {
@@ -60,9 +60,10 @@ impl Panels {
 
     /// The weights of one panel and block.
     fn part(&self, group: usize, panel: usize, unit: usize) -> &[u32] {
-        let len = self.units * self.taps * self.tile.rows;
-        let start = (group * self.panels() + panel) * len + unit * self.taps * self.tile.rows;
-        &words(&self.words)[start..][..self.block.min(self.units - unit) * self.taps * self.tile.rows]
+        let column = self.taps * self.tile.rows;
+        let len = self.block.min(self.units - unit) * column;
+        let start = (group * self.units + unit) * self.panels() * column + panel * len;
+        &words(&self.words)[start..][..len]
     }
 }
 
@@ -126,6 +127,8 @@ const SUM_WORDS: usize = 64 << 10;
 const ROW_WORDS: usize = 4 << 10;
 const TASK_MACS: usize = 128 << 10;
 const LEAST_PIXELS: usize = 192;
+/// Planes that the first cache holds while all panels run over them.
+const NEAR_WORDS: usize = 8 << 10;
 
 impl Cut {
     fn new(packed: &Panels, geometry: &Geometry, threads: usize) -> Cut {
@@ -260,9 +263,12 @@ fn task_of(
         planes.fill(body.pad());
     }
 
-    let most = tile.run.len();
-    let parts = vectors.div_ceil(most);
+    let parts = vectors.div_ceil(tile.run.len());
+    let near = planes_len <= NEAR_WORDS;
     for group in groups {
+        let channels = |panels: std::ops::Range<usize>| {
+            panels.start * tile.rows..packed.channels.min(panels.end * tile.rows)
+        };
         let mut start = 0;
         while start < packed.units.max(1) {
             let units = packed.block.min(packed.units - start);
@@ -270,33 +276,35 @@ fn task_of(
                 let planes = &mut planes[unit * unit_len..][..unit_len];
                 body.fill(planes, view, group, start + unit, &spans);
             }
-            for part in 0..parts {
+            let mut step = |panel: usize, part: usize| {
                 let from = part * vectors / parts;
                 let count = (part + 1) * vectors / parts - from;
-                for panel in panels.clone() {
-                    let weights = packed.part(group, panel, start);
-                    let row = (panel - panels.start) * tile.rows * sums_len + from * tile.lanes;
-                    let step = Step {
-                        weights: weights.as_ptr(),
-                        planes: planes.as_ptr().wrapping_add(from * tile.lanes),
-                        taps: &taps,
-                        units,
-                        unit_len,
-                        sums: sums[row..].as_mut_ptr(),
-                        sums_len,
-                        first: start == 0,
-                    };
-                    // SAFETY: the tile was selected for an available instruction set. `weights` has
-                    // `taps * units * rows` words. The last pixel read is that of the last tap of the last
-                    // unit: its plane reaches `pixels` words past the tap, the vectors fewer than 16 words
-                    // more, and 64 words follow the last unit. The last sum lies `sums_len >= vectors * lanes`
-                    // words after its row's start, and there are `panels * rows` rows.
-                    unsafe { tile.run[count - 1](&step) }
-                }
+                let row = (panel - panels.start) * tile.rows * sums_len + from * tile.lanes;
+                let step = Step {
+                    weights: packed.part(group, panel, start).as_ptr(),
+                    planes: planes.as_ptr().wrapping_add(from * tile.lanes),
+                    taps: &taps,
+                    units,
+                    unit_len,
+                    sums: sums[row..].as_mut_ptr(),
+                    sums_len,
+                    first: start == 0,
+                };
+                // SAFETY: the tile was selected for an available instruction set. The part of the weights has
+                // `taps * units * rows` words. The last pixel read is that of the last tap of the last unit:
+                // its plane reaches `pixels` words past the tap, the vectors fewer than 16 words more, and 64
+                // words follow the last unit. The last sum lies `sums_len >= vectors * lanes` words after its
+                // row's start, and there are `panels * rows` rows.
+                unsafe { tile.run[count - 1](&step) }
+            };
+            let parts = 0..parts;
+            match near {
+                true => panels.clone().for_each(|panel| parts.clone().for_each(|part| step(panel, part))),
+                false => parts.for_each(|part| panels.clone().for_each(|panel| step(panel, part))),
             }
             start += packed.block;
         }
-        for channel in panels.start * tile.rows..packed.channels.min(panels.end * tile.rows) {
+        for channel in channels(panels.clone()) {
             let sums = &sums[(channel - panels.start * tile.rows) * sums_len..][..pixels];
             body.finish(sums, view, group * packed.channels + channel);
         }

@@ -60,9 +60,17 @@ impl Tile {
             Isa::NeonDot => Isa::Neon,
             isa => isa,
         };
+        let cost = |tile: &Tile| {
+            let row = match tile.rows {
+                1 => 20,
+                4 => 11,
+                _ => 10,
+            };
+            rows.next_multiple_of(tile.rows) * row
+        };
         let find = |isa: Isa| {
-            let fits = |t: &&(Isa, Words, Tile)| t.0 == isa && t.1 == words && (t.2.rows == 1) == (rows < 3);
-            ARCH.iter().chain(PLAIN).find(fits).map(|t| t.2)
+            let fits = ARCH.iter().chain(PLAIN).filter(|t| t.0 == isa && t.1 == words).map(|t| t.2);
+            fits.min_by_key(cost)
         };
         find(isa).or_else(|| find(Isa::Scalar)).unwrap_or(PLAIN_ROW)
     }
