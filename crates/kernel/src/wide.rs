@@ -91,8 +91,16 @@ fn gather_by<const STRIDE: usize, const N: usize, A: Copy, C>(
     from: [&[A]; N],
     f: impl Fn([A; N]) -> C,
 ) {
-    for (i, to) in to.iter_mut().enumerate() {
-        // SAFETY: `gather` cut the slices to `(to.len() - 1) * STRIDE + 1`.
-        *to = f(from.map(|s| unsafe { *s.get_unchecked(i * STRIDE) }));
+    // SAFETY: `gather` cut the slices to `(to.len() - 1) * STRIDE + 1`.
+    let at = |i: usize| f(from.map(|s| unsafe { *s.get_unchecked(i * STRIDE) }));
+    let long = to.len() / 16 * 16;
+    let (body, rest) = to.split_at_mut(long);
+    body.iter_mut().enumerate().for_each(|(i, to)| *to = at(i));
+    let (blocks, last) = rest.as_chunks_mut::<4>();
+    let mut i = long;
+    for to in blocks {
+        *to = [at(i), at(i + 1), at(i + 2), at(i + 3)];
+        i += 4;
     }
+    last.iter_mut().enumerate().for_each(|(nth, to)| *to = at(i + nth));
 }

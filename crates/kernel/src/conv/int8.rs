@@ -321,14 +321,15 @@ impl<const LANES: usize> Loops for Fill<'_, LANES> {
         let zero = body.zero as u8;
         let word = |x: [u8; LANES]| word(x, flip, zero);
         for span in spans {
+            let x = (view.x * stride[1]) as isize + span.origin[1] as isize - body.geometry.pad[1];
+            let outside = zero ^ flip;
+            let mut rows =
+                Along { x, stride: stride[1], dilation: body.dilation, outside, line: [outside; 1024] };
             for (nth, row) in span.rows.clone().enumerate() {
                 let y = (span.y + nth * stride[0]) * width;
                 let to = &mut planes[span.start + row * view.pitch..][..view.pitch];
                 if along {
-                    let row = Row { bytes: &channels[0][y..][..width], outside: zero ^ flip };
-                    let pad = body.geometry.pad[1];
-                    let x = (view.x * stride[1]) as isize + span.origin[1] as isize - pad;
-                    row.spread(to, x, stride[1], body.dilation, word);
+                    rows.spread(to, &channels[0][y..][..width], word);
                     continue;
                 }
                 let to = &mut to[span.cols.clone()];
@@ -350,47 +351,41 @@ fn word<const LANES: usize>(x: [u8; LANES], flip: u8, zero: u8) -> u32 {
     }
 }
 
-/// A row of the input, continued on both sides.
-struct Row<'a> {
-    bytes: &'a [u8],
+/// The rows of a plane, continued on both sides, as words of pixels at `x`, `x + dilation`, ...; `x` moves by
+/// `stride` from word to word.
+struct Along {
+    x: isize,
+    stride: usize,
+    dilation: usize,
     outside: u8,
+    line: [u8; 1024],
 }
 
-impl Row<'_> {
-    /// Writes for each output the word of the pixels at `x`, `x + dilation`, ... where `x` moves by `stride`.
+impl Along {
+    /// Writes the words of one row.
     #[inline(always)]
-    fn spread<const LANES: usize>(
-        &self,
-        to: &mut [u32],
-        x: isize,
-        stride: usize,
-        dilation: usize,
-        word: impl Fn([u8; LANES]) -> u32,
-    ) {
-        let size = self.bytes.len() as isize;
-        let reach = ((LANES - 1) * dilation) as isize;
-        let at = |i: usize| x + (i * stride) as isize;
-        let begin = if x >= 0 { 0 } else { x.unsigned_abs().div_ceil(stride).min(to.len()) };
-        let room = size - reach - at(begin);
-        let count = if room > 0 { (room as usize).div_ceil(stride).min(to.len() - begin) } else { 0 };
-        let edge = |to: &mut [u32], first: usize| {
+    fn spread<const LANES: usize>(&mut self, to: &mut [u32], row: &[u8], word: impl Fn([u8; LANES]) -> u32) {
+        let size = row.len() as isize;
+        let need = (to.len() - 1) * self.stride + (LANES - 1) * self.dilation + 1;
+        if need > self.line.len() {
             for (i, to) in to.iter_mut().enumerate() {
-                *to = word(std::array::from_fn(|lane| {
-                    let x = at(first + i) + (lane * dilation) as isize;
-                    usize::try_from(x).ok().and_then(|x| self.bytes.get(x)).copied().unwrap_or(self.outside)
-                }));
+                let first = self.x + (i * self.stride) as isize;
+                let inside = |x: isize| if x >= 0 && x < size { row[x as usize] } else { self.outside };
+                *to = word(std::array::from_fn(|lane| inside(first + (lane * self.dilation) as isize)));
             }
-        };
-        let (head, rest) = to.split_at_mut(begin);
-        let (body, tail) = rest.split_at_mut(count);
-        edge(head, 0);
-        edge(tail, begin + count);
-        if count > 0 {
-            let from = &self.bytes[at(begin) as usize..];
-            let len = (count - 1) * stride + 1;
-            let lanes: [&[u8]; LANES] = std::array::from_fn(|lane| &from[lane * dilation..][..len]);
-            gather(body, lanes, stride, word);
+            return;
         }
+        let line = &mut self.line[..need];
+        let begin = (-self.x).clamp(0, need as isize);
+        let end = (size - self.x).clamp(begin, need as isize);
+        if begin < end {
+            let from = (self.x + begin) as usize;
+            let inside = &mut line[begin as usize..end as usize];
+            let len = inside.len();
+            inside.copy_from_slice(&row[from..from + len]);
+        }
+        let line = &*line;
+        gather(to, std::array::from_fn(|lane| &line[lane * self.dilation..]), self.stride, word);
     }
 }
 
