@@ -134,12 +134,14 @@ impl Cut {
     fn new(packed: &Panels, geometry: &Geometry, threads: usize) -> Cut {
         let [height, width] = geometry.out_size;
         let margin = geometry.field.margin;
+        let sums = packed.panels().max(1) * packed.tile.rows;
+        let narrow = packed.units <= packed.block.min(64) && margin == [0, 0] && sums >= 96;
         let (planes_budget, sums_budget) = match packed.tile.rows {
             1 => (ROW_WORDS, ROW_WORDS),
+            _ if narrow => (NEAR_WORDS * 3 / 4, usize::MAX),
             _ => (PLANE_WORDS, SUM_WORDS),
         };
         let planes = packed.block.min(packed.units).max(1) * geometry.field.origins.len().max(1);
-        let sums = packed.panels().max(1) * packed.tile.rows;
 
         let most =
             (planes_budget / planes / (margin[0] + 1)).saturating_sub(margin[1]).min(sums_budget / sums);
@@ -231,7 +233,9 @@ fn task_of(
     let vectors = pixels.div_ceil(tile.lanes);
     let sums_len = odd_lines(vectors * tile.lanes);
     let planes_len = packed.block.min(packed.units) * unit_len + 64;
-    let total = planes_len + panels.len() * tile.rows * sums_len;
+    let near = planes_len <= NEAR_WORDS;
+    let alone = near && packed.units <= packed.block;
+    let total = planes_len + if alone { 1 } else { panels.len() } * tile.rows * sums_len;
     if scratch.len() < total * 4 {
         *scratch = Buf::zeroed(total * 4);
     }
@@ -264,11 +268,13 @@ fn task_of(
     }
 
     let parts = vectors.div_ceil(tile.run.len());
-    let near = planes_len <= NEAR_WORDS;
+    let finish = |sums: &[u32], panel: usize, group: usize| {
+        let first = panel * tile.rows;
+        for row in 0..tile.rows.min(packed.channels - first) {
+            body.finish(&sums[row * sums_len..][..pixels], view, group * packed.channels + first + row);
+        }
+    };
     for group in groups {
-        let channels = |panels: std::ops::Range<usize>| {
-            panels.start * tile.rows..packed.channels.min(panels.end * tile.rows)
-        };
         let mut start = 0;
         while start < packed.units.max(1) {
             let units = packed.block.min(packed.units - start);
@@ -276,17 +282,17 @@ fn task_of(
                 let planes = &mut planes[unit * unit_len..][..unit_len];
                 body.fill(planes, view, group, start + unit, &spans);
             }
-            let mut step = |panel: usize, part: usize| {
+            let step = |sums: &mut [u32], panel: usize, part: usize| {
                 let from = part * vectors / parts;
                 let count = (part + 1) * vectors / parts - from;
-                let row = (panel - panels.start) * tile.rows * sums_len + from * tile.lanes;
+                let row = if alone { 0 } else { (panel - panels.start) * tile.rows * sums_len };
                 let step = Step {
                     weights: packed.part(group, panel, start).as_ptr(),
                     planes: planes.as_ptr().wrapping_add(from * tile.lanes),
                     taps: &taps,
                     units,
                     unit_len,
-                    sums: sums[row..].as_mut_ptr(),
+                    sums: sums[row + from * tile.lanes..].as_mut_ptr(),
                     sums_len,
                     first: start == 0,
                 };
@@ -294,19 +300,27 @@ fn task_of(
                 // `taps * units * rows` words. The last pixel read is that of the last tap of the last unit:
                 // its plane reaches `pixels` words past the tap, the vectors fewer than 16 words more, and 64
                 // words follow the last unit. The last sum lies `sums_len >= vectors * lanes` words after its
-                // row's start, and there are `panels * rows` rows.
+                // row's start, and each panel has `rows` rows.
                 unsafe { tile.run[count - 1](&step) }
             };
-            let parts = 0..parts;
-            match near {
-                true => panels.clone().for_each(|panel| parts.clone().for_each(|part| step(panel, part))),
-                false => parts.for_each(|part| panels.clone().for_each(|panel| step(panel, part))),
+            if near {
+                for panel in panels.clone() {
+                    (0..parts).for_each(|part| step(sums, panel, part));
+                    if alone {
+                        finish(sums, panel, group);
+                    }
+                }
+            } else {
+                for part in 0..parts {
+                    panels.clone().for_each(|panel| step(sums, panel, part));
+                }
             }
             start += packed.block;
         }
-        for channel in channels(panels.clone()) {
-            let sums = &sums[(channel - panels.start * tile.rows) * sums_len..][..pixels];
-            body.finish(sums, view, group * packed.channels + channel);
+        if !alone {
+            for (nth, panel) in panels.clone().enumerate() {
+                finish(&sums[nth * tile.rows * sums_len..], panel, group);
+            }
         }
     }
 }

@@ -7,6 +7,9 @@ use super::{Activation, ConvShape, bounded};
 use crate::wide::{Loops, gather, wide, zip};
 use crate::{Cpu, Isa};
 
+/// A function of single values, applied to a slice of them.
+pub type Then<'a> = &'a (dyn Fn(&mut [f32]) + Sync);
+
 /// What follows the sums of a convolution, in this order: bias, residual, activation, `then`.
 #[derive(Clone, Copy)]
 pub struct Epilogue<'a> {
@@ -17,7 +20,7 @@ pub struct Epilogue<'a> {
     /// Bounds of the result.
     pub activation: Activation,
     /// Any other function of single values; called with every finished part of the output exactly once.
-    pub then: Option<&'a (dyn Fn(&mut [f32]) + Sync)>,
+    pub then: Option<Then<'a>>,
 }
 
 impl Default for Epilogue<'_> {

@@ -6,6 +6,8 @@
 
 use crate::Isa;
 
+#[cfg(target_arch = "aarch64")]
+mod arm;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -214,8 +216,10 @@ const PLAIN_ROW: Tile = Tile {
     ],
 };
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 const ARCH: &[(Isa, Words, Tile)] = &[];
+#[cfg(target_arch = "aarch64")]
+use arm::TILES as ARCH;
 #[cfg(target_arch = "x86_64")]
 use x86::TILES as ARCH;
 
