@@ -7,12 +7,21 @@
 //! Every kernel takes a [`Cpu`]: the instruction set to use and the threads to use it on. For each kernel
 //! the scalar code is the specification; the other instruction sets must agree with it.
 
+pub mod act;
+pub mod attention;
 pub mod buf;
 pub mod cpu;
 pub mod isa;
+mod lanes;
 pub mod map;
+mod math;
+pub mod norm;
 pub mod pool;
+pub mod reduce;
+pub mod softmax;
+pub mod vec;
 
+pub use act::Act;
 pub use buf::Buf;
 pub use cpu::Cpu;
 pub use isa::Isa;
