@@ -1,6 +1,6 @@
 //! The verifier: what must hold of every graph. Run after reading and around every pass.
 
-use crate::{Error, Graph, Model, Result};
+use crate::{Error, Graph, Result};
 
 impl Graph {
     /// Checks that each value is made once, before it is read; that outputs are made at all; that bodies get what
@@ -47,18 +47,5 @@ impl Graph {
             Some(&id) => Err(Error::invalid(format!("output {:?} is made by nothing", self.value(id).name))),
             None => Ok(()),
         }
-    }
-}
-
-impl Model {
-    /// Checks the graph and the bodies of all functions.
-    ///
-    /// # Errors
-    /// As [`Graph::check`].
-    pub fn check(&self) -> Result<()> {
-        for function in &self.functions {
-            function.body.check().map_err(|e| e.at(&function.name, "function"))?;
-        }
-        self.graph.check()
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::{Attrs, Error, Fact, Op, Result, Tensor};
+use crate::{Error, Fact, Op, Result, Tensor};
 
 /// A model: a graph and what belongs to the whole.
 #[derive(Clone, Debug, Default)]
@@ -56,16 +56,13 @@ pub struct Function {
     pub overload: String,
     /// What it is.
     pub doc: String,
-    /// Names of its attributes; defaults where there are any.
-    pub attrs: Vec<String>,
-    /// Attributes with default values.
-    pub defaults: Attrs,
-    /// The versions of the domains that its body is written in.
-    pub opsets: BTreeMap<String, i64>,
-    /// The body; attributes of its nodes may be [`crate::Attr::Ref`]s.
-    pub body: Graph,
-    /// Free entries.
-    pub metadata: Vec<(String, String)>,
+    /// Names of its inputs.
+    pub inputs: Vec<String>,
+    /// Names of its outputs.
+    pub outputs: Vec<String>,
+    /// The whole function as the file has it, encoded. Each call holds a graph of its own, made from this with the
+    /// call's attributes put in.
+    pub encoded: Bytes,
 }
 
 /// The number of a node in its graph.
@@ -123,6 +120,11 @@ pub struct Value {
 }
 
 impl Value {
+    /// A value of this name of which nothing else is known.
+    pub fn named(name: &str) -> Value {
+        Value { name: name.into(), ..Value::default() }
+    }
+
     /// The node that makes it.
     pub fn producer(&self) -> Option<NodeId> {
         self.producer
@@ -146,20 +148,22 @@ pub struct Node {
     pub doc: String,
     /// Free entries.
     pub metadata: Vec<(String, String)>,
+    /// Parts of the file that are only passed on, encoded, by field number.
+    pub extra: Vec<(u32, Bytes)>,
 }
 
 impl Node {
     /// An unnamed node.
     pub fn new(op: Arc<dyn Op>, inputs: Vec<Option<ValueId>>) -> Node {
-        let empty = Vec::new;
         Node {
             name: String::new(),
             op,
             inputs,
             outputs: Vec::new(),
-            captures: empty(),
+            captures: Vec::new(),
             doc: String::new(),
             metadata: Vec::new(),
+            extra: Vec::new(),
         }
     }
 
@@ -330,13 +334,23 @@ impl Graph {
         id
     }
 
+    /// Adds a value that nothing makes: what a body captures. The name must be free.
+    pub fn add_free(&mut self, name: &str, fact: Fact) -> ValueId {
+        let id = ValueId(self.values.len() as u32);
+        self.names.insert(name.into(), id);
+        self.values.push(Value { name: name.into(), fact, ..Value::default() });
+        id
+    }
+
     /// Replaces the number of a constant.
     pub fn set_constant(&mut self, id: ValueId, tensor: Tensor) {
         let value = self.value_mut(id);
         value.fact = Fact::of(&tensor);
         value.constant = Some(tensor);
-        if matches!(value.home, Home::Sparse(_)) {
-            value.home = Home::Initializer;
+        match &mut value.home {
+            Home::Sparse(_) => value.home = Home::Initializer,
+            Home::Node(_, attr) => *attr = "value",
+            Home::Initializer => {}
         }
     }
 

@@ -24,6 +24,11 @@ pub trait Op: Debug + Send + Sync {
         self.def().domain
     }
 
+    /// Tells functions of one name and domain apart; empty for all others.
+    fn overload(&self) -> &str {
+        ""
+    }
+
     /// Its attributes, for every writer. Reading them again gives the same operator.
     fn attrs(&self) -> Attrs;
 

@@ -12,7 +12,7 @@ use crate::{DType, Element, Error, Result};
 
 mod small;
 
-pub use small::{decode_f4, decode_f8, encode_f4, encode_f8};
+pub use small::{PowerRounding, decode_f4, decode_f8, encode_e8m0, encode_f4, encode_f8};
 
 /// A dense, row-major tensor. Cloning shares the elements; writing to shared elements copies them first, so an
 /// operator that is the last reader of its input may write into it.
@@ -31,6 +31,15 @@ enum Data {
     View(Bytes),
     /// String elements.
     Text(Arc<Vec<String>>),
+}
+
+/// A buffer with an owner more.
+struct Shared(Arc<Buf>);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        (*self.0).as_ref()
+    }
 }
 
 impl Data {
@@ -169,6 +178,15 @@ impl Tensor {
     /// The elements as bytes (little-endian; packed types as stored); empty for strings.
     pub fn bytes(&self) -> &[u8] {
         self.data.bytes()
+    }
+
+    /// The elements as bytes, shared with the tensor and not copied; empty for strings.
+    pub fn shared_bytes(&self) -> Bytes {
+        match &self.data {
+            Data::Own(buf) => Bytes::from_owner(Shared(buf.clone())),
+            Data::View(bytes) => bytes.clone(),
+            Data::Text(_) => Bytes::new(),
+        }
     }
 
     /// The bytes, to be written to. Elements that are shared or only viewed are copied first.

@@ -23,7 +23,9 @@ fn time(mut work: impl FnMut()) -> f64 {
 }
 
 fn main() {
-    for isa in Isa::available() {
+    for isa in
+        Isa::available().into_iter().filter(|i| std::env::args().nth(1).is_none_or(|a| a == i.to_string()))
+    {
         let Some(cpu) = Cpu::with_isa(isa, 1) else { continue };
         println!("{isa}");
         elementwise(&cpu);

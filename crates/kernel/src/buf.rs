@@ -6,6 +6,10 @@ use std::ptr::NonNull;
 /// Alignment of every [`Buf`], in bytes: one cache line and one AVX-512 register.
 pub const ALIGN: usize = 64;
 
+/// Stands for an address aligned to [`ALIGN`].
+#[repr(align(64))]
+struct Line;
+
 /// A block of bytes aligned to [`ALIGN`], so that it can be viewed as a slice of any number type.
 pub struct Buf {
     ptr: NonNull<u8>,
@@ -33,7 +37,7 @@ impl Buf {
     /// A buffer of `len` zero bytes, or `None` when the system refuses that much memory.
     pub fn try_zeroed(len: usize) -> Option<Buf> {
         if len == 0 {
-            return Some(Buf { ptr: NonNull::<[u64; 8]>::dangling().cast(), len: 0 });
+            return Some(Buf { ptr: NonNull::<Line>::dangling().cast(), len: 0 });
         }
         let layout = Layout::from_size_align(len, ALIGN).ok()?;
         // SAFETY: `layout` has a size above zero.

@@ -10,19 +10,26 @@
 pub mod act;
 pub mod attention;
 pub mod buf;
+pub mod conv;
 pub mod cpu;
+pub mod f32;
 pub mod isa;
 mod lanes;
 pub mod map;
 mod math;
+pub mod matmul;
 pub mod norm;
 pub mod pool;
+pub mod pool2d;
+pub mod q8;
 pub mod reduce;
 pub mod softmax;
+pub mod transpose;
 pub mod vec;
+mod wide;
 
 pub use act::Act;
-pub use buf::Buf;
+pub use buf::{ALIGN, Buf};
 pub use cpu::Cpu;
 pub use isa::Isa;
 pub use map::Map;

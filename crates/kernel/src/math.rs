@@ -69,7 +69,7 @@ fn pow2(n: i32) -> f32 {
 pub(crate) fn exp<S: Set>(x: f32) -> f32 {
     let (n, em1) = reduce::<S>(clip(x, -104.0, 89.0));
     let half = n >> 1;
-    (em1 + 1.0) * pow2(half) * pow2(n - half)
+    (em1 + 1.0) * pow2(half) * pow2(n.wrapping_sub(half))
 }
 
 /// `e^x` for `x <= 0` (or NaN), within 2 ulp; 0 where that is below 2^-125.
@@ -98,7 +98,7 @@ pub(crate) fn ln<S: Set>(x: f32) -> f32 {
     let shifted = bits.wrapping_sub(0x3f35_04f3);
     let n = (shifted as i32) >> 23;
     let f = f32::from_bits((shifted & 0x007f_ffff).wrapping_add(0x3f35_04f3)) - 1.0;
-    let n = (n - if tiny { 23 } else { 0 }) as f32;
+    let n = n.wrapping_sub(if tiny { 23 } else { 0 }) as f32;
     let q = poly::<S, 8>(
         f,
         [0.3333333, -0.25000837, 0.20001292, -0.16622764, 0.141997, -0.13164198, 0.12779088, -0.076460376],
@@ -139,7 +139,7 @@ pub(crate) fn erf<S: Set>(x: f32) -> f32 {
     let g = poly::<S, 8>(
         t,
         [
-            1.1283792,
+            std::f32::consts::FRAC_2_SQRT_PI,
             0.6366165,
             0.1028143,
             -0.019321473,

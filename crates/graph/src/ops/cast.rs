@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::ops::number::{Number, by_type};
-use crate::tensor::{encode_f4, encode_f8};
+use crate::tensor::{PowerRounding, encode_e8m0, encode_f4, encode_f8};
 use crate::{Attr, Attrs, DType, Error, Fact, Op, Result, Tensor, ValueId};
 
 /// `Cast`: the elements as another type.
@@ -99,6 +99,18 @@ pub fn cast(x: Tensor, to: DType, saturate: bool) -> Result<Tensor> {
     }
 }
 
+/// `Cast` to powers of two, which alone has a rounding mode.
+fn powers(x: &Tensor, saturate: bool, mode: &str) -> Result<Tensor> {
+    let rounding = match mode {
+        "up" => PowerRounding::Up,
+        "down" => PowerRounding::Down,
+        "nearest" => PowerRounding::Nearest,
+        other => return Err(Error::invalid(format!("there is no round_mode {other:?}"))),
+    };
+    let codes: Vec<u8> = x.to_f32()?.iter().map(|&v| encode_e8m0(v, saturate, rounding)).collect();
+    Tensor::from_bytes(DType::F8E8M0, x.shape(), codes.into()).map(Tensor::aligned)
+}
+
 fn parse<T: std::str::FromStr>(x: &Tensor) -> Result<Vec<T>> {
     let one = |s: &String| s.trim().parse().map_err(|_| Error::invalid(format!("{s:?} is not a number")));
     x.as_strings()?.iter().map(one).collect()
@@ -186,8 +198,9 @@ impl Op for Cast {
     }
 
     fn run(&self, _: &RunCx, mut inputs: Inputs) -> Result<Vec<Tensor>> {
-        if self.to == DType::F8E8M0 && self.round_mode.as_deref().is_some_and(|m| m != "nearest") {
-            return Err(Error::unsupported("Cast to float8e8m0 with a round_mode other than \"nearest\""));
+        if self.to == DType::F8E8M0 {
+            let x = inputs.need(0)?;
+            return Ok(vec![powers(x, self.saturate, self.round_mode.as_deref().unwrap_or("up"))?]);
         }
         Ok(vec![cast(inputs.take(0)?, self.to, self.saturate)?])
     }

@@ -6,6 +6,7 @@ use crate::op::{OpDef, Reader};
 use crate::{Op, Result};
 
 pub mod binary;
+pub mod call;
 pub mod cast;
 pub mod identity;
 pub mod opaque;
@@ -19,7 +20,8 @@ mod number;
 mod every_op;
 
 /// All families of operators.
-static FAMILIES: &[&[OpDef]] = &[binary::DEFS, cast::DEFS, identity::DEFS, sum_to::DEFS, unary::DEFS];
+static FAMILIES: &[&[OpDef]] =
+    &[binary::DEFS, call::DEFS, cast::DEFS, identity::DEFS, sum_to::DEFS, unary::DEFS];
 
 /// All operators, in all versions that are read differently.
 pub fn all() -> impl Iterator<Item = &'static OpDef> {

@@ -107,7 +107,7 @@ impl Program {
     }
 
     /// Runs the graph. `inputs` are in the order of [`Graph::inputs`]; one that is `None` takes its constant as
-    /// default. `captures` are in the order of [`Graph::captures`].
+    /// default, and may lack when no node reads it. `captures` are in the order of [`Graph::captures`].
     ///
     /// # Errors
     /// When the inputs do not fit, or a node fails; names the node.
@@ -132,9 +132,7 @@ impl Program {
         for &id in &graph.inputs {
             let datum =
                 inputs.next().flatten().or_else(|| self.constants[id.index()].clone().map(Datum::Tensor));
-            let value = graph.value(id);
-            let datum = datum.ok_or_else(|| Error::Input(format!("input {:?} is missing", value.name)))?;
-            table[id.index()] = Some(match datum {
+            table[id.index()] = datum.map(|datum| match datum {
                 Datum::Tensor(t) => Datum::Tensor(t.aligned()),
                 other => other,
             });

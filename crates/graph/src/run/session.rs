@@ -68,6 +68,10 @@ impl Session {
             fact.admits(&datum).map_err(|e| Error::Input(format!("input {name:?}: {e}")))?;
             data[at] = Some(datum);
         }
+        let missing = graph.inputs.iter().zip(&data).map(|(&id, d)| (graph.value(id), d));
+        if let Some((value, _)) = missing.into_iter().find(|(v, d)| d.is_none() && v.constant.is_none()) {
+            return Err(Error::Input(format!("input {:?} ({}) is missing", value.name, value.fact)));
+        }
         self.program.run(data, Vec::new(), watch)
     }
 }

@@ -77,11 +77,11 @@ fn nearest(dtype: DType, x: f32) -> u32 {
 
 /// The 8-bit float nearest to `x`, as ONNX `Cast` gives it: with `saturate`, what is too great becomes the
 /// greatest finite number, else infinity or NaN. For [`DType::F8E8M0`] the sign is dropped, powers of two are
-/// rounded to the nearest.
+/// rounded to the nearest (see [`encode_e8m0`]).
 pub fn encode_f8(dtype: DType, x: f32, saturate: bool) -> u8 {
     let uz = matches!(dtype, DType::F8E4M3FNUZ | DType::F8E5M2FNUZ);
     if dtype == DType::F8E8M0 {
-        return encode_e8m0(x, saturate);
+        return encode_e8m0(x, saturate, PowerRounding::Nearest);
     }
     let sign = if x.is_sign_negative() { 0x80 } else { 0u8 };
     let nan = match dtype {
@@ -113,7 +113,17 @@ pub fn encode_f8(dtype: DType, x: f32, saturate: bool) -> u8 {
     }
 }
 
-fn encode_e8m0(x: f32, saturate: bool) -> u8 {
+/// How a number between two powers of two is rounded to one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum PowerRounding {
+    Up,
+    Down,
+    Nearest,
+}
+
+/// The power of two, as [`DType::F8E8M0`], that a number is rounded to; its sign is dropped.
+pub fn encode_e8m0(x: f32, saturate: bool, rounding: PowerRounding) -> u8 {
     if x.is_nan() {
         return 0xff;
     }
@@ -125,9 +135,12 @@ fn encode_e8m0(x: f32, saturate: bool) -> u8 {
         return 0;
     }
     let mut exponent = x.log2().floor() as i32;
-    if x >= 1.5 * 2f64.powi(exponent) {
-        exponent += 1;
-    }
+    let up = match rounding {
+        PowerRounding::Up => x > 2f64.powi(exponent),
+        PowerRounding::Down => false,
+        PowerRounding::Nearest => x >= 1.5 * 2f64.powi(exponent),
+    };
+    exponent += i32::from(up);
     match exponent + 127 {
         e if e > 254 => {
             if saturate {
@@ -140,11 +153,11 @@ fn encode_e8m0(x: f32, saturate: bool) -> u8 {
     }
 }
 
-/// The 4-bit float E2M1 nearest to `x`, saturated; NaN becomes the greatest.
+/// The 4-bit float E2M1 nearest to `x`, saturated; NaN, which it cannot hold, becomes -0.
 pub fn encode_f4(x: f32) -> u8 {
     let sign = if x.is_sign_negative() { 8 } else { 0 };
     if x.is_nan() {
-        return 7;
+        return 8;
     }
     let code = if x.is_infinite() { 7 } else { nearest(DType::F4E2M1, x.abs()).min(7) };
     code as u8 | sign

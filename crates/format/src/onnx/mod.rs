@@ -1,0 +1,13 @@
+//! ONNX: <https://github.com/onnx/onnx/blob/main/docs/IR.md>
+
+mod external;
+mod functions;
+#[rustfmt::skip]
+pub mod proto;
+mod read;
+mod tensor;
+mod write;
+
+pub use read::{from_proto, read, read_bytes};
+pub use tensor::{tensor_from_proto, tensor_to_proto};
+pub use write::{to_bytes, to_proto, write};

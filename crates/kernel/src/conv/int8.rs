@@ -1,0 +1,500 @@
+//! Convolution of 8-bit tensors with exact 32-bit sums.
+//!
+//! A number `q` stands for `scale * (q - zero)`. Where the processor has a dot product of bytes (VNNI), four
+//! input channels share a word, and the input's zero point is taken off afterwards: padding holds the zero
+//! point too, so the correction is the same for every pixel of a channel. Elsewhere, and for weights with a
+//! zero point that an `i8` cannot absorb, a word holds two 16-bit differences. Where a group has a single
+//! input channel, a word holds neighbouring taps of the kernel's row instead of channels. All of them give the
+//! same integers.
+
+use super::driver::{Body, Geometry, Out, Panels, Span, View, run};
+use super::field::Field;
+use super::float::per_group;
+use super::tile::{Tile, Words};
+use super::{Activation, ConvShape, bounded};
+use crate::wide::{Loops, wide};
+use crate::{Cpu, Isa};
+
+/// Bytes, unsigned or signed.
+#[derive(Clone, Copy, Debug)]
+pub enum Bytes<'a> {
+    /// `0..=255`.
+    U8(&'a [u8]),
+    /// `-128..=127`.
+    S8(&'a [i8]),
+}
+
+impl<'a> Bytes<'a> {
+    /// How many.
+    pub fn len(&self) -> usize {
+        match self {
+            Bytes::U8(x) => x.len(),
+            Bytes::S8(x) => x.len(),
+        }
+    }
+
+    /// None?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The bytes, and what to xor them with to make them unsigned, which adds [`Bytes::offset`].
+    fn raw(self) -> (&'a [u8], u8) {
+        match self {
+            Bytes::U8(x) => (x, 0),
+            // SAFETY: `i8` and `u8` have the same size and alignment, and any byte is a `u8`.
+            Bytes::S8(x) => (unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), x.len()) }, 0x80),
+        }
+    }
+
+    fn offset(&self) -> i32 {
+        match self {
+            Bytes::U8(_) => 0,
+            Bytes::S8(_) => 128,
+        }
+    }
+}
+
+/// A tensor of the output's shape that is added to it.
+#[derive(Clone, Copy, Debug)]
+pub struct ByteResidual<'a> {
+    /// Its numbers.
+    pub values: Bytes<'a>,
+    /// Its zero point.
+    pub zero: i32,
+    /// Its scale over the output's scale.
+    pub multiplier: f32,
+}
+
+/// How 32-bit sums become bytes again: `round((sum + bias) * multiplier + residual) + zero`, halves to even,
+/// kept within `lo..=hi` and within the output's type.
+#[derive(Clone, Copy, Debug)]
+pub struct Requant<'a> {
+    /// `[out_channels]`, in units of input scale times weight scale.
+    pub bias: Option<&'a [i32]>,
+    /// `[out_channels]`, or one for all: input scale times weight scale over output scale.
+    pub multiplier: &'a [f32],
+    /// Zero point of the output.
+    pub zero: i32,
+    /// The least output; the zero point for a fused relu.
+    pub lo: i32,
+    /// The greatest output.
+    pub hi: i32,
+    /// Added before rounding.
+    pub residual: Option<ByteResidual<'a>>,
+}
+
+/// Where the sums go, in NCHW order.
+pub enum ByteOutput<'a> {
+    /// The sums as they are.
+    Sums(&'a mut [i32]),
+    /// `activation(sum * scale + bias)`.
+    Real {
+        /// The result.
+        out: &'a mut [f32],
+        /// `[out_channels]`, or one for all: input scale times weight scale.
+        scale: &'a [f32],
+        /// `[out_channels]`.
+        bias: Option<&'a [f32]>,
+        /// Bounds of the result.
+        activation: Activation,
+    },
+    /// Unsigned bytes.
+    U8(&'a mut [u8], Requant<'a>),
+    /// Signed bytes.
+    S8(&'a mut [i8], Requant<'a>),
+}
+
+/// The weights of an 8-bit convolution, laid out for one instruction set.
+pub struct PackedByteConv {
+    panels: Panels,
+    isa: Isa,
+    kernel: [usize; 2],
+    inputs: usize,
+    words: Words,
+    /// Taps of a kernel row in a word; 1 where a word holds channels.
+    along: usize,
+    /// Sum of each output channel's weights.
+    totals: Vec<i32>,
+}
+
+impl PackedByteConv {
+    /// Packs `weights`, `[out_channels, in_channels / groups, kernel]`, for the instruction set of `cpu`. Only
+    /// the channels, the groups and the kernel of `shape` matter. `zeros` are the weights' zero points: none
+    /// (all zero), one for all, or one for each output channel.
+    ///
+    /// # Panics
+    /// When the channels are no positive multiple of the groups, a length does not fit, or a zero point is not in the
+    /// range of the weights.
+    pub fn new(cpu: &Cpu, shape: &ConvShape, weights: Bytes, zeros: &[i32]) -> PackedByteConv {
+        let (inputs, channels) = per_group(shape);
+        let [height, width] = shape.kernel;
+        let area = height * width;
+        assert_eq!(weights.len(), shape.out_channels * inputs * area, "length of the weights");
+        assert!(
+            zeros.len() < 2 || zeros.len() == shape.out_channels,
+            "one zero point, or one for each channel"
+        );
+        let range = -weights.offset()..256 - weights.offset();
+        assert!(zeros.iter().all(|z| range.contains(z)), "zero points lie in the range of the weights");
+
+        let (bytes, flip) = weights.raw();
+        let zero = |channel: usize| zeros.get(channel).or(zeros.first()).map_or(0, |z| z + weights.offset());
+        let middle = (0..shape.out_channels).all(|c| zeros.is_empty() && flip != 0 || zero(c) == 128);
+        let words = match middle && Tile::exists(cpu.isa(), Words::Quad) {
+            true => Words::Quad,
+            false => Words::Pair,
+        };
+        let weight = |channel: usize, input: usize, tap: usize| -> i32 {
+            let byte = bytes[(channel * inputs + input) * area + tap] ^ flip;
+            let zero = if zeros.is_empty() { weights.offset() } else { zero(channel) };
+            i32::from(byte) - zero
+        };
+        let lanes = lanes(words);
+        let along = if inputs == 1 && width > 1 { lanes } else { 1 };
+        let across = width.div_ceil(along);
+        let word = |channel: usize, unit: usize, tap: usize| {
+            join(words, |lane| match along {
+                1 if unit * lanes + lane < inputs => weight(channel, unit * lanes + lane, tap),
+                1 => 0,
+                _ if tap % across * along + lane < width => {
+                    weight(channel, 0, tap / across * width + tap % across * along + lane)
+                }
+                _ => 0,
+            })
+        };
+        let units = if along > 1 { 1 } else { inputs.div_ceil(lanes) };
+        let tile = Tile::select(cpu.isa(), words, channels);
+        let panels = Panels::new(tile, shape.groups, [channels, units, height * across, height], word);
+        let total = |channel: usize| {
+            (0..inputs * area).fold(0i32, |sum, i| sum.wrapping_add(weight(channel, i / area, i % area)))
+        };
+        let totals = (0..shape.out_channels).map(total).collect();
+        PackedByteConv { panels, isa: cpu.isa(), kernel: shape.kernel, inputs, words, along, totals }
+    }
+
+    /// Convolves `input`, whose zero point is `zero`, on the threads of `cpu` and with the instruction set that
+    /// the weights were packed for; padding counts as the zero point. `shape` may have another batch, input
+    /// size, stride, padding and dilation than before. Sums wrap around at 32 bits.
+    ///
+    /// # Panics
+    /// When `shape` is impossible or does not fit the weights, a slice does not fit `shape`, or `zero` is not
+    /// in the range of the input.
+    pub fn run(&self, cpu: &Cpu, shape: &ConvShape, input: Bytes, zero: i32, out: ByteOutput) {
+        let shape = shape.flat();
+        let Some(out_size) = shape.out_size() else { panic!("an impossible convolution: {shape:?}") };
+        let (inputs, channels) = per_group(&shape);
+        let packed = (self.panels.groups, self.inputs, self.panels.channels, self.kernel);
+        assert_eq!(
+            packed,
+            (shape.groups, inputs, channels, shape.kernel),
+            "the shape fits the packed weights"
+        );
+        assert_eq!(input.len(), shape.in_len(), "length of the input");
+        let zero = zero + input.offset();
+        assert!((0..256).contains(&zero), "the zero point lies in the range of the input");
+        let sink = Sink::new(out, shape.out_channels, shape.out_len());
+        let geometry = Geometry {
+            batch: shape.batch,
+            in_size: shape.in_size,
+            out_size,
+            stride: shape.stride,
+            pad: shape.pad_begin.map(|p| p as isize),
+            field: Field::new(shape.kernel, shape.dilation, shape.stride, out_size, self.along),
+        };
+        let body =
+            ByteBody { packed: self, geometry: &geometry, dilation: shape.dilation[1], input, zero, sink };
+        run(cpu.pool(), &self.panels, &geometry, &body);
+    }
+}
+
+fn lanes(words: Words) -> usize {
+    if words == Words::Quad { 4 } else { 2 }
+}
+
+/// A word of `Quad` or `Pair` from its numbers.
+#[inline(always)]
+fn join(words: Words, number: impl Fn(usize) -> i32) -> u32 {
+    match words {
+        Words::Quad => u32::from_le_bytes(std::array::from_fn(|i| number(i) as u8)),
+        _ => number(0) as u16 as u32 | (number(1) as u32) << 16,
+    }
+}
+
+/// [`ByteOutput`], shared by the tasks.
+enum Sink<'a> {
+    Sums(Out<'a, i32>),
+    Real(Out<'a, f32>, &'a [f32], Option<&'a [f32]>, Option<[f32; 2]>),
+    U8(Out<'a, u8>, Requant<'a>),
+    S8(Out<'a, i8>, Requant<'a>),
+}
+
+impl<'a> Sink<'a> {
+    fn new(out: ByteOutput<'a>, channels: usize, len: usize) -> Sink<'a> {
+        let fits = |n: usize| assert_eq!(n, len, "length of the output");
+        let scales = |s: &[f32]| assert!(s.len() == 1 || s.len() == channels, "one scale, or one a channel");
+        let requant = |r: &Requant| {
+            scales(r.multiplier);
+            assert!(r.bias.is_none_or(|b| b.len() == channels), "length of the bias");
+            assert!(r.residual.is_none_or(|r| r.values.len() == len), "length of the residual");
+        };
+        match out {
+            ByteOutput::Sums(out) => {
+                fits(out.len());
+                Sink::Sums(Out::new(out))
+            }
+            ByteOutput::Real { out, scale, bias, activation } => {
+                fits(out.len());
+                scales(scale);
+                assert!(bias.is_none_or(|b| b.len() == channels), "length of the bias");
+                Sink::Real(Out::new(out), scale, bias, activation.bounds())
+            }
+            ByteOutput::U8(out, r) => {
+                fits(out.len());
+                requant(&r);
+                Sink::U8(Out::new(out), r)
+            }
+            ByteOutput::S8(out, r) => {
+                fits(out.len());
+                requant(&r);
+                Sink::S8(Out::new(out), r)
+            }
+        }
+    }
+}
+
+struct ByteBody<'a> {
+    packed: &'a PackedByteConv,
+    geometry: &'a Geometry,
+    dilation: usize,
+    input: Bytes<'a>,
+    /// Of the input made unsigned.
+    zero: i32,
+    sink: Sink<'a>,
+}
+
+impl Body for ByteBody<'_> {
+    fn pad(&self) -> u32 {
+        match self.packed.words {
+            Words::Quad => join(Words::Quad, |_| self.zero),
+            _ => 0,
+        }
+    }
+
+    fn fill(&self, planes: &mut [u32], view: &View, group: usize, unit: usize, spans: &[Span]) {
+        match self.packed.words {
+            Words::Quad => wide(self.packed.isa, Fill::<4> { body: self, planes, view, group, unit, spans }),
+            _ => wide(self.packed.isa, Fill::<2> { body: self, planes, view, group, unit, spans }),
+        }
+    }
+
+    fn finish(&self, sums: &[u32], view: &View, channel: usize) {
+        wide(self.packed.isa, Finish { body: self, sums, view, channel });
+    }
+}
+
+struct Fill<'a, const LANES: usize> {
+    body: &'a ByteBody<'a>,
+    planes: &'a mut [u32],
+    view: &'a View,
+    group: usize,
+    unit: usize,
+    spans: &'a [Span],
+}
+
+impl<const LANES: usize> Loops for Fill<'_, LANES> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Fill { body, planes, view, group, unit, spans } = self;
+        let [height, width] = body.geometry.in_size;
+        let stride = body.geometry.stride;
+        let inputs = body.packed.inputs;
+        let (bytes, flip) = body.input.raw();
+        let first = (view.image * body.packed.panels.groups + group) * inputs;
+        let along = body.packed.along > 1;
+        let channels: [&[u8]; LANES] = std::array::from_fn(|lane| {
+            let channel = if along { 0 } else { (unit * LANES + lane).min(inputs - 1) };
+            &bytes[(first + channel) * height * width..][..height * width]
+        });
+        let zero = body.zero as u8;
+        let word = |x: [u8; LANES]| word(x, flip, zero);
+        for span in spans {
+            for (nth, row) in span.rows.clone().enumerate() {
+                let y = (span.y + nth * stride[0]) * width;
+                let to = &mut planes[span.start + row * view.pitch..][..view.pitch];
+                if along {
+                    let row = Row { bytes: &channels[0][y..][..width], outside: zero ^ flip };
+                    let pad = body.geometry.pad[1];
+                    let x = (view.x * stride[1]) as isize + span.origin[1] as isize - pad;
+                    row.spread(to, x, stride[1], body.dilation, word);
+                    continue;
+                }
+                let to = &mut to[span.cols.clone()];
+                let Some(last) = to.len().checked_sub(1) else { continue };
+                let len = last * stride[1] + 1;
+                let from: [&[u8]; LANES] = channels.map(|c| &c[y + span.x..][..len]);
+                match stride[1] {
+                    1 => (0..=last).for_each(|i| to[i] = word(from.map(|c| c[i]))),
+                    n => (0..=last).for_each(|i| to[i] = word(from.map(|c| c[i * n]))),
+                }
+            }
+        }
+    }
+}
+
+/// A word of unsigned bytes (four lanes) or of 16-bit differences from the zero point (two).
+#[inline(always)]
+fn word<const LANES: usize>(x: [u8; LANES], flip: u8, zero: u8) -> u32 {
+    match LANES {
+        4 => u32::from_le_bytes(std::array::from_fn(|i| x[i])) ^ u32::from_ne_bytes([flip; 4]),
+        _ => join(Words::Pair, |i| i32::from(x[i] ^ flip) - i32::from(zero)),
+    }
+}
+
+/// A row of the input, continued on both sides.
+struct Row<'a> {
+    bytes: &'a [u8],
+    outside: u8,
+}
+
+impl Row<'_> {
+    /// Writes for each output the word of the pixels at `x`, `x + dilation`, ... where `x` moves by `stride`.
+    #[inline(always)]
+    fn spread<const LANES: usize>(
+        &self,
+        to: &mut [u32],
+        x: isize,
+        stride: usize,
+        dilation: usize,
+        word: impl Fn([u8; LANES]) -> u32,
+    ) {
+        let size = self.bytes.len() as isize;
+        let reach = ((LANES - 1) * dilation) as isize;
+        let at = |i: usize| x + (i * stride) as isize;
+        let begin = if x >= 0 { 0 } else { x.unsigned_abs().div_ceil(stride).min(to.len()) };
+        let room = size - reach - at(begin);
+        let count = if room > 0 { (room as usize).div_ceil(stride).min(to.len() - begin) } else { 0 };
+        let edge = |to: &mut [u32], first: usize| {
+            for (i, to) in to.iter_mut().enumerate() {
+                *to = word(std::array::from_fn(|lane| {
+                    let x = at(first + i) + (lane * dilation) as isize;
+                    usize::try_from(x).ok().and_then(|x| self.bytes.get(x)).copied().unwrap_or(self.outside)
+                }));
+            }
+        };
+        let (head, rest) = to.split_at_mut(begin);
+        let (body, tail) = rest.split_at_mut(count);
+        edge(head, 0);
+        edge(tail, begin + count);
+        if count > 0 {
+            let from = &self.bytes[at(begin) as usize..];
+            let len = (count - 1) * stride + 1;
+            let lanes: [&[u8]; LANES] = std::array::from_fn(|lane| &from[lane * dilation..][..len]);
+            match stride {
+                1 => (0..count).for_each(|i| body[i] = word(lanes.map(|l| l[i]))),
+                n => (0..count).for_each(|i| body[i] = word(lanes.map(|l| l[i * n]))),
+            }
+        }
+    }
+}
+
+struct Finish<'a> {
+    body: &'a ByteBody<'a>,
+    sums: &'a [u32],
+    view: &'a View,
+    channel: usize,
+}
+
+impl Loops for Finish<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Finish { body, sums, view, channel } = self;
+        let size = body.geometry.out_size;
+        let plane = (view.image * body.packed.totals.len() + channel) * size[0] * size[1];
+        let correction = match body.packed.words {
+            Words::Quad => body.packed.totals[channel].wrapping_mul(-body.zero),
+            _ => 0,
+        };
+        let whole = view.pitch == view.cols && view.cols == size[1];
+        let (rows, cols) = if whole { (1, view.rows * view.cols) } else { (view.rows, view.cols) };
+        let of = |list: &[f32]| if list.len() == 1 { list[0] } else { list[channel] };
+        for row in 0..rows {
+            let sums = sums[row * view.pitch..][..cols].iter().map(|&s| (s as i32).wrapping_add(correction));
+            let at = plane + (view.y + row) * size[1] + view.x;
+            // SAFETY: tasks compute different outputs.
+            unsafe {
+                match &body.sink {
+                    Sink::Sums(out) => out.slice(at, cols).iter_mut().zip(sums).for_each(|(o, s)| *o = s),
+                    Sink::Real(out, scale, bias, bounds) => {
+                        let out = out.slice(at, cols).iter_mut().zip(sums);
+                        let (scale, bias) = (of(scale), bias.map_or(0.0, |b| b[channel]));
+                        match *bounds {
+                            None => out.for_each(|(o, s)| *o = s as f32 * scale + bias),
+                            Some(b) => out.for_each(|(o, s)| *o = bounded(s as f32 * scale + bias, b)),
+                        }
+                    }
+                    Sink::U8(out, r) => requantize(
+                        out.slice(at, cols),
+                        sums,
+                        r,
+                        of(r.multiplier),
+                        channel,
+                        at,
+                        [0, 255],
+                        |x| x as u8,
+                    ),
+                    Sink::S8(out, r) => requantize(
+                        out.slice(at, cols),
+                        sums,
+                        r,
+                        of(r.multiplier),
+                        channel,
+                        at,
+                        [-128, 127],
+                        |x| x as i8,
+                    ),
+                }
+            }
+        }
+    }
+}
+
+/// The bytes of one row; `at` is its place in the residual, `range` that of the type.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn requantize<T>(
+    out: &mut [T],
+    sums: impl Iterator<Item = i32>,
+    requant: &Requant,
+    multiplier: f32,
+    channel: usize,
+    at: usize,
+    range: [i32; 2],
+    cast: impl Fn(i32) -> T,
+) {
+    let bias = requant.bias.map_or(0, |b| b[channel]);
+    let lo = requant.lo.clamp(range[0], range[1]);
+    let hi = requant.hi.clamp(lo, range[1]);
+    let (zero, least, most) = (requant.zero as f32, lo as f32, hi as f32);
+    let finish = |x: f32| {
+        let x = x.round_ties_even() + zero;
+        let x = if x > least { x } else { least };
+        let x = if x < most { x } else { most };
+        // SAFETY: `x` is no NaN (it would have become `least`) and lies between two bytes.
+        cast(unsafe { x.to_int_unchecked::<i32>() })
+    };
+    let sums = sums.map(|s| s.wrapping_add(bias) as f32 * multiplier);
+    let Some(residual) = requant.residual else {
+        out.iter_mut().zip(sums).for_each(|(out, x)| *out = finish(x));
+        return;
+    };
+    let (bytes, flip) = residual.values.raw();
+    let zero = residual.zero + residual.values.offset();
+    let add = |r: u8| (i32::from(r ^ flip) - zero) as f32 * residual.multiplier;
+    let rows = out.iter_mut().zip(sums).zip(&bytes[at..]);
+    rows.for_each(|((out, x), &r)| *out = finish(x + add(r)));
+}
