@@ -6,11 +6,13 @@ use crate::op::{OpDef, Reader};
 use crate::{Op, Result};
 
 pub mod binary;
+pub mod bitcast;
 pub mod call;
 pub mod cast;
 pub mod concat;
 pub mod constant;
 pub mod control;
+pub mod crop;
 pub mod depth;
 pub mod expand;
 pub mod gather;
@@ -20,14 +22,18 @@ pub mod optional;
 pub mod pad;
 pub mod reshape;
 pub mod resize;
+pub mod reverse;
 pub mod scan;
 pub mod scatter;
+pub mod select;
 pub mod sequence;
 pub mod shape;
 pub mod slice;
+pub mod strings;
 pub mod sum_to;
 pub mod transpose;
 pub mod unary;
+pub mod vocabulary;
 
 mod broadcast;
 mod cells;
@@ -40,11 +46,13 @@ mod every_op;
 #[rustfmt::skip]
 static FAMILIES: &[&[OpDef]] = &[
     binary::DEFS,
+    bitcast::DEFS,
     call::DEFS,
     cast::DEFS,
     concat::DEFS,
     constant::DEFS,
     control::DEFS,
+    crop::DEFS,
     depth::DEFS,
     expand::DEFS,
     gather::DEFS,
@@ -53,14 +61,18 @@ static FAMILIES: &[&[OpDef]] = &[
     pad::DEFS,
     reshape::DEFS,
     resize::DEFS,
+    reverse::DEFS,
     scan::DEFS,
     scatter::DEFS,
+    select::DEFS,
     sequence::DEFS,
     shape::DEFS,
     slice::DEFS,
+    strings::DEFS,
     sum_to::DEFS,
     transpose::DEFS,
     unary::DEFS,
+    vocabulary::DEFS,
 ];
 
 /// All operators, in all versions that are read differently.
