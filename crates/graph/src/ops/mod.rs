@@ -7,8 +7,10 @@ use crate::{Op, Result};
 
 pub mod binary;
 pub mod bitcast;
+pub mod boxes;
 pub mod call;
 pub mod cast;
+pub mod col2im;
 pub mod concat;
 pub mod constant;
 pub mod control;
@@ -16,6 +18,7 @@ pub mod crop;
 pub mod depth;
 pub mod expand;
 pub mod gather;
+pub mod grid;
 pub mod identity;
 pub mod opaque;
 pub mod optional;
@@ -47,8 +50,10 @@ mod every_op;
 static FAMILIES: &[&[OpDef]] = &[
     binary::DEFS,
     bitcast::DEFS,
+    boxes::DEFS,
     call::DEFS,
     cast::DEFS,
+    col2im::DEFS,
     concat::DEFS,
     constant::DEFS,
     control::DEFS,
@@ -56,6 +61,7 @@ static FAMILIES: &[&[OpDef]] = &[
     depth::DEFS,
     expand::DEFS,
     gather::DEFS,
+    grid::DEFS,
     identity::DEFS,
     optional::DEFS,
     pad::DEFS,
