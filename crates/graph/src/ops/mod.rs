@@ -8,16 +8,20 @@ use crate::{Op, Result};
 pub mod arg;
 pub mod batch_norm;
 pub mod binary;
+pub mod bitcast;
 pub mod bits;
+pub mod boxes;
 pub mod call;
 pub mod cast;
 pub mod clip;
+pub mod col2im;
 pub mod compare;
 pub mod concat;
 pub mod constant;
 pub mod control;
 pub mod conv;
 pub mod conv_grad;
+pub mod crop;
 pub mod cumulative;
 pub mod depth;
 pub mod diagonal;
@@ -27,6 +31,7 @@ pub mod gather;
 pub mod gelu;
 pub mod gemm;
 pub mod global_pool;
+pub mod grid;
 pub mod identity;
 pub mod layer_norm;
 pub mod layer_norm_grad;
@@ -48,6 +53,7 @@ pub mod range;
 pub mod reduce;
 pub mod reshape;
 pub mod resize;
+pub mod reverse;
 pub mod scan;
 pub mod scatter;
 pub mod select;
@@ -55,11 +61,13 @@ pub mod sequence;
 pub mod shape;
 pub mod slice;
 pub mod softmax;
+pub mod strings;
 pub mod sum_to;
 pub mod topk;
 pub mod transpose;
 pub mod unary;
 pub mod variadic;
+pub mod vocabulary;
 pub mod window;
 
 mod broadcast;
@@ -79,16 +87,20 @@ static FAMILIES: &[&[OpDef]] = &[
     arg::DEFS,
     batch_norm::DEFS,
     binary::DEFS,
+    bitcast::DEFS,
     bits::DEFS,
+    boxes::DEFS,
     call::DEFS,
     cast::DEFS,
     clip::DEFS,
+    col2im::DEFS,
     compare::DEFS,
     concat::DEFS,
     constant::DEFS,
     control::DEFS,
     conv::DEFS,
     conv_grad::DEFS,
+    crop::DEFS,
     cumulative::DEFS,
     depth::DEFS,
     diagonal::DEFS,
@@ -97,6 +109,7 @@ static FAMILIES: &[&[OpDef]] = &[
     gelu::DEFS,
     gemm::DEFS,
     global_pool::DEFS,
+    grid::DEFS,
     identity::DEFS,
     layer_norm::DEFS,
     layer_norm_grad::DEFS,
@@ -129,6 +142,7 @@ static FAMILIES: &[&[OpDef]] = &[
     reduce::DEFS,
     reshape::DEFS,
     resize::DEFS,
+    reverse::DEFS,
     scan::DEFS,
     scatter::DEFS,
     select::DEFS,
@@ -136,11 +150,13 @@ static FAMILIES: &[&[OpDef]] = &[
     shape::DEFS,
     slice::DEFS,
     softmax::DEFS,
+    strings::DEFS,
     sum_to::DEFS,
     topk::DEFS,
     transpose::DEFS,
     unary::DEFS,
     variadic::DEFS,
+    vocabulary::DEFS,
 ];
 
 /// All operators, in all versions that are read differently.
