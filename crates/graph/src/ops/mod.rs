@@ -108,6 +108,7 @@ static FAMILIES: &[&[OpDef]] = &[
     diagonal::DEFS,
     expand::DEFS,
     gather::DEFS,
+    gelu::CONTRIB,
     gelu::DEFS,
     gemm::DEFS,
     global_pool::DEFS,
