@@ -5,34 +5,84 @@ use std::sync::Arc;
 use crate::op::{OpDef, Reader};
 use crate::{Op, Result};
 
+pub mod arg;
 pub mod attention;
 pub mod batch_norm;
 pub mod binary;
+pub mod bitcast;
+pub mod bits;
+pub mod boxes;
 pub mod call;
 pub mod cast;
+pub mod choose;
+pub mod clip;
+pub mod col2im;
+pub mod compare;
+pub mod concat;
+pub mod constant;
+pub mod control;
 pub mod conv;
 pub mod conv_grad;
 pub mod conv_transpose;
+pub mod crop;
+pub mod cumulative;
 pub mod deform_conv;
+pub mod depth;
+pub mod diagonal;
+pub mod expand;
 pub mod fuse;
+pub mod gather;
+pub mod gelu;
 pub mod gemm;
 pub mod global_pool;
+pub mod grid;
 pub mod group_norm;
 pub mod identity;
 pub mod layer_norm;
 pub mod layer_norm_grad;
+pub mod loss;
 pub mod matmul;
 pub mod max_unpool;
+pub mod modulo;
 pub mod opaque;
+pub mod optimizer;
+pub mod optional;
 pub mod other_norm;
+pub mod pad;
 pub mod pool;
 pub mod pool_grad;
+pub mod pow;
+pub mod predicate;
+pub mod prelu;
+pub mod quantized;
+pub mod random;
+pub mod range;
+pub mod reduce;
+pub mod reshape;
+pub mod resize;
+pub mod reverse;
 pub mod rotary;
+pub mod scan;
+pub mod scatter;
+pub mod select;
+pub mod sequence;
+pub mod shape;
+pub mod slice;
+pub mod softmax;
+pub mod strings;
 pub mod sum_to;
+pub mod topk;
+pub mod transpose;
 pub mod unary;
+pub mod variadic;
+pub mod vocabulary;
 pub mod window;
 
 mod broadcast;
+mod calculus;
+mod cells;
+mod family;
+mod function;
 mod halves;
 mod heads;
 mod number;
@@ -41,30 +91,83 @@ mod number;
 mod every_op;
 
 /// All families of operators.
+#[rustfmt::skip]
 static FAMILIES: &[&[OpDef]] = &[
+    arg::DEFS,
     attention::DEFS,
     batch_norm::DEFS,
     binary::DEFS,
+    bitcast::DEFS,
+    bits::DEFS,
+    boxes::DEFS,
     call::DEFS,
     cast::DEFS,
+    choose::DEFS,
+    clip::DEFS,
+    col2im::DEFS,
+    compare::DEFS,
+    concat::DEFS,
+    constant::DEFS,
+    control::DEFS,
     conv::DEFS,
     conv_grad::DEFS,
     conv_transpose::DEFS,
+    crop::DEFS,
+    cumulative::DEFS,
     deform_conv::DEFS,
+    depth::DEFS,
+    dequantize::DEFS,
+    diagonal::DEFS,
+    dynamic::DEFS,
+    expand::DEFS,
+    gather::DEFS,
+    gelu::DEFS,
     gemm::DEFS,
     global_pool::DEFS,
+    grid::DEFS,
     group_norm::DEFS,
     identity::DEFS,
     layer_norm::DEFS,
     layer_norm_grad::DEFS,
+    loss::DEFS,
     matmul::DEFS,
     max_unpool::DEFS,
+    modulo::DEFS,
+    nbits::DEFS,
+    normal_float::DEFS,
+    optimizer::DEFS,
+    optional::DEFS,
     other_norm::DEFS,
+    pad::DEFS,
+    pair::DEFS,
     pool::DEFS,
     pool_grad::DEFS,
+    pow::DEFS,
+    predicate::DEFS,
+    prelu::DEFS,
+    quantize::DEFS,
+    random::DEFS,
+    range::DEFS,
+    reduce::DEFS,
+    reshape::DEFS,
+    resize::DEFS,
+    reverse::DEFS,
     rotary::DEFS,
+    scan::DEFS,
+    scatter::DEFS,
+    select::DEFS,
+    sequence::DEFS,
+    shape::DEFS,
+    slice::DEFS,
+    softmax::DEFS,
+    strings::DEFS,
     sum_to::DEFS,
+    table::DEFS,
+    topk::DEFS,
+    transpose::DEFS,
     unary::DEFS,
+    variadic::DEFS,
+    vocabulary::DEFS,
 ];
 
 /// All operators, in all versions that are read differently.
