@@ -9,6 +9,7 @@ mod batchnorm;
 mod fold;
 mod identity;
 pub mod pattern;
+mod quantized;
 
 /// A pass.
 pub struct Pass {
@@ -31,6 +32,7 @@ pub static RUN: &[Pass] = &[
     Pass { name: "identity", apply: identity::remove },
     Pass { name: "fold", apply: fold::fold },
     Pass { name: "batchnorm", apply: batchnorm::fold },
+    Pass { name: "quantized", apply: quantized::quantized },
     Pass { name: "dequantize", apply: fold::fold_all },
 ];
 
