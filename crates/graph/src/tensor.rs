@@ -286,6 +286,17 @@ impl Tensor {
         }
     }
 
+    /// The elements of a string tensor, to be written to. Elements that are shared are copied first.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the element type is another.
+    pub fn as_strings_mut(&mut self) -> Result<&mut [String]> {
+        match &mut self.data {
+            Data::Text(items) => Ok(Arc::make_mut(items).as_mut_slice()),
+            _ => Err(Error::invalid(format!("expected elements of type string, got {}", self.dtype))),
+        }
+    }
+
     /// The only element of a tensor of one element.
     ///
     /// # Errors

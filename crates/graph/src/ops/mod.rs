@@ -9,9 +9,15 @@ pub mod batch_norm;
 pub mod binary;
 pub mod call;
 pub mod cast;
+pub mod concat;
+pub mod constant;
+pub mod control;
 pub mod conv;
 pub mod conv_grad;
+pub mod depth;
+pub mod expand;
 pub mod fuse;
+pub mod gather;
 pub mod gemm;
 pub mod global_pool;
 pub mod identity;
@@ -19,14 +25,25 @@ pub mod layer_norm;
 pub mod layer_norm_grad;
 pub mod matmul;
 pub mod opaque;
+pub mod optional;
+pub mod pad;
 pub mod pool;
 pub mod pool_grad;
 pub mod quantized;
+pub mod reshape;
+pub mod resize;
+pub mod scan;
+pub mod scatter;
+pub mod sequence;
+pub mod shape;
+pub mod slice;
 pub mod sum_to;
+pub mod transpose;
 pub mod unary;
 pub mod window;
 
 mod broadcast;
+mod cells;
 mod halves;
 mod number;
 
@@ -34,19 +51,28 @@ mod number;
 mod every_op;
 
 /// All families of operators.
+#[rustfmt::skip]
 static FAMILIES: &[&[OpDef]] = &[
     batch_norm::DEFS,
     binary::DEFS,
     call::DEFS,
     cast::DEFS,
+    concat::DEFS,
+    constant::DEFS,
+    control::DEFS,
     conv::DEFS,
     conv_grad::DEFS,
+    depth::DEFS,
+    expand::DEFS,
+    gather::DEFS,
     gemm::DEFS,
     global_pool::DEFS,
     identity::DEFS,
     layer_norm::DEFS,
     layer_norm_grad::DEFS,
     matmul::DEFS,
+    optional::DEFS,
+    pad::DEFS,
     pool::DEFS,
     pool_grad::DEFS,
     quantized::concat::DEFS,
@@ -62,7 +88,15 @@ static FAMILIES: &[&[OpDef]] = &[
     quantized::quantize::DEFS,
     quantized::softmax::DEFS,
     quantized::table::DEFS,
+    reshape::DEFS,
+    resize::DEFS,
+    scan::DEFS,
+    scatter::DEFS,
+    sequence::DEFS,
+    shape::DEFS,
+    slice::DEFS,
     sum_to::DEFS,
+    transpose::DEFS,
     unary::DEFS,
 ];
 
