@@ -77,7 +77,8 @@ fn read(line: usize, r: &Reader) -> Result<Arc<dyn Op>> {
     let a = r.attrs;
     let mode = a.text_or("mode", "nearest")?;
     // Before version 11 there was one way to place the pixels.
-    let coordinate = if line < 2 { "asymmetric" } else { a.text_or("coordinate_transformation_mode", "half_pixel")? };
+    let coordinate =
+        if line < 2 { "asymmetric" } else { a.text_or("coordinate_transformation_mode", "half_pixel")? };
     let nearest = if line < 2 { "floor" } else { a.text_or("nearest_mode", "round_prefer_floor")? };
     let kernel = match mode {
         "nearest" => weights::Kernel::Nearest(Nearest::named(nearest)?),
@@ -238,9 +239,9 @@ impl Op for Resize {
         if let weights::Kernel::Nearest(_) = self.filter.kernel
             && !crops
         {
-            let picked = taps.into_iter().try_fold(x, |x, (axis, taps)| {
-                moved(x, |x| by_cell!(x.dtype(), pick(x, axis, &taps)))
-            })?;
+            let picked = taps
+                .into_iter()
+                .try_fold(x, |x, (axis, taps)| moved(x, |x| by_cell!(x.dtype(), pick(x, axis, &taps))))?;
             return Ok(vec![picked]);
         }
         let dtype = x.dtype();
