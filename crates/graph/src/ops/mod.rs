@@ -16,6 +16,7 @@ pub mod cast;
 pub mod clip;
 pub mod col2im;
 pub mod compare;
+pub mod choose;
 pub mod concat;
 pub mod constant;
 pub mod control;
@@ -95,6 +96,7 @@ static FAMILIES: &[&[OpDef]] = &[
     clip::DEFS,
     col2im::DEFS,
     compare::DEFS,
+    choose::DEFS,
     concat::DEFS,
     constant::DEFS,
     control::DEFS,
