@@ -26,6 +26,7 @@ fn distance(got: &Datum, want: &Tensor) -> f32 {
     assert_eq!((got.dtype(), got.shape()), (want.dtype(), want.shape()));
     let (a, b) = (got.to_f32().unwrap(), want.to_f32().unwrap());
     let top = if want.dtype() == DType::F32 { b.iter().fold(0f32, |m, v| m.max(v.abs())) } else { 1.0 };
+    assert!(top > 0.0 && a.iter().all(|v| v.is_finite()));
     a.iter().zip(b.iter()).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / top
 }
 
@@ -50,7 +51,9 @@ fn models_compute_what_onnxruntime_computes() {
         let mut tidied = graph.clone();
         tidy::run(&mut tidied, tidy::RUN, &cpu).unwrap();
         let left = real_products(&tidied);
-        if !left.is_empty() {
+        // What `quantize_dynamic` leaves: the products of two activations.
+        let products = if name.starts_with("rows_dynamic") { 2 } else { 0 };
+        if left.len() > products {
             wrong.push(format!("{name}: {left:?} were not rewritten"));
         }
         // Bytes: one step. A network: one step of its last grid; a single product: rounding.
