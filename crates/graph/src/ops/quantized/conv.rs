@@ -159,6 +159,11 @@ impl QConv {
 
     fn pack(&self, cpu: &kernel::Cpu, w: &Tensor, zeros: Option<&Tensor>) -> Result<PackedByteConv> {
         let shape = w.shape();
+        if w.is_empty() {
+            return Err(Error::unsupported(format!(
+                "a quantised convolution with weights of shape {shape:?}"
+            )));
+        }
         // Weights fit an image of their own size whatever the window.
         let image: Vec<usize> = shape
             .iter()

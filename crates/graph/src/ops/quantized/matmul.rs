@@ -512,7 +512,7 @@ impl Op for QMatMul {
 
     fn mul_adds(&self, inputs: &Facts, outputs: &[Fact]) -> u64 {
         let depth = inputs.get(self.place(B)).and_then(Fact::sizes).and_then(|s| {
-            let at = s.len().checked_sub(if self.turned[1] { 1 } else { 2 }).unwrap_or(0);
+            let at = s.len().saturating_sub(if self.turned[1] { 1 } else { 2 });
             s.get(at).copied()
         });
         let count = outputs.first().and_then(Fact::count);
