@@ -21,6 +21,7 @@ pub mod conv_grad;
 pub mod cumulative;
 pub mod depth;
 pub mod diagonal;
+pub mod einsum;
 pub mod expand;
 pub mod fuse;
 pub mod gather;
@@ -90,6 +91,7 @@ static FAMILIES: &[&[OpDef]] = &[
     cumulative::DEFS,
     depth::DEFS,
     diagonal::DEFS,
+    einsum::DEFS,
     expand::DEFS,
     gelu::CONTRIB,
     gelu::DEFS,
