@@ -2,7 +2,7 @@
 
 use super::binary::Binary;
 use super::cast::{CastLike, cast};
-use super::select::Where;
+use super::choose::Where;
 use super::sum_to::SumTo;
 use super::unary::Unary;
 use crate::op::GradCx;

@@ -90,17 +90,6 @@ pub(crate) fn steps(shape: &[usize]) -> Vec<usize> {
     steps
 }
 
-/// Calls `f` with each index of a shape, in row-major order.
-pub(crate) fn each_index(shape: &[usize], mut f: impl FnMut(&[usize]) -> Result<()>) -> Result<()> {
-    let n = count(shape)?;
-    let mut index = vec![0; shape.len()];
-    for _ in 0..n {
-        f(&index)?;
-        advance(&mut index, shape);
-    }
-    Ok(())
-}
-
 /// The next index in row-major order; back to zeros after the last.
 pub(crate) fn advance(index: &mut [usize], shape: &[usize]) {
     for (i, &size) in index.iter_mut().zip(shape).rev() {
@@ -214,7 +203,7 @@ pub(crate) fn filled(dtype: DType, shape: &[usize], with: Option<&Tensor>) -> Re
     match with {
         Some(value) if !value.is_empty() => {
             let part = Strided { offset: 0, shape: shape.to_vec(), steps: vec![0; shape.len()] };
-            part.read(value.clone())
+            part.read(value.clone().aligned())
         }
         _ => Tensor::zeros(dtype, shape),
     }

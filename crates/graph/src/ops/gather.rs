@@ -161,7 +161,7 @@ pub(crate) fn slice_places(shape: &[usize], indices: &Tensor, batch: usize) -> R
 }
 
 /// The runs of `n` elements that start at these places, one after the other.
-fn take_runs(x: Tensor, places: &[usize], n: usize, shape: &[usize]) -> Result<Tensor> {
+pub(crate) fn take_runs(x: Tensor, places: &[usize], n: usize, shape: &[usize]) -> Result<Tensor> {
     fn take<T: Cell>(x: &Tensor, places: &[usize], n: usize, shape: &[usize]) -> Result<Tensor> {
         let from = T::of(x)?;
         build(x.dtype(), shape, |to: &mut [T]| {

@@ -8,16 +8,21 @@ use crate::{Op, Result};
 pub mod arg;
 pub mod batch_norm;
 pub mod binary;
+pub mod bitcast;
 pub mod bits;
+pub mod boxes;
 pub mod call;
 pub mod cast;
 pub mod clip;
+pub mod col2im;
 pub mod compare;
+pub mod choose;
 pub mod concat;
 pub mod constant;
 pub mod control;
 pub mod conv;
 pub mod conv_grad;
+pub mod crop;
 pub mod cumulative;
 pub mod depth;
 pub mod diagonal;
@@ -28,6 +33,7 @@ pub mod gather;
 pub mod gelu;
 pub mod gemm;
 pub mod global_pool;
+pub mod grid;
 pub mod identity;
 pub mod layer_norm;
 pub mod layer_norm_grad;
@@ -49,6 +55,7 @@ pub mod range;
 pub mod reduce;
 pub mod reshape;
 pub mod resize;
+pub mod reverse;
 pub mod scan;
 pub mod scatter;
 pub mod select;
@@ -56,11 +63,13 @@ pub mod sequence;
 pub mod shape;
 pub mod slice;
 pub mod softmax;
+pub mod strings;
 pub mod sum_to;
 pub mod topk;
 pub mod transpose;
 pub mod unary;
 pub mod variadic;
+pub mod vocabulary;
 pub mod window;
 
 mod broadcast;
@@ -80,32 +89,42 @@ static FAMILIES: &[&[OpDef]] = &[
     arg::DEFS,
     batch_norm::DEFS,
     binary::DEFS,
+    bitcast::DEFS,
     bits::DEFS,
+    boxes::DEFS,
     call::DEFS,
     cast::DEFS,
     clip::DEFS,
+    col2im::DEFS,
     compare::DEFS,
+    choose::DEFS,
+    concat::DEFS,
     constant::DEFS,
     control::DEFS,
+    conv::DEFS,
     conv_grad::DEFS,
+    crop::DEFS,
     cumulative::DEFS,
     depth::DEFS,
     diagonal::DEFS,
     einsum::DEFS,
     expand::DEFS,
+    gather::DEFS,
     gelu::CONTRIB,
     gelu::DEFS,
     gemm::DEFS,
     global_pool::DEFS,
+    grid::DEFS,
     identity::DEFS,
     layer_norm::DEFS,
     layer_norm_grad::DEFS,
     loss::DEFS,
-    loss::GRAD,
+    matmul::DEFS,
     modulo::DEFS,
     optimizer::DEFS,
     optional::DEFS,
     pad::DEFS,
+    pool::DEFS,
     pool_grad::DEFS,
     pow::DEFS,
     predicate::DEFS,
@@ -126,9 +145,9 @@ static FAMILIES: &[&[OpDef]] = &[
     random::DEFS,
     range::DEFS,
     reduce::DEFS,
-    reduce::SPREAD,
     reshape::DEFS,
     resize::DEFS,
+    reverse::DEFS,
     scan::DEFS,
     scatter::DEFS,
     select::DEFS,
@@ -136,13 +155,13 @@ static FAMILIES: &[&[OpDef]] = &[
     shape::DEFS,
     slice::DEFS,
     softmax::DEFS,
-    softmax::GRAD,
+    strings::DEFS,
     sum_to::DEFS,
     topk::DEFS,
     transpose::DEFS,
     unary::DEFS,
-    unary::SLOPE,
     variadic::DEFS,
+    vocabulary::DEFS,
 ];
 
 /// All operators, in all versions that are read differently.

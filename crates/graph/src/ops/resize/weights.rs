@@ -70,23 +70,26 @@ impl Coordinate {
     }
 
     /// The place in the input, between its elements, of element `i` of the output.
+    /// Where the length of the output matters it is the exact one, before it was rounded down to `new`.
     fn place(self, i: usize, old: usize, new: usize, scale: f64, region: (f64, f64)) -> f64 {
-        let (x, old, length) = (i as f64, old as f64, new as f64);
+        let (x, old) = (i as f64, old as f64);
+        let exact = scale * old;
+        let length = if (exact - exact.round()).abs() < 1e-4 { exact.round() } else { exact };
         match self {
             Coordinate::HalfPixel => (x + 0.5) / scale - 0.5,
             Coordinate::HalfPixelSymmetric => {
                 // The output is centred on the input, also when its size was rounded.
-                let adjust = length / (scale * old);
+                let adjust = new as f64 / length;
                 let center = old / 2.0;
                 center * (1.0 - adjust) + (x + 0.5) / scale - 0.5
             }
-            Coordinate::PytorchHalfPixel if new > 1 => (x + 0.5) / scale - 0.5,
+            Coordinate::PytorchHalfPixel if length > 1.0 => (x + 0.5) / scale - 0.5,
             Coordinate::PytorchHalfPixel => -0.5,
-            Coordinate::AlignCorners if new > 1 => x * (old - 1.0) / (length - 1.0),
+            Coordinate::AlignCorners if length > 1.0 => x * (old - 1.0) / (length - 1.0),
             Coordinate::AlignCorners => 0.0,
             Coordinate::Asymmetric => x / scale,
             Coordinate::TfHalfPixel => (x + 0.5) / scale,
-            Coordinate::Crop if new > 1 => {
+            Coordinate::Crop if length > 1.0 => {
                 region.0 * (old - 1.0) + x * (region.1 - region.0) * (old - 1.0) / (length - 1.0)
             }
             Coordinate::Crop => 0.5 * (region.0 + region.1) * (old - 1.0),
