@@ -29,6 +29,7 @@ pub mod cumulative;
 pub mod deform_conv;
 pub mod depth;
 pub mod diagonal;
+pub mod einsum;
 pub mod expand;
 pub mod fuse;
 pub mod gather;
@@ -117,6 +118,7 @@ static FAMILIES: &[&[OpDef]] = &[
     deform_conv::DEFS,
     depth::DEFS,
     diagonal::DEFS,
+    einsum::DEFS,
     expand::DEFS,
     gather::DEFS,
     gelu::CONTRIB,
