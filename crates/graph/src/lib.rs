@@ -18,6 +18,7 @@ pub mod op;
 pub mod ops;
 pub mod run;
 pub mod tensor;
+pub mod tidy;
 
 pub use attrs::{Attr, Attrs};
 pub use dim::Dim;

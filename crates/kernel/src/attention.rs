@@ -319,11 +319,10 @@ impl Panel<'_> {
         strides: Strides,
         f: impl Fn(f32, T) -> f32,
     ) {
-        let mut rows: [&[T]; W] = [&[]; W];
-        for lane in 0..W {
+        let rows: [&[T]; W] = std::array::from_fn(|lane| {
             let (head, query) = self.query(lane);
-            rows[lane] = &mask[strides.at(self.batch, head, query) + from..][..scores.len()];
-        }
+            &mask[strides.at(self.batch, head, query) + from..][..scores.len()]
+        });
         if rows.iter().all(|row| std::ptr::eq(*row, rows[0])) {
             for (row, &m) in scores.iter_mut().zip(rows[0]) {
                 for x in row {
@@ -421,4 +420,138 @@ fn gather<S: Set, const W: usize, const R: usize>(
         }
     }
     *o = sums;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+    use proptest::prelude::*;
+
+    fn numbers(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.0 - 1.0).collect()
+    }
+
+    /// One query after the other, in `f64`.
+    fn spec(
+        shape: &Attention,
+        data: [&[f32]; 3],
+        strides: [Strides; 3],
+        out: &mut [f32],
+        out_strides: Strides,
+    ) {
+        let [q, k, v] = data;
+        for b in 0..shape.batch {
+            for h in 0..shape.heads {
+                let kv = h / (shape.heads / shape.kv_heads);
+                for i in 0..shape.queries {
+                    let q = &q[strides[0].at(b, h, i)..][..shape.width];
+                    let scores: Vec<f64> = (0..shape.keys)
+                        .map(|j| {
+                            let k = &k[strides[1].at(b, kv, j)..][..shape.width];
+                            let dot: f64 = q.iter().zip(k).map(|(&q, &k)| q as f64 * k as f64).sum();
+                            let mut score = dot * shape.scale as f64;
+                            if shape.softcap != 0.0 {
+                                score = shape.softcap as f64 * (score / shape.softcap as f64).tanh();
+                            }
+                            let hidden = match shape.mask {
+                                Some(Mask::Keep(mask, s)) => mask[s.at(b, h, i) + j] == 0,
+                                _ => false,
+                            } || shape.causal.is_some_and(|o| j as isize > i as isize + o);
+                            if let Some(Mask::Add(mask, s)) = shape.mask {
+                                score += mask[s.at(b, h, i) + j] as f64;
+                            }
+                            if hidden { f64::NEG_INFINITY } else { score }
+                        })
+                        .collect();
+                    let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
+                    let sum: f64 = weights.iter().sum();
+                    for c in 0..shape.value_width {
+                        let y: f64 =
+                            (0..shape.keys).map(|j| weights[j] * v[strides[2].at(b, kv, j) + c] as f64).sum();
+                        out[out_strides.at(b, h, i) + c] =
+                            if top == f64::NEG_INFINITY { 0.0 } else { (y / sum) as f32 };
+                    }
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_instruction_set_is_the_sum_written_out(
+            batch in 1usize..3,
+            (kv_heads, group) in (1usize..3, 1usize..4),
+            queries in prop_oneof![Just(1usize), 1usize..40],
+            keys in prop_oneof![Just(0usize), 1usize..20, 120usize..300],
+            (width, value_width) in (1usize..20, 1usize..20),
+            (softcap, causal) in (prop_oneof![Just(0f32), Just(2.0)], prop::option::of(-3isize..5)),
+            (mask, repeat, rows_first) in (0usize..3, 0usize..3, any::<bool>()),
+        ) {
+            let heads = kv_heads * group;
+            let lay = if rows_first { Strides::rows_first } else { Strides::heads_first };
+            let added: Vec<f32> = numbers(batch * heads * queries * keys, 4)
+                .into_iter()
+                .map(|x| if x > 0.7 { f32::NEG_INFINITY } else { 2.0 * x })
+                .collect();
+            let kept: Vec<u8> = added.iter().map(|&x| (x < 0.5) as u8).collect();
+            let mask_strides = match repeat {
+                0 => Strides::heads_first(heads, queries, keys),
+                1 => Strides { batch: keys, head: 0, row: 0 },
+                _ => Strides { batch: 0, head: 0, row: keys },
+            };
+            let shape = Attention {
+                batch, heads, kv_heads, queries, keys, width, value_width, softcap, causal,
+                scale: 0.7,
+                mask: match mask {
+                    0 => None,
+                    1 => Some(Mask::Add(&added, mask_strides)),
+                    _ => Some(Mask::Keep(&kept, mask_strides)),
+                },
+            };
+            let q = numbers(batch * heads * queries * width, 1);
+            let k = numbers(batch * kv_heads * keys * width, 2);
+            let v = numbers(batch * kv_heads * keys * value_width, 3);
+            let strides = [lay(heads, queries, width), lay(kv_heads, keys, width), lay(kv_heads, keys, value_width)];
+            let out_strides = Strides::rows_first(heads, queries, value_width);
+            let mut want = vec![7f32; batch * heads * queries * value_width];
+            spec(&shape, [&q, &k, &v], strides, &mut want, out_strides);
+            for isa in Isa::available() {
+                let results = [1, 2].map(|threads| {
+                    let cpu = Cpu::with_isa(isa, threads).unwrap();
+                    let mut out = vec![9f32; want.len()];
+                    attention(
+                        &cpu, &shape, (&q, strides[0]), (&k, strides[1]), (&v, strides[2]), (&mut out, out_strides),
+                    );
+                    out
+                });
+                prop_assert_eq!(&results[0], &results[1]);
+                for (y, w) in results[0].iter().zip(&want) {
+                    prop_assert!((y - w).abs() < 3e-6, "{}: {} for {}", isa, y, w);
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic]
+    fn overlapping_output_rows_are_refused() {
+        let cpu = Cpu::with_isa(Isa::Scalar, 1).unwrap();
+        let shape = Attention {
+            batch: 1,
+            heads: 1,
+            kv_heads: 1,
+            queries: 2,
+            keys: 1,
+            width: 2,
+            value_width: 2,
+            scale: 1.0,
+            softcap: 0.0,
+            causal: None,
+            mask: None,
+        };
+        let s = Strides { batch: 0, head: 0, row: 1 };
+        attention(&cpu, &shape, (&[0.0; 4], s), (&[0.0; 4], s), (&[0.0; 4], s), (&mut [0.0; 4], s));
+    }
 }

@@ -139,7 +139,7 @@ pub(crate) fn erf<S: Set>(x: f32) -> f32 {
     let g = poly::<S, 8>(
         t,
         [
-            1.1283792,
+            std::f32::consts::FRAC_2_SQRT_PI,
             0.6366165,
             0.1028143,
             -0.019321473,

@@ -208,3 +208,96 @@ impl Body for Group<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+    use proptest::prelude::*;
+
+    fn numbers(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.0 - 0.7).collect()
+    }
+
+    fn spec(kind: Kind, epsilon: f64, row: &[f64]) -> (f64, f64) {
+        let n = row.len() as f64;
+        let mean = if kind == Kind::Layer { row.iter().sum::<f64>() / n } else { 0.0 };
+        let squares: f64 = row.iter().map(|x| (x - mean).powi(2)).sum();
+        (
+            mean,
+            if kind == Kind::L2 {
+                1.0 / squares.sqrt().max(epsilon)
+            } else {
+                1.0 / (squares / n + epsilon).sqrt()
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn rows_are_as_defined(
+            rows in prop_oneof![0usize..5, 60usize..70],
+            n in prop_oneof![1usize..70, 1000usize..1100],
+            kind in prop_oneof![Just(Kind::Layer), Just(Kind::Rms), Just(Kind::L2)],
+            (with_gamma, with_beta, with_skip) in (any::<bool>(), any::<bool>(), any::<bool>()),
+        ) {
+            let (input, skip) = (numbers(rows * n, 1), numbers(rows * n, 2));
+            let (gamma, beta) = (numbers(n, 3), numbers(n, 4));
+            let what = Norm {
+                kind,
+                epsilon: 1e-3,
+                gamma: with_gamma.then_some(&gamma[..]),
+                beta: with_beta.then_some(&beta[..]),
+            };
+            for isa in Isa::available() {
+                let results = [1, 2].map(|threads| {
+                    let cpu = Cpu::with_isa(isa, threads).unwrap();
+                    let mut out = vec![9.0; rows * n];
+                    let (mut sum, mut mean, mut inverse) = (out.clone(), vec![9.0; rows], vec![9.0; rows]);
+                    let extra = Extra {
+                        skip: with_skip.then_some(&skip[..]),
+                        sum: Some(&mut sum),
+                        mean: Some(&mut mean),
+                        inverse: Some(&mut inverse),
+                    };
+                    norm(&cpu, what, &input, n, extra, &mut out);
+                    (out, sum, mean, inverse)
+                });
+                prop_assert_eq!(&results[0], &results[1]);
+                let (out, sum, mean, inverse) = &results[0];
+                for r in 0..rows {
+                    let row: Vec<f64> = (r * n..(r + 1) * n)
+                        .map(|i| if with_skip { input[i] + skip[i] } else { input[i] } as f64)
+                        .collect();
+                    let (m, f) = spec(kind, 1e-3, &row);
+                    prop_assert!((mean[r] as f64 - m).abs() < 1e-6 && (inverse[r] as f64 - f).abs() < 2e-6 * f);
+                    for (c, &x) in row.iter().enumerate() {
+                        let g = if with_gamma { gamma[c] as f64 } else { 1.0 };
+                        let b = if with_beta { beta[c] as f64 } else { 0.0 };
+                        prop_assert_eq!(sum[r * n + c] as f64, x);
+                        prop_assert!((out[r * n + c] as f64 - ((x - m) * f * g + b)).abs() < 2e-5);
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn groups_are_as_defined(n in 0usize..3, groups in 1usize..4, per in 1usize..4, inner in 0usize..40) {
+            let c = groups * per;
+            let (input, gamma, beta) = (numbers(n * c * inner, 1), numbers(c, 2), numbers(c, 3));
+            for isa in Isa::available() {
+                let cpu = Cpu::with_isa(isa, 2).unwrap();
+                let mut out = vec![9.0; input.len()];
+                group_norm(&cpu, &input, inner, groups, &gamma, &beta, 1e-3, &mut out);
+                for (i, &y) in out.iter().enumerate() {
+                    let (group, channel) = (i / (per * inner), i / inner % c);
+                    let row: Vec<f64> =
+                        input[group * per * inner..(group + 1) * per * inner].iter().map(|&x| x as f64).collect();
+                    let (m, f) = spec(Kind::Layer, 1e-3, &row);
+                    let want = (input[i] as f64 - m) * f * gamma[channel] as f64 + beta[channel] as f64;
+                    prop_assert!((y as f64 - want).abs() < 2e-5);
+                }
+            }
+        }
+    }
+}

@@ -359,3 +359,122 @@ impl Body for Strip<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+    use proptest::prelude::*;
+
+    const ALL: [Reduce; 10] = [
+        Reduce::Sum,
+        Reduce::Mean,
+        Reduce::Max,
+        Reduce::Min,
+        Reduce::Prod,
+        Reduce::SumSquares,
+        Reduce::SumAbs,
+        Reduce::Norm,
+        Reduce::LogSum,
+        Reduce::LogSumExp,
+    ];
+
+    fn spec(op: Reduce, x: &[f64]) -> f64 {
+        let sum: f64 = x.iter().sum();
+        let squares: f64 = x.iter().map(|x| x * x).sum();
+        match op {
+            Reduce::Sum => sum,
+            Reduce::Mean => sum / x.len() as f64,
+            Reduce::Max => x.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+            Reduce::Min => x.iter().copied().fold(f64::INFINITY, f64::min),
+            Reduce::Prod => x.iter().product(),
+            Reduce::SumSquares => squares,
+            Reduce::SumAbs => x.iter().map(|x| x.abs()).sum(),
+            Reduce::Norm => squares.sqrt(),
+            Reduce::LogSum => sum.ln(),
+            Reduce::LogSumExp => x.iter().map(|x| x.exp()).sum::<f64>().ln(),
+        }
+    }
+
+    fn check(op: Reduce, input: &[f32], [outer, axis, inner]: [usize; 3]) {
+        for isa in Isa::available() {
+            let results = [1, 2].map(|threads| {
+                let mut out = vec![9.0; outer * inner];
+                reduce(&Cpu::with_isa(isa, threads).unwrap(), op, input, [outer, axis, inner], &mut out);
+                out
+            });
+            for (i, (&y, &again)) in results[0].iter().zip(&results[1]).enumerate() {
+                assert_eq!(y.to_bits(), again.to_bits());
+                let at = |a: usize| (i / inner * axis + a) * inner + i % inner;
+                let column: Vec<f64> = (0..axis).map(|a| input[at(a)] as f64).collect();
+                let want = spec(op, &column);
+                let scale = want.abs().max(column.iter().map(|x| x.abs()).sum::<f64>() * 0.3);
+                let loose = if matches!(op, Reduce::LogSum | Reduce::LogSumExp) { 1.0 } else { scale };
+                let same = y as f64 == want || (y.is_nan() && want.is_nan());
+                assert!(
+                    same || (y as f64 - want).abs() <= 1e-6 * loose.max(want.abs()),
+                    "{op:?} on {isa}: {y} for {want}"
+                );
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_instruction_set_is_the_definition(
+            which in 0..ALL.len(),
+            outer in 0usize..4,
+            axis in prop_oneof![0usize..40, 1000usize..1100],
+            inner in prop_oneof![Just(1usize), 0usize..70, 128usize..150],
+        ) {
+            let op = ALL[which];
+            // Products stay in range; sums of which the logarithm is taken do not cancel.
+            let base = if matches!(op, Reduce::Prod) { 0.97 } else if op == Reduce::LogSum { 0.1 } else { -0.8 };
+            let width = if matches!(op, Reduce::Prod) { 0.06 } else { 3.0 };
+            let input: Vec<f32> =
+                (0..outer * axis * inner).map(|i| base + ((i * 7919) % 1013) as f32 / 1013.0 * width).collect();
+            check(op, &input, [outer, axis, inner]);
+        }
+
+        #[test]
+        fn positions(
+            cells in prop::collection::vec(0u8..12, 1..400),
+            inner in 1usize..5,
+            largest in any::<bool>(),
+            last in any::<bool>(),
+        ) {
+            let axis = cells.len() / inner;
+            prop_assume!(axis > 0);
+            // 11 stands for NaN, which lies beyond all.
+            let value = |x: u8| if x == 11 { f32::NAN } else { x as f32 };
+            let input: Vec<f32> = cells[..axis * inner].iter().map(|&x| value(x)).collect();
+            let key = |x: u8| if x == 11 { 100 } else if largest { x as i32 } else { -(x as i32) };
+            for isa in Isa::available() {
+                let mut out = vec![-1i64; inner];
+                arg(&Cpu::with_isa(isa, 1).unwrap(), Arg { largest, last }, &input, [1, axis, inner], &mut out);
+                for (c, &at) in out.iter().enumerate() {
+                    let column: Vec<i32> = (0..axis).map(|a| key(cells[a * inner + c])).collect();
+                    let top = column.iter().max().unwrap();
+                    let want = if last { column.iter().rposition(|x| x == top) } else { column.iter().position(|x| x == top) };
+                    prop_assert_eq!(Some(at as usize), want);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn long_rows_and_nan() {
+        let mut input: Vec<f32> = (0..200_003).map(|i| ((i * 7919) % 1013) as f32 / 1013.0 + 0.5).collect();
+        for op in ALL.into_iter().filter(|&op| op != Reduce::Prod) {
+            check(op, &input, [1, input.len(), 1]);
+        }
+        input[100_000] = f32::NAN;
+        for isa in Isa::available() {
+            for op in ALL {
+                let mut out = [0.0];
+                reduce(&Cpu::with_isa(isa, 2).unwrap(), op, &input, [1, input.len(), 1], &mut out);
+                assert!(out[0].is_nan(), "{op:?}");
+            }
+        }
+    }
+}

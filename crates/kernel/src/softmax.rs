@@ -151,3 +151,70 @@ impl Body for Columns<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+    use proptest::prelude::*;
+
+    fn spec(data: &[f32], [outer, axis, inner]: [usize; 3], log: bool) -> Vec<f64> {
+        let mut output = vec![0.0; data.len()];
+        for (o, i) in (0..outer).flat_map(|o| (0..inner).map(move |i| (o, i))) {
+            let at = |a: usize| (o * axis + a) * inner + i;
+            let top = (0..axis).map(|a| data[at(a)] as f64).fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = (0..axis).map(|a| (data[at(a)] as f64 - top).exp()).sum();
+            for a in 0..axis {
+                let x = data[at(a)] as f64 - top;
+                output[at(a)] = if log { x - sum.ln() } else { x.exp() / sum };
+            }
+        }
+        output
+    }
+
+    proptest! {
+        #[test]
+        fn every_instruction_set_is_the_definition(
+            outer in 0usize..4,
+            axis in prop_oneof![0usize..40, 1000usize..1100],
+            inner in prop_oneof![Just(1usize), 0usize..70, 128usize..150],
+            spread in 0.1f32..60.0,
+            log in any::<bool>(),
+        ) {
+            let dims = [outer, axis, inner];
+            let data: Vec<f32> =
+                (0..outer * axis * inner).map(|i| ((i * 7919) % 1013) as f32 / 1013.0 * spread).collect();
+            let want = spec(&data, dims, log);
+            for isa in Isa::available() {
+                let results = [1, 2].map(|threads| {
+                    let cpu = Cpu::with_isa(isa, threads).unwrap();
+                    let mut data = data.clone();
+                    if log { log_softmax(&cpu, &mut data, dims) } else { softmax(&cpu, &mut data, dims) }
+                    data
+                });
+                prop_assert_eq!(&results[0], &results[1]);
+                for (y, w) in results[0].iter().zip(&want) {
+                    let loose = if log { 3e-7 } else { 1e-37 };
+                    prop_assert!((*y as f64 - w).abs() <= 4e-6 * w.abs() + loose, "{}: {} for {}", isa, y, w);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn masks_and_infinities() {
+        for isa in Isa::available() {
+            let cpu = Cpu::with_isa(isa, 1).unwrap();
+            let none = f32::NEG_INFINITY;
+            let mut data = vec![1.0, 2.0, 3.0, none, none, none, none, 5.0, 5.0, f32::NAN, 1.0, 1.0];
+            softmax(&cpu, &mut data, [4, 3, 1]);
+            assert!(data[3..6].iter().chain(&data[9..]).all(|x| x.is_nan()));
+            assert_eq!(data[6..9], [0.0, 0.5, 0.5]);
+            let mask = [0.0, none, 0.0];
+            let mut data = vec![1.0, 2.0, 1.0, 4.0, 4.0, 4.0];
+            softmax_masked(&cpu, &mut data, 3, 0.5, |row| (row == 0).then_some(&mask[..]));
+            assert_eq!(data[..3], [0.5, 0.0, 0.5]);
+            assert!(data[3..].iter().all(|x| (x - 1.0 / 3.0).abs() < 1e-7));
+        }
+    }
+}

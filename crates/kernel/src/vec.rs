@@ -244,3 +244,104 @@ impl<D: Data> Body for Each<'_, D> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+    use proptest::prelude::*;
+
+    fn spec(op: Binary, a: f32, b: f32) -> f32 {
+        match op {
+            Binary::Add => a + b,
+            Binary::AddRelu => (a + b).max(0.0),
+            Binary::Sub => a - b,
+            Binary::SubFrom => b - a,
+            Binary::Mul => a * b,
+            Binary::Div => a / b,
+            Binary::DivFrom => b / a,
+            Binary::Max => a.max(b),
+            Binary::Min => a.min(b),
+            Binary::Pow => a.powf(b),
+        }
+    }
+
+    const ALL: [Binary; 10] = [
+        Binary::Add,
+        Binary::AddRelu,
+        Binary::Sub,
+        Binary::SubFrom,
+        Binary::Mul,
+        Binary::Div,
+        Binary::DivFrom,
+        Binary::Max,
+        Binary::Min,
+        Binary::Pow,
+    ];
+
+    proptest! {
+        #[test]
+        fn every_broadcast_is_the_definition(
+            which in 0..ALL.len(),
+            form in 0usize..4,
+            outer in prop_oneof![0usize..4, 900usize..1000],
+            channels in 1usize..6,
+            inner in 0usize..40,
+        ) {
+            let op = ALL[which];
+            let numbers = |count: usize, step: usize| -> Vec<f32> {
+                (0..count).map(|i| (i * step % 997) as f32 / 300.0 + 0.01).collect()
+            };
+            let len = outer * channels * inner;
+            let a = numbers(len, 7919);
+            let other = numbers(len.max(channels * inner), 104_729);
+            let (right, at): (Right, Box<dyn Fn(usize) -> usize>) = match form {
+                0 => (Right::Same(&other[..len]), Box::new(|i| i)),
+                1 => (Right::Scalar(1.5), Box::new(|_| 0)),
+                2 => (Right::Row(&other[..channels * inner]), Box::new(move |i| i % (channels * inner))),
+                _ if inner == 0 => return Ok(()),
+                _ => (Right::Channel(&other[..channels], inner), Box::new(move |i| i / inner % channels)),
+            };
+            for isa in Isa::available() {
+                for threads in [1, 2] {
+                    let cpu = Cpu::with_isa(isa, threads).unwrap();
+                    let mut out = vec![9.0; len];
+                    binary(&cpu, op, &a, right, &mut out);
+                    let mut inside = a.clone();
+                    binary_assign(&cpu, op, &mut inside, right);
+                    prop_assert_eq!(&inside, &out);
+                    for (i, &y) in out.iter().enumerate() {
+                        let b = if form == 1 { 1.5 } else { other[at(i)] };
+                        prop_assert_eq!(y, spec(op, a[i], b));
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn channels_are_scaled_and_shifted(n in 0usize..4, c in 1usize..5, inner in 0usize..40) {
+            let input: Vec<f32> = (0..n * c * inner).map(|i| i as f32 * 0.25).collect();
+            let (scale, shift): (Vec<f32>, Vec<f32>) = (0..c).map(|c| (c as f32 + 0.5, 2.0 - c as f32)).unzip();
+            for isa in Isa::available() {
+                let mut out = vec![9.0; input.len()];
+                scale_shift(&Cpu::with_isa(isa, 2).unwrap(), &input, &scale, &shift, inner, &mut out);
+                for (i, &y) in out.iter().enumerate() {
+                    let c = i / inner % c;
+                    prop_assert_eq!(y, input[i] * scale[c] + shift[c]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nan_wins() {
+        for isa in Isa::available() {
+            let cpu = Cpu::with_isa(isa, 1).unwrap();
+            for op in [Binary::Max, Binary::Min, Binary::AddRelu] {
+                let mut out = [0.0; 2];
+                binary(&cpu, op, &[f32::NAN, 1.0], Right::Same(&[1.0, f32::NAN]), &mut out);
+                assert!(out[0].is_nan() && out[1].is_nan());
+            }
+        }
+    }
+}

@@ -1,1 +1,15 @@
-//! x
+//! Makes a model smaller and says what that costs: passes that change weights, the calibration they need, and the
+//! search that chooses among them for a goal.
+#![forbid(unsafe_code)]
+
+pub mod calibrate;
+pub mod error;
+pub mod plan;
+pub mod quantize;
+pub mod search;
+pub mod stats;
+pub mod weights;
+
+pub use error::{Error, Result};
+pub use plan::{Choice, Plan, Step};
+pub use search::{Goal, Judge, Outcome, Part, Score, shrink};

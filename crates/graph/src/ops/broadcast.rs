@@ -44,6 +44,11 @@ impl Walk {
         Ok(Walk { shape, axes })
     }
 
+    /// The merged axes, outermost first: size, and the step of each operand (in elements; 0 repeats).
+    pub fn axes(&self) -> &[(usize, usize, usize)] {
+        &self.axes
+    }
+
     /// Calls `run(output offset, a's offset, b's offset)` for each run along the last axis.
     fn runs(&self, mut run: impl FnMut(usize, usize, usize)) {
         let Some(((n, ..), outer)) = self.axes.split_last() else { return };

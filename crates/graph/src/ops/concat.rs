@@ -93,7 +93,8 @@ impl Concat {
 pub(crate) fn concat(tensors: Vec<Tensor>, axis: usize) -> Result<Tensor> {
     fn join<T: Cell>(tensors: &[Tensor], shape: &[usize], axis: usize) -> Result<Tensor> {
         let inner: usize = shape[axis + 1..].iter().product();
-        let parts = tensors.iter().map(|t| Ok((T::of(t)?, t.shape()[axis] * inner))).collect::<Result<Vec<_>>>()?;
+        let parts =
+            tensors.iter().map(|t| Ok((T::of(t)?, t.shape()[axis] * inner))).collect::<Result<Vec<_>>>()?;
         build(tensors[0].dtype(), shape, |to: &mut [T]| {
             let mut at = 0;
             for outer in 0..shape[..axis].iter().product() {
@@ -133,12 +134,16 @@ pub(crate) fn concat(tensors: Vec<Tensor>, axis: usize) -> Result<Tensor> {
 /// When the tensor has fewer.
 pub(crate) fn part(x: Tensor, axis: usize, start: usize, count: usize) -> Result<Tensor> {
     if start.checked_add(count).is_none_or(|end| end > x.shape()[axis]) {
-        return Err(Error::invalid(format!("{:?} has no {count} slices from {start} on axis {axis}", x.shape())));
+        return Err(Error::invalid(format!(
+            "{:?} has no {count} slices from {start} on axis {axis}",
+            x.shape()
+        )));
     }
     let strides = steps(x.shape());
     let mut shape = x.shape().to_vec();
     shape[axis] = count;
-    Strided { offset: start * strides[axis], shape, steps: strides.iter().map(|&s| s as isize).collect() }.read(x)
+    Strided { offset: start * strides[axis], shape, steps: strides.iter().map(|&s| s as isize).collect() }
+        .read(x)
 }
 
 impl Op for Concat {
@@ -153,7 +158,9 @@ impl Op for Concat {
     fn infer(&self, inputs: &Facts) -> Result<Vec<Fact>> {
         let facts = inputs.iter().flatten().collect::<Vec<_>>();
         let dtype = facts.iter().find_map(|f| f.dtype());
-        let Some(rank) = facts.iter().find_map(|f| f.rank()) else { return Ok(vec![Fact::maybe(dtype, None)]) };
+        let Some(rank) = facts.iter().find_map(|f| f.rank()) else {
+            return Ok(vec![Fact::maybe(dtype, None)]);
+        };
         let axis = infer::axis(self.axis, rank)?;
         let mut shape = vec![Dim::Unknown; rank];
         let mut sum = Dim::Is(0);
@@ -163,7 +170,10 @@ impl Op for Concat {
                 continue;
             };
             if dims.len() != rank {
-                return Err(Error::invalid(format!("ranks {rank} and {} cannot be concatenated", dims.len())));
+                return Err(Error::invalid(format!(
+                    "ranks {rank} and {} cannot be concatenated",
+                    dims.len()
+                )));
             }
             sum = sum.plus(&dims[axis]);
             for (i, (known, dim)) in shape.iter_mut().zip(dims).enumerate().filter(|(i, _)| *i != axis) {
@@ -225,9 +235,10 @@ impl Split {
         let Some(parts) = given.or_else(|| self.parts.clone()) else {
             let n = match self.count {
                 Some(n) => usize::try_from(n).ok().filter(|&n| n > 0 && n <= size.max(outputs)),
-                None => Some(outputs).filter(|&n| n > 0 && size % n == 0),
+                None => Some(outputs).filter(|&n| n > 0 && size.is_multiple_of(n)),
             };
-            let n = n.ok_or_else(|| Error::invalid(format!("size {size} cannot be cut into {outputs} parts")))?;
+            let n =
+                n.ok_or_else(|| Error::invalid(format!("size {size} cannot be cut into {outputs} parts")))?;
             let chunk = size.div_ceil(n);
             return Ok((0..n).map(|i| chunk.min(size.saturating_sub(i * chunk))).collect());
         };

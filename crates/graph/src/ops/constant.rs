@@ -57,7 +57,9 @@ pub fn value(attrs: &Attrs) -> Result<Tensor> {
     }
     match attrs.opt_text("value_string")? {
         Some(text) => Tensor::strings(&[], vec![text.into()]),
-        None if attrs.get("sparse_value").is_some() => Err(Error::unsupported("Constant with a sparse value")),
+        None if attrs.get("sparse_value").is_some() => {
+            Err(Error::unsupported("Constant with a sparse value"))
+        }
         None => Err(Error::invalid("Constant has no value")),
     }
 }

@@ -133,7 +133,12 @@ impl Op for If {
         let fact = |i| {
             let ty = match (out(&self.bodies[0], i), out(&self.bodies[1], i)) {
                 (Some(a), Some(b)) => common(&a, &b),
-                _ => return Err(Error::invalid(format!("a branch makes fewer than {} values", inputs.outputs))),
+                _ => {
+                    return Err(Error::invalid(format!(
+                        "a branch makes fewer than {} values",
+                        inputs.outputs
+                    )));
+                }
             };
             Ok(Fact { ty, ints: None })
         };
@@ -145,7 +150,8 @@ impl Op for If {
         let branch = if yes { self.then } else { 1 - self.then };
         let programs = cx.programs(self)?;
         let split = self.bodies[0].captures.len();
-        let (first, second) = cx.captures.split_at_checked(split).ok_or_else(|| missing("captured values"))?;
+        let (first, second) =
+            cx.captures.split_at_checked(split).ok_or_else(|| missing("captured values"))?;
         let captures = if branch == 0 { first } else { second };
         let program = programs.get(branch).ok_or_else(|| missing("body"))?;
         program.run(Vec::new(), captures.to_vec(), &mut ())
@@ -226,9 +232,10 @@ impl Op for Loop {
             let ty = match ty {
                 // Without a step, what goes in comes out; in later steps shapes may grow.
                 Type::Tensor(dtype, _) if i < carried => Type::Tensor(dtype, None),
-                Type::Tensor(dtype, Some(shape)) => {
-                    Type::Tensor(dtype, Some([&[Dim::Unknown][..], &vec![Dim::Unknown; shape.len()]].concat()))
-                }
+                Type::Tensor(dtype, Some(shape)) => Type::Tensor(
+                    dtype,
+                    Some([&[Dim::Unknown][..], &vec![Dim::Unknown; shape.len()]].concat()),
+                ),
                 Type::Sequence(_) if i < carried => Type::Unknown,
                 other => other,
             };
@@ -238,7 +245,9 @@ impl Op for Loop {
         let mut facts: Vec<Fact> = facts.collect();
         for (i, fact) in facts.iter_mut().enumerate().take(carried) {
             // A carried value keeps its shape when the body is certain to keep it.
-            let (Some(before), Some(&out)) = (inputs.get(i + 2), self.body.outputs.get(i + 1)) else { continue };
+            let (Some(before), Some(&out)) = (inputs.get(i + 2), self.body.outputs.get(i + 1)) else {
+                continue;
+            };
             if fact.dtype().is_some() && before.dtype() != fact.dtype() {
                 *fact = Fact::default();
             }

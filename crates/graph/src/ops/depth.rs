@@ -72,7 +72,9 @@ impl Op for Depth {
                 Some(vec![n.clone(), c.over(&square), h.times(&b), w.times(&b)])
             }
             Some([n, c, h, w]) => Some(vec![n.clone(), c.times(&square), h.over(&b), w.over(&b)]),
-            Some(other) => return Err(Error::invalid(format!("expected an image, got rank {}", other.len()))),
+            Some(other) => {
+                return Err(Error::invalid(format!("expected an image, got rank {}", other.len())));
+            }
             None => None,
         };
         Ok(vec![Fact::maybe(x.dtype(), shape)])
@@ -101,7 +103,12 @@ impl Op for Depth {
 
     fn grad(&self, cx: &mut GradCx) -> Result<Vec<Option<ValueId>>> {
         let dy = cx.grad()?;
-        let back = Depth { attrs: self.attrs.clone(), line: 1 - self.line, block: self.block, columns: self.columns };
+        let back = Depth {
+            attrs: self.attrs.clone(),
+            line: 1 - self.line,
+            block: self.block,
+            columns: self.columns,
+        };
         Ok(vec![Some(cx.graph.add_op("grad", back, &[dy])?)])
     }
 

@@ -136,7 +136,8 @@ impl Op for Tile {
         if repeats.len() != x.rank() {
             return Err(Error::invalid(format!("{} repeats for rank {}", repeats.len(), x.rank())));
         }
-        let whole = x.shape().iter().zip(&repeats).map(|(&d, &r)| count(&[d, r])).collect::<Result<Vec<_>>>()?;
+        let whole =
+            x.shape().iter().zip(&repeats).map(|(&d, &r)| count(&[d, r])).collect::<Result<Vec<_>>>()?;
         let shape = x.shape().iter().zip(&repeats).flat_map(|(&d, &r)| [r, d]).collect();
         let steps = steps(x.shape()).into_iter().flat_map(|s| [0, s as isize]).collect();
         Ok(vec![Strided { offset: 0, shape, steps }.read(x)?.reshaped(&whole)?])

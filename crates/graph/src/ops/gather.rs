@@ -48,7 +48,10 @@ pub(crate) static DEFS: &[OpDef] = &[
                 Sample::new(Gather::new(0), vec![ramp(&[3, 4]), ids]).grads(&[0]),
                 Sample::new(Gather::new(1), vec![ramp(&[2, 3, 2]), Tensor::vector(&[1i32, 1])]).grads(&[0]),
                 Sample::new(Gather::new(-1), vec![Tensor::vector(&[5i64, 6, 7]), Tensor::scalar(-2i64)]),
-                Sample::new(Gather { axis: None }, vec![Tensor::vector(&[5i64, 6, 7]), Tensor::vector(&[1i64])]),
+                Sample::new(
+                    Gather { axis: None },
+                    vec![Tensor::vector(&[5i64, 6, 7]), Tensor::vector(&[1i64])],
+                ),
             ];
             if let Ok(x) = Tensor::pack(DType::I4, &[3, 3], &[1, 2, 3, 4, 5, 6, 7, 8, 9]) {
                 samples.push(Sample::new(Gather::new(0), vec![x, Tensor::vector(&[2i64, 1])]));
@@ -220,7 +223,9 @@ impl Op for Gather {
 
     fn infer(&self, inputs: &Facts) -> Result<Vec<Fact>> {
         let (x, ids) = (inputs.need(0)?, inputs.need(1)?);
-        let (Some(a), Some(b)) = (x.shape(), ids.shape()) else { return Ok(vec![Fact::maybe(x.dtype(), None)]) };
+        let (Some(a), Some(b)) = (x.shape(), ids.shape()) else {
+            return Ok(vec![Fact::maybe(x.dtype(), None)]);
+        };
         let axis = infer::axis(self.axis(), a.len())?;
         let shape = [&a[..axis], b, &a[axis + 1..]].concat();
         let ints = match (&x.ints, inputs.ints(1)) {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::op::{OpDef, Reader};
 use crate::{Op, Result};
 
+pub mod batch_norm;
 pub mod binary;
 pub mod bitcast;
 pub mod boxes;
@@ -14,15 +15,26 @@ pub mod col2im;
 pub mod concat;
 pub mod constant;
 pub mod control;
+pub mod conv;
+pub mod conv_grad;
 pub mod crop;
 pub mod depth;
 pub mod expand;
+pub mod fuse;
 pub mod gather;
+pub mod gemm;
+pub mod global_pool;
 pub mod grid;
 pub mod identity;
+pub mod layer_norm;
+pub mod layer_norm_grad;
+pub mod matmul;
 pub mod opaque;
 pub mod optional;
 pub mod pad;
+pub mod pool;
+pub mod pool_grad;
+pub mod quantized;
 pub mod reshape;
 pub mod resize;
 pub mod reverse;
@@ -37,9 +49,11 @@ pub mod sum_to;
 pub mod transpose;
 pub mod unary;
 pub mod vocabulary;
+pub mod window;
 
 mod broadcast;
 mod cells;
+mod halves;
 mod number;
 
 #[cfg(test)]
@@ -48,6 +62,7 @@ mod every_op;
 /// All families of operators.
 #[rustfmt::skip]
 static FAMILIES: &[&[OpDef]] = &[
+    batch_norm::DEFS,
     binary::DEFS,
     bitcast::DEFS,
     boxes::DEFS,
@@ -57,14 +72,36 @@ static FAMILIES: &[&[OpDef]] = &[
     concat::DEFS,
     constant::DEFS,
     control::DEFS,
+    conv::DEFS,
+    conv_grad::DEFS,
     crop::DEFS,
     depth::DEFS,
     expand::DEFS,
     gather::DEFS,
+    gemm::DEFS,
+    global_pool::DEFS,
     grid::DEFS,
     identity::DEFS,
+    layer_norm::DEFS,
+    layer_norm_grad::DEFS,
+    matmul::DEFS,
     optional::DEFS,
     pad::DEFS,
+    pool::DEFS,
+    pool_grad::DEFS,
+    quantized::concat::DEFS,
+    quantized::conv::DEFS,
+    quantized::dequantize::DEFS,
+    quantized::dynamic::DEFS,
+    quantized::gather::DEFS,
+    quantized::matmul::DEFS,
+    quantized::nbits::DEFS,
+    quantized::normal_float::DEFS,
+    quantized::pair::DEFS,
+    quantized::pool::DEFS,
+    quantized::quantize::DEFS,
+    quantized::softmax::DEFS,
+    quantized::table::DEFS,
     reshape::DEFS,
     resize::DEFS,
     reverse::DEFS,

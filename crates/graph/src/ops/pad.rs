@@ -200,7 +200,9 @@ impl Op for Pad {
         let pads = fixed.or_else(|| inputs.get(1)?.ints.clone());
         let axes = match inputs.get(3) {
             Some(_) => match inputs.ints(3) {
-                Some(list) => Some(list.iter().map(|&a| infer::axis(a, dims.len())).collect::<Result<Vec<_>>>()?),
+                Some(list) => {
+                    Some(list.iter().map(|&a| infer::axis(a, dims.len())).collect::<Result<Vec<_>>>()?)
+                }
                 None => None,
             },
             None => Some((0..dims.len()).collect()),

@@ -33,7 +33,8 @@ pub(crate) static DEFS: &[OpDef] = &[
         5,
         |r| read(Kind::Reshape, r),
         || {
-            let to = |shape: &[i64]| Sample::new(Reshape::new(), vec![ramp(&[2, 3, 4]), Tensor::vector(shape)]);
+            let to =
+                |shape: &[i64]| Sample::new(Reshape::new(), vec![ramp(&[2, 3, 4]), Tensor::vector(shape)]);
             let empty = vec![ramp(&[0, 3]), Tensor::vector(&[3i64, 0])];
             vec![
                 to(&[4, 6]).grads(&[0]),
@@ -49,7 +50,11 @@ pub(crate) static DEFS: &[OpDef] = &[
         |r| read(Kind::Flatten, r),
         || {
             let at = |attrs| Sample::read(&DEFS[1], attrs, vec![ramp(&[2, 3, 4])]);
-            vec![at(Attrs::new()).grads(&[0]), at(Attrs::new().int("axis", -1)), at(Attrs::new().int("axis", 0))]
+            vec![
+                at(Attrs::new()).grads(&[0]),
+                at(Attrs::new().int("axis", -1)),
+                at(Attrs::new().int("axis", 0)),
+            ]
         },
     ),
     OpDef::onnx(
@@ -72,7 +77,8 @@ pub(crate) static DEFS: &[OpDef] = &[
         |r| read(Kind::Unsqueeze, r),
         || {
             vec![
-                Sample::new(Reshape::unsqueeze(), vec![ramp(&[2, 3]), Tensor::vector(&[-1i64, 1])]).grads(&[0]),
+                Sample::new(Reshape::unsqueeze(), vec![ramp(&[2, 3]), Tensor::vector(&[-1i64, 1])])
+                    .grads(&[0]),
                 Sample::read(&DEFS[3], Attrs::new().ints("axes", &[0]), vec![Tensor::scalar(3i64)]),
             ]
         },
@@ -243,7 +249,8 @@ impl Op for Reshape {
         };
         let list: Option<Vec<Dim>> = list.map(|l| l.into_iter().map(Dim::Is).collect());
         let dims: Vec<Dim> = x.shape().iter().map(|&n| n.into()).collect();
-        let shape = self.shape(&dims, list.as_deref())?.ok_or_else(|| Error::invalid("input 1 is missing"))?;
+        let shape =
+            self.shape(&dims, list.as_deref())?.ok_or_else(|| Error::invalid("input 1 is missing"))?;
         let sizes: Option<Vec<usize>> = shape.iter().map(Dim::size).collect();
         let sizes = sizes.ok_or_else(|| Error::invalid(format!("cannot reshape {:?}", x.shape())))?;
         Ok(vec![x.reshaped(&sizes)?])

@@ -22,7 +22,7 @@ pub struct Resize {
     attrs: Attrs,
     filter: Filter,
     axes: Option<Vec<i64>>,
-    /// The size keeps the proportions: (the sizes are upper bounds).
+    /// The proportions stay: the sizes are upper bounds (true) or lower bounds.
     policy: Option<bool>,
 }
 
@@ -77,7 +77,8 @@ fn read(line: usize, r: &Reader) -> Result<Arc<dyn Op>> {
     let a = r.attrs;
     let mode = a.text_or("mode", "nearest")?;
     // Before version 11 there was one way to place the pixels.
-    let coordinate = if line < 2 { "asymmetric" } else { a.text_or("coordinate_transformation_mode", "half_pixel")? };
+    let coordinate =
+        if line < 2 { "asymmetric" } else { a.text_or("coordinate_transformation_mode", "half_pixel")? };
     let nearest = if line < 2 { "floor" } else { a.text_or("nearest_mode", "round_prefer_floor")? };
     let kernel = match mode {
         "nearest" => weights::Kernel::Nearest(Nearest::named(nearest)?),
@@ -105,6 +106,13 @@ fn read(line: usize, r: &Reader) -> Result<Arc<dyn Op>> {
 struct Target {
     sizes: Vec<usize>,
     scales: Vec<f32>,
+}
+
+/// What the inputs say.
+struct Given {
+    scales: Option<Vec<f32>>,
+    sizes: Option<Vec<i64>>,
+    region: Option<Vec<f32>>,
 }
 
 impl Resize {
@@ -157,17 +165,18 @@ impl Resize {
         Ok(target)
     }
 
-    /// Where scales, sizes and region of interest come from.
-    fn given(&self, inputs: &Inputs) -> Result<(Option<Vec<f32>>, Option<Vec<i64>>, Option<Vec<f32>>)> {
+    fn given(&self, inputs: &Inputs) -> Result<Given> {
         let floats = |i: usize| -> Result<Option<Vec<f32>>> {
             let list = inputs.get(i)?.filter(|t| !t.is_empty());
             list.map(|t| Ok(t.to_f32()?.into_owned())).transpose()
         };
         if self.line < 2 {
             let fixed = self.attrs.opt_floats("scales")?;
-            return Ok((if fixed.is_some() { fixed } else { floats(1)? }, None, None));
+            let scales = if fixed.is_some() { fixed } else { floats(1)? };
+            return Ok(Given { scales, sizes: None, region: None });
         }
-        Ok((floats(2)?, inputs.ints(3)?.filter(|s| !s.is_empty()), floats(1)?))
+        let sizes = inputs.ints(3)?.filter(|s| !s.is_empty());
+        Ok(Given { scales: floats(2)?, sizes, region: floats(1)? })
     }
 }
 
@@ -204,14 +213,14 @@ impl Op for Resize {
         Ok(vec![Fact::maybe(x.dtype(), Some(shape))])
     }
 
-    fn run(&self, cx: &RunCx, mut inputs: Inputs) -> Result<Vec<Tensor>> {
-        let (scales, sizes, roi) = self.given(&inputs)?;
+    fn run(&self, _: &RunCx, mut inputs: Inputs) -> Result<Vec<Tensor>> {
+        let given = self.given(&inputs)?;
         let x = inputs.take(0)?;
-        let target = self.target(x.shape(), scales.as_deref(), sizes.as_deref())?;
+        let target = self.target(x.shape(), given.scales.as_deref(), given.sizes.as_deref())?;
         count(&target.sizes)?;
         let axes = self.axes(x.rank())?;
         let crops = self.filter.coordinate == Coordinate::Crop;
-        let roi = roi.filter(|_| crops);
+        let roi = given.region.filter(|_| crops);
         if crops && roi.as_ref().is_none_or(|r| r.len() != 2 * axes.len()) {
             return Err(Error::invalid("tf_crop_and_resize needs a region of interest"));
         }
@@ -229,7 +238,7 @@ impl Op for Resize {
             if old == 0 && new > 0 {
                 return Err(Error::invalid(format!("cannot resize shape {:?}", x.shape())));
             }
-            // The memory for the result is had before plans of its size are made.
+            // A plan has entries for each element of the axis, also when other axes are empty.
             if new > 1 << 28 {
                 return Err(Error::unsupported(format!("resizing an axis to {new} elements")));
             }
@@ -238,9 +247,9 @@ impl Op for Resize {
         if let weights::Kernel::Nearest(_) = self.filter.kernel
             && !crops
         {
-            let picked = taps.into_iter().try_fold(x, |x, (axis, taps)| {
-                moved(x, |x| by_cell!(x.dtype(), pick(x, axis, &taps)))
-            })?;
+            let picked = taps
+                .into_iter()
+                .try_fold(x, |x, (axis, taps)| moved(x, |x| by_cell!(x.dtype(), pick(x, axis, &taps))))?;
             return Ok(vec![picked]);
         }
         let dtype = x.dtype();
@@ -255,7 +264,7 @@ impl Op for Resize {
         } else {
             let mut y = cast(x, DType::F32, true)?;
             for (axis, taps) in taps {
-                y = resample(cx, &y, axis, &taps)?;
+                y = resample(&y, axis, &taps)?;
             }
             y
         };
@@ -303,7 +312,7 @@ fn pick<T: Cell>(x: &Tensor, axis: usize, taps: &Taps) -> Result<Tensor> {
 }
 
 /// Weighted sums along one axis.
-fn resample(_: &RunCx, x: &Tensor, axis: usize, taps: &Taps) -> Result<Tensor> {
+fn resample(x: &Tensor, axis: usize, taps: &Taps) -> Result<Tensor> {
     let mut shape = x.shape().to_vec();
     let old = shape[axis];
     shape[axis] = taps.len();

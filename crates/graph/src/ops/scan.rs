@@ -191,7 +191,9 @@ impl Op for Scan {
             let length = match lengths.as_ref() {
                 Some(list) => {
                     let n = list.get(b).and_then(|&n| usize::try_from(n).ok()).filter(|&n| n <= size);
-                    Some(n.ok_or_else(|| Error::invalid(format!("sequence lengths {list:?} do not fit {size}")))?)
+                    Some(n.ok_or_else(|| {
+                        Error::invalid(format!("sequence lengths {list:?} do not fit {size}"))
+                    })?)
                 }
                 None => None,
             };

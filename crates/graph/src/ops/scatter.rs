@@ -129,7 +129,13 @@ fn with_reduction(attrs: Attrs, reduction: Option<Reduction>) -> Attrs {
 }
 
 /// Writes the runs of `n` elements of `updates` to these places of `x`, one after the other.
-pub(crate) fn put_runs(x: Tensor, updates: Tensor, places: &[usize], n: usize, reduction: Reduction) -> Result<Tensor> {
+pub(crate) fn put_runs(
+    x: Tensor,
+    updates: Tensor,
+    places: &[usize],
+    n: usize,
+    reduction: Reduction,
+) -> Result<Tensor> {
     fn put<T: Cell>(x: &mut Tensor, updates: &Tensor, places: &[usize], n: usize) -> Result<()> {
         let (to, from) = (T::of_mut(x)?, T::of(updates)?);
         for (from, &at) in from.chunks_exact(n).zip(places) {
@@ -151,8 +157,20 @@ pub(crate) fn put_runs(x: Tensor, updates: Tensor, places: &[usize], n: usize, r
                     Reduction::None => v,
                     Reduction::Add => t.plus(v),
                     Reduction::Mul => t.times(v),
-                    Reduction::Max => if v > *t { v } else { *t },
-                    Reduction::Min => if v < *t { v } else { *t },
+                    Reduction::Max => {
+                        if v > *t {
+                            v
+                        } else {
+                            *t
+                        }
+                    }
+                    Reduction::Min => {
+                        if v < *t {
+                            v
+                        } else {
+                            *t
+                        }
+                    }
                 };
             }
         }
@@ -203,7 +221,11 @@ impl Op for Scatter {
         let (x, updates) = (inputs.take(0)?, inputs.take(2)?);
         let ids = inputs.need(1)?;
         if updates.shape() != ids.shape() {
-            return Err(Error::invalid(format!("{:?} indices for updates {:?}", ids.shape(), updates.shape())));
+            return Err(Error::invalid(format!(
+                "{:?} indices for updates {:?}",
+                ids.shape(),
+                updates.shape()
+            )));
         }
         let axis = infer::axis(self.axis.unwrap_or(0), x.rank())?;
         let places = element_places(x.shape(), ids, axis)?;
@@ -277,7 +299,9 @@ impl Op for TensorScatter {
         for (batch, &start) in starts.iter().enumerate() {
             let start = usize::try_from(start).map_err(|_| Error::invalid(format!("write index {start}")))?;
             if !self.circular && start.checked_add(count).is_none_or(|end| end > size) {
-                return Err(Error::invalid(format!("{count} entries from {start} on exceed the cache of {size}")));
+                return Err(Error::invalid(format!(
+                    "{count} entries from {start} on exceed the cache of {size}"
+                )));
             }
             for row in 0..per_batch {
                 let base = (batch * per_batch + row) * size;

@@ -40,7 +40,8 @@ pub(crate) static DEFS: &[OpDef] = &[
             let old = Attrs::new().ints("starts", &[0, -2]).ints("ends", &[1, 1000]).ints("axes", &[1, 0]);
             vec![
                 slice(vec![ramp(&[4, 5]), ints(&[1]), ints(&[3])]).grads(&[0]),
-                slice(vec![ramp(&[4, 5]), ints(&[-1]), ints(&[i64::MIN]), ints(&[1]), ints(&[-2])]).grads(&[0]),
+                slice(vec![ramp(&[4, 5]), ints(&[-1]), ints(&[i64::MIN]), ints(&[1]), ints(&[-2])])
+                    .grads(&[0]),
                 slice(vec![Tensor::vector(&[5i64, 6, 7]), ints(&[1]), ints(&[i64::MAX])]),
                 slice(vec![ramp(&[2, 3]), ints(&[5]), ints(&[9])]),
                 Sample::read(&DEFS[0], old, vec![ramp(&[4, 5])]).grads(&[0]),
@@ -105,11 +106,8 @@ impl Bounds {
 
     fn part(&self, shape: &[usize]) -> Result<Strided> {
         let dense = steps(shape);
-        let mut part = Strided {
-            offset: 0,
-            shape: shape.to_vec(),
-            steps: dense.iter().map(|&s| s as isize).collect(),
-        };
+        let mut part =
+            Strided { offset: 0, shape: shape.to_vec(), steps: dense.iter().map(|&s| s as isize).collect() };
         for (axis, start, end, step) in self.each(shape.len())? {
             let (first, count, step) = range(shape[axis], start, end, step);
             part.offset += if count == 0 { 0 } else { first * dense[axis] };
@@ -152,7 +150,12 @@ impl Slice {
             Some(_) => inputs.ints(i).map(Some),
             None => Some(None),
         };
-        Some(Bounds { starts: inputs.ints(1)?, ends: inputs.ints(2)?, axes: optional(3)?, steps: optional(4)? })
+        Some(Bounds {
+            starts: inputs.ints(1)?,
+            ends: inputs.ints(2)?,
+            axes: optional(3)?,
+            steps: optional(4)?,
+        })
     }
 }
 
@@ -173,7 +176,9 @@ impl Op for Slice {
             let axes = inputs.ints(3).filter(|_| inputs.get(3).is_some());
             match axes {
                 // Only these axes are cut.
-                Some(axes) => infer::axes(&axes, dims.len())?.into_iter().for_each(|a| shape[a] = Dim::Unknown),
+                Some(axes) => {
+                    infer::axes(&axes, dims.len())?.into_iter().for_each(|a| shape[a] = Dim::Unknown)
+                }
                 None => shape.fill(Dim::Unknown),
             }
             return Ok(vec![Fact::maybe(x.dtype(), Some(shape))]);
@@ -269,8 +274,11 @@ mod tests {
         let whole = Bounds::size(&Dim::named("n"), 0, i64::MAX, 1);
         assert_eq!(whole, Dim::named("n"));
         assert_eq!(Bounds::size(&Dim::named("n"), 1, i64::MAX, 1), Dim::Unknown);
-        let x = Fact::tensor(DType::I64, vec![Dim::Is(3)])
-            .with_ints(Some(vec![Dim::named("n"), Dim::Is(2), Dim::Unknown]));
+        let x = Fact::tensor(DType::I64, vec![Dim::Is(3)]).with_ints(Some(vec![
+            Dim::named("n"),
+            Dim::Is(2),
+            Dim::Unknown,
+        ]));
         let (start, end) = (Fact::of(&Tensor::vector(&[0i64])), Fact::of(&Tensor::vector(&[2i64])));
         let slice = read(&Attrs::new()).unwrap();
         let found = slice.infer(&Facts::new(&[Some(&x), Some(&start), Some(&end)], 1)).unwrap();

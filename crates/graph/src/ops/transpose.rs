@@ -30,7 +30,9 @@ pub(crate) static DEFS: &[OpDef] = &[OpDef::onnx(
             Sample::new(Transpose { perm: None }, vec![ramp(&[70, 33])]),
             Sample::new(Transpose { perm: None }, vec![Tensor::scalar(1i64)]),
         ];
-        samples.extend([names, codes].into_iter().flatten().map(|x| Sample::new(Transpose::new(&[1, 0]), vec![x])));
+        samples.extend(
+            [names, codes].into_iter().flatten().map(|x| Sample::new(Transpose::new(&[1, 0]), vec![x])),
+        );
         samples
     },
 )];
@@ -88,8 +90,10 @@ impl Op for Transpose {
 
     fn infer(&self, inputs: &Facts) -> Result<Vec<Fact>> {
         let x = inputs.need(0)?;
-        let turned =
-            x.shape().map(|s| Ok(self.order(s.len())?.into_iter().map(|a| s[a].clone()).collect())).transpose()?;
+        let turned = x
+            .shape()
+            .map(|s| Ok(self.order(s.len())?.into_iter().map(|a| s[a].clone()).collect()))
+            .transpose()?;
         Ok(vec![Fact::maybe(x.dtype(), turned).with_ints(x.ints.clone())])
     }
 

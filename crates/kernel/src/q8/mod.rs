@@ -9,6 +9,7 @@
 #[cfg(target_arch = "aarch64")]
 mod arm;
 mod pack;
+pub mod quantize;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;

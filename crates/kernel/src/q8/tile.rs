@@ -87,8 +87,10 @@ pub(super) unsafe fn tile<S: Sums, const R: usize, const V: usize>(t: &Tile) {
         let mut acc = [[S::zero(); V]; R];
         let (mut a, mut b) = (t.a, t.b);
         for _ in 0..t.groups {
-            let cols: [S::Right; V] =
-                std::array::from_fn(|v| S::right(b.add(v / 2 * t.b_panel + v % 2 * S::BYTES)));
+            let mut cols = [S::right(b); V];
+            for (v, col) in cols.iter_mut().enumerate().skip(1) {
+                *col = S::right(b.add(v / 2 * t.b_panel + v % 2 * S::BYTES));
+            }
             for_rows!(ROW < R, {
                 let word = S::left(a.add(4 * ROW));
                 for (sum, col) in acc[ROW].iter_mut().zip(cols) {
@@ -190,59 +192,101 @@ pub(super) unsafe fn finish(f: &Finish, c: &Columns) {
     // SAFETY: promised by the caller.
     unsafe {
         match f.sink {
-            Sink::I32(to) => each_chunk(f, c, to, |_, _, acc| acc),
-            Sink::F32 { to, lo, hi } => each_chunk(f, c, to, |row, start, acc| {
-                let (scales, bias) = (chunk(&c.scales, start), chunk(&c.bias, start));
-                std::array::from_fn(|i| {
-                    let value = acc[i] as f32 * (row.scale * scales[i]) + (row.bias + bias[i]);
-                    let value = if lo > value { lo } else { value };
-                    if hi < value { hi } else { value }
-                })
-            }),
+            Sink::I32(to) => each_chunk(f, c, to, &Raw),
+            Sink::F32 { to, lo, hi } => each_chunk(f, c, to, &Scaled { lo, hi }),
             Sink::Byte { to, zero, lo, hi } => {
                 let (least, most) = ((lo - zero) as f32, (hi - zero) as f32);
-                each_chunk(f, c, to, |row, start, acc| {
-                    let (scales, bias) = (chunk(&c.scales, start), chunk(&c.int_bias, start));
-                    std::array::from_fn(|i| {
-                        let sum = acc[i].wrapping_add(row.int_bias).wrapping_add(bias[i]);
-                        (round(sum as f32 * (row.scale * scales[i]), least, most) + zero) as u8
-                    })
-                });
+                each_chunk(f, c, to, &Rounded { zero, least, most });
             }
         }
     }
 }
 
-/// Calls `make(row, column, sums)` for all chunks of a tile and writes what it gives.
+/// What a chunk of corrected sums becomes. (A trait, since closures are not compiled for the instruction set of
+/// the function they stand in.)
+trait Make {
+    type To: Copy;
+    fn make(&self, acc: &[i32; CHUNK], row: &Row, c: &Columns, start: usize) -> [Self::To; CHUNK];
+}
+
+struct Raw;
+
+impl Make for Raw {
+    type To = i32;
+
+    #[inline(always)]
+    fn make(&self, acc: &[i32; CHUNK], _: &Row, _: &Columns, _: usize) -> [i32; CHUNK] {
+        *acc
+    }
+}
+
+struct Scaled {
+    lo: f32,
+    hi: f32,
+}
+
+impl Make for Scaled {
+    type To = f32;
+
+    #[inline(always)]
+    fn make(&self, acc: &[i32; CHUNK], row: &Row, c: &Columns, start: usize) -> [f32; CHUNK] {
+        let (scales, bias) = (chunk(&c.scales, start), chunk(&c.bias, start));
+        let mut out = [0.0; CHUNK];
+        for i in 0..CHUNK {
+            let value = acc[i] as f32 * (row.scale * scales[i]) + (row.bias + bias[i]);
+            let value = if self.lo > value { self.lo } else { value };
+            out[i] = if self.hi < value { self.hi } else { value };
+        }
+        out
+    }
+}
+
+struct Rounded {
+    zero: i32,
+    least: f32,
+    most: f32,
+}
+
+impl Make for Rounded {
+    type To = u8;
+
+    #[inline(always)]
+    fn make(&self, acc: &[i32; CHUNK], row: &Row, c: &Columns, start: usize) -> [u8; CHUNK] {
+        let (scales, bias) = (chunk(&c.scales, start), chunk(&c.int_bias, start));
+        let mut out = [0; CHUNK];
+        for i in 0..CHUNK {
+            let sum = acc[i].wrapping_add(row.int_bias).wrapping_add(bias[i]);
+            out[i] = (round(sum as f32 * (row.scale * scales[i]), self.least, self.most) + self.zero) as u8;
+        }
+        out
+    }
+}
+
+/// Writes all chunks of a tile as `maker` makes them.
 ///
 /// # Safety
 /// `to` has room for the rows and columns.
 #[inline(always)]
-unsafe fn each_chunk<T: Copy>(
-    f: &Finish,
-    c: &Columns,
-    to: *mut T,
-    make: impl Fn(&Row, usize, [i32; CHUNK]) -> [T; CHUNK],
-) {
+unsafe fn each_chunk<M: Make>(f: &Finish, c: &Columns, to: *mut M::To, maker: &M) {
     for start in (0..f.cols).step_by(CHUNK) {
         let (sums, zeros) = (chunk(&c.sums, start), chunk(&c.zeros, start));
         let count = CHUNK.min(f.cols - start);
         for (r, row) in f.rows.iter().enumerate() {
             let mut acc = *chunk(f.acc, r * f.acc_stride + start);
-            for (acc, sum) in acc.iter_mut().zip(sums) {
-                *acc = acc.wrapping_sub(sum.wrapping_mul(row.zero));
+            for i in 0..CHUNK {
+                acc[i] = acc[i].wrapping_sub(sums[i].wrapping_mul(row.zero));
             }
             if c.any_zero {
-                for (acc, zero) in acc.iter_mut().zip(zeros) {
-                    *acc = acc.wrapping_sub(zero.wrapping_mul(row.sum));
+                for i in 0..CHUNK {
+                    acc[i] = acc[i].wrapping_sub(zeros[i].wrapping_mul(row.sum));
                 }
             }
-            let out = make(row, start, acc);
+            let out = maker.make(&acc, row, c, start);
             // SAFETY: promised by the caller: the tile is in the output, and so are `count` numbers from here.
             unsafe {
                 let to = to.add(r * f.stride + start);
                 if count == CHUNK {
-                    to.cast::<[T; CHUNK]>().write_unaligned(out);
+                    to.cast::<[M::To; CHUNK]>().write_unaligned(out);
                 } else {
                     std::ptr::copy_nonoverlapping(out.as_ptr(), to, count);
                 }

@@ -63,7 +63,9 @@ impl Coordinate {
             "asymmetric" => Coordinate::Asymmetric,
             "tf_half_pixel_for_nn" => Coordinate::TfHalfPixel,
             "tf_crop_and_resize" => Coordinate::Crop,
-            other => return Err(Error::invalid(format!("there is no coordinate_transformation_mode {other:?}"))),
+            other => {
+                return Err(Error::invalid(format!("there is no coordinate_transformation_mode {other:?}")));
+            }
         })
     }
 

@@ -1,0 +1,30 @@
+//! The error type of the crate.
+
+/// What can go wrong when a model is shrunk.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model cannot be changed or run.
+    #[error(transparent)]
+    Graph(#[from] graph::Error),
+    /// A weight is not what a weight should be.
+    #[error("weight {weight:?}: {what}")]
+    Weight {
+        /// The weight's name.
+        weight: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The calibration data do not serve.
+    #[error("calibration: {0}")]
+    Calibration(String),
+    /// A plan does not fit the model.
+    #[error("plan: {0}")]
+    Plan(String),
+    /// What the caller's judge reports.
+    #[error("{0}")]
+    Judge(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// A result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;

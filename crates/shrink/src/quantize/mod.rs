@@ -1,0 +1,42 @@
+//! Quantization: weights and activations on grids of few bits.
+
+pub mod embedding;
+pub mod grid;
+pub mod matmul_dynamic;
+pub mod qdq;
+
+use graph::op::Reader;
+use graph::{Attrs, Graph, Node, NodeId, ValueId};
+
+use crate::Result;
+
+/// Adds a node of ONNX's own operators with one output of this name.
+fn add(
+    graph: &mut Graph,
+    kind: &str,
+    version: i64,
+    name: &str,
+    inputs: &[ValueId],
+    attrs: Attrs,
+    before: Option<NodeId>,
+) -> Result<ValueId> {
+    Ok(add_many(graph, kind, version, name, inputs, attrs, before, 1)?[0])
+}
+
+/// As [`add`], with several outputs.
+#[allow(clippy::too_many_arguments)]
+fn add_many(
+    graph: &mut Graph,
+    kind: &str,
+    version: i64,
+    name: &str,
+    inputs: &[ValueId],
+    attrs: Attrs,
+    before: Option<NodeId>,
+    outputs: usize,
+) -> Result<Vec<ValueId>> {
+    let reader = Reader { attrs: &attrs, version, inputs: inputs.len(), outputs };
+    let op = graph::ops::read("", kind, &reader)?;
+    let node = Node::new(op, inputs.iter().copied().map(Some).collect());
+    Ok(graph.add_with_outputs(name, node, outputs, before)?.1)
+}

@@ -1,0 +1,276 @@
+//! From a goal to a model: choose for each weight, measure, give back what costs too much.
+
+use std::collections::HashSet;
+
+use graph::op::WeightKind;
+use graph::run::Session;
+use graph::{Datum, Graph, Model, tidy};
+use kernel::Cpu;
+
+use crate::calibrate::{Stats, calibrate};
+use crate::plan::{Choice, Plan, Step};
+use crate::quantize::{embedding, matmul_dynamic, qdq};
+use crate::weights::{Weight, is_product, weights};
+use crate::{Error, Result};
+
+/// What the user wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Goal {
+    /// The file shall be at least this many times smaller.
+    pub smaller: Option<f64>,
+    /// The metric may fall by at most this much (in the metric's own unit: 0.01 is one point of accuracy).
+    pub lose: Option<f64>,
+}
+
+/// Which held-out examples to judge on. No part shares an example with another, or with calibration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// A few, to rank weights by the harm they do.
+    Probe,
+    /// Those that decisions are taken on.
+    Search,
+    /// Those that nothing was decided on: the numbers of the receipt.
+    Verify,
+}
+
+/// How a model does against the original.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Score {
+    /// What is measured: "top-1 accuracy", "Spearman correlation", "agreement".
+    pub metric: String,
+    /// The original's metric.
+    pub original: f64,
+    /// This model's metric.
+    pub value: f64,
+    /// 95 % interval of `original - value`, over the same examples.
+    pub lost: (f64, f64),
+    /// Number of examples.
+    pub examples: usize,
+    /// Mean squared distance of the outputs from the original's, relative to theirs.
+    pub distance: f64,
+}
+
+impl Score {
+    /// How much of the metric is lost; negative when it rose.
+    pub fn loss(&self) -> f64 {
+        self.original - self.value
+    }
+}
+
+/// What the search asks of its caller, who has the data.
+pub trait Judge {
+    /// Hands calibration examples to `run`, as named inputs of the session's graph, batch by batch.
+    ///
+    /// # Errors
+    /// When an example cannot be read, or `run` fails.
+    fn calibration(
+        &self,
+        session: &Session,
+        run: &mut dyn FnMut(Vec<(String, Datum)>) -> Result<()>,
+    ) -> Result<()>;
+
+    /// True when there are calibration examples.
+    fn can_calibrate(&self) -> bool;
+
+    /// Compares a model with the original on a part of the examples; `None` when there is nothing to judge on.
+    ///
+    /// # Errors
+    /// When the model cannot be run.
+    fn score(&self, model: &Model, part: Part) -> Result<Option<Score>>;
+
+    /// Size of the model's file, in bytes.
+    ///
+    /// # Errors
+    /// When the model cannot be written.
+    fn bytes(&self, model: &Model) -> Result<usize>;
+
+    /// Told what is being done, in a few words.
+    fn progress(&self, what: &str) {
+        let _ = what;
+    }
+}
+
+/// What came out.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The model.
+    pub model: Model,
+    /// What was done to each weight.
+    pub plan: Plan,
+    /// Names of the weights that were given back because the loss was too great, most harmful first.
+    pub given_back: Vec<String>,
+    /// How it does on examples that nothing was decided on.
+    pub score: Option<Score>,
+    /// Size of the file in bytes: before and after.
+    pub bytes: (usize, usize),
+    /// Why the goal is missed; empty when it is met.
+    pub missed: Vec<String>,
+}
+
+/// The least version of ONNX's operators that has a scale for each channel.
+pub const MIN_OPSET: i64 = 13;
+
+/// Shrinks a model to 8 bits.
+///
+/// # Errors
+/// When the model cannot be run or changed, a weight is damaged, or the judge fails. A goal that is missed is no
+/// error: see [`Outcome::missed`].
+pub fn shrink(model: &Model, goal: &Goal, judge: &dyn Judge, cpu: &Cpu) -> Result<Outcome> {
+    let before = judge.bytes(model)?;
+    let work = Work::new(model, judge, cpu)?;
+    let mut choices = work.defaults();
+    let mut made = work.build(&choices)?;
+    let mut given_back = Vec::new();
+    let mut missed = Vec::new();
+    if let Some(bound) = goal.lose {
+        match judge.score(&made.0, Part::Search)? {
+            None => {
+                missed.push("the loss cannot be measured without data; give some with --data".to_string())
+            }
+            Some(score) if score.loss() > bound => {
+                judge.progress("the loss is too great: looking for the weights that hurt");
+                (choices, given_back) = work.give_back(&choices, bound)?;
+                made = work.build(&choices)?;
+            }
+            Some(_) => {}
+        }
+    }
+    let (model, plan) = made;
+    judge.progress("measuring on examples that nothing was decided on");
+    let score = judge.score(&model, Part::Verify)?;
+    let after = judge.bytes(&model)?;
+    if let (Some(bound), Some(score)) = (goal.lose, &score)
+        && score.loss() > bound
+    {
+        let (loss, name) = (score.loss(), &score.metric);
+        missed.push(format!(
+            "{name} falls by {loss:.4} on {} held-out examples, more than {bound:.4}",
+            score.examples
+        ));
+    }
+    let ratio = before as f64 / after.max(1) as f64;
+    if let Some(smaller) = goal.smaller.filter(|&s| ratio < s) {
+        missed.push(format!("the file becomes {ratio:.2} times smaller, not {smaller}"));
+    }
+    Ok(Outcome { model, plan, given_back, score, bytes: (before, after), missed })
+}
+
+struct Work<'a> {
+    base: Model,
+    weights: Vec<Weight>,
+    stats: Stats,
+    judge: &'a dyn Judge,
+    version: i64,
+}
+
+impl<'a> Work<'a> {
+    fn new(model: &Model, judge: &'a dyn Judge, cpu: &Cpu) -> Result<Work<'a>> {
+        let version = model.opsets.get("").copied().unwrap_or(MIN_OPSET);
+        if version < MIN_OPSET {
+            let what = format!("the model uses version {version} of ONNX's operators; {MIN_OPSET} is needed");
+            return Err(Error::Graph(graph::Error::Unsupported(what)));
+        }
+        let mut base = model.clone();
+        tidy::run(&mut base.graph, tidy::PORTABLE, cpu)?;
+        let weights = weights(&base.graph)?;
+        let mut work = Work { base, weights, stats: Stats::new(), judge, version };
+        let products: Vec<&Weight> = work.weights.iter().filter(|w| work.is_static(w)).collect();
+        if judge.can_calibrate() && !products.is_empty() {
+            judge.progress("calibrating");
+            let wanted = qdq::values(&work.base.graph, &products);
+            work.stats = calibrate(&work.base.graph, &wanted, judge, cpu)?;
+        }
+        Ok(work)
+    }
+
+    /// Products that get a fixed grid for their activations: convolutions, and the products of models that have
+    /// any (a classifier's last layer). In models without convolutions, such as text encoders, activations have
+    /// outliers that a fixed grid cannot hold.
+    fn is_static(&self, weight: &Weight) -> bool {
+        let convolutional = self.weights.iter().any(|w| w.used.kind == WeightKind::Conv);
+        is_product(weight.used.kind) && convolutional && weight.used.input == 1
+    }
+
+    fn defaults(&self) -> Vec<Choice> {
+        let choose = |w: &Weight| match w.used.kind {
+            _ if self.is_static(w) && self.reached(w) => Choice::Int8Static,
+            WeightKind::MatMul if matmul_dynamic::fits(&self.base.graph, w) => Choice::Int8Dynamic,
+            WeightKind::Embedding if embedding::fits(&self.base.graph, w) => Choice::Int8Rows,
+            _ => Choice::Keep,
+        };
+        self.weights.iter().map(choose).collect()
+    }
+
+    /// Did calibration see what the product reads?
+    fn reached(&self, weight: &Weight) -> bool {
+        let input = self.base.graph.node(weight.node).and_then(|n| n.input(0));
+        input.is_some_and(|x| self.stats.contains_key(&x))
+    }
+
+    fn build(&self, choices: &[Choice]) -> Result<(Model, Plan)> {
+        let mut model = self.base.clone();
+        let graph: &mut Graph = &mut model.graph;
+        let with = |choice| -> Vec<&Weight> {
+            self.weights.iter().zip(choices).filter(|(_, c)| **c == choice).map(|(w, _)| w).collect()
+        };
+        let mut errors = qdq::rewrite(graph, &with(Choice::Int8Static), &self.stats, self.version)?;
+        let mut shared = matmul_dynamic::Shared::default();
+        for weight in with(Choice::Int8Dynamic) {
+            errors.insert(weight.node, matmul_dynamic::rewrite(graph, weight, &mut shared, self.version)?);
+        }
+        let mut tables = embedding::Shared::default();
+        for weight in with(Choice::Int8Rows) {
+            errors.insert(weight.node, embedding::rewrite(graph, weight, &mut tables, self.version)?);
+        }
+        graph.sort()?;
+        graph.infer()?;
+        graph.check()?;
+        let step = |(w, &choice): (&Weight, &Choice)| Step {
+            node: w.name.clone(),
+            weight: self.base.graph.value(w.value).name.clone(),
+            elements: w.len,
+            choice,
+            error: errors.get(&w.node).copied().unwrap_or(0.0),
+        };
+        let plan = Plan { steps: self.weights.iter().zip(choices).map(step).collect() };
+        Ok((model, plan))
+    }
+
+    /// Gives weights back to f32, the most harmful first, until the loss is within the bound: as few as will do.
+    fn give_back(&self, choices: &[Choice], bound: f64) -> Result<(Vec<Choice>, Vec<String>)> {
+        let mut harm = Vec::new();
+        let changed: Vec<usize> = (0..choices.len()).filter(|&i| choices[i] != Choice::Keep).collect();
+        for &i in &changed {
+            let mut alone = vec![Choice::Keep; choices.len()];
+            alone[i] = choices[i];
+            let score = self.judge.score(&self.build(&alone)?.0, Part::Probe)?;
+            harm.push((score.map_or(0.0, |s| s.distance), i));
+        }
+        harm.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        let without = |k: usize| {
+            let mut fewer = choices.to_vec();
+            harm[..k].iter().for_each(|&(_, i)| fewer[i] = Choice::Keep);
+            fewer
+        };
+        let holds = |k: usize| -> Result<bool> {
+            let score = self.judge.score(&self.build(&without(k))?.0, Part::Search)?;
+            Ok(score.is_none_or(|s| s.loss() <= bound))
+        };
+        // Doubling, then bisection: the loss falls with the number given back, nearly.
+        let (mut low, mut high) = (0, 1);
+        while high < harm.len() && !holds(high)? {
+            (low, high) = (high, high * 2);
+        }
+        high = high.min(harm.len());
+        while high - low > 1 {
+            let middle = (low + high) / 2;
+            if holds(middle)? { high = middle } else { low = middle }
+        }
+        let names = harm[..high].iter().map(|&(_, i)| self.weights[i].name.clone());
+        let names: Vec<String> = names.collect::<HashSet<_>>().into_iter().collect();
+        let order = |name: &String| harm.iter().position(|&(_, i)| self.weights[i].name == *name);
+        let mut names = names;
+        names.sort_by_key(order);
+        Ok((without(high), names))
+    }
+}
