@@ -15,6 +15,9 @@ mod weights;
 
 use weights::{Coordinate, Filter, Nearest, Taps};
 
+/// Fewest elements that a thread computes in one go.
+const MIN_TASK: usize = 1 << 14;
+
 /// `Resize` and `Upsample`.
 #[derive(Debug)]
 pub struct Resize {
@@ -213,7 +216,7 @@ impl Op for Resize {
         Ok(vec![Fact::maybe(x.dtype(), Some(shape))])
     }
 
-    fn run(&self, _: &RunCx, mut inputs: Inputs) -> Result<Vec<Tensor>> {
+    fn run(&self, cx: &RunCx, mut inputs: Inputs) -> Result<Vec<Tensor>> {
         let given = self.given(&inputs)?;
         let x = inputs.take(0)?;
         let target = self.target(x.shape(), given.scales.as_deref(), given.sizes.as_deref())?;
@@ -264,7 +267,7 @@ impl Op for Resize {
         } else {
             let mut y = cast(x, DType::F32, true)?;
             for (axis, taps) in taps {
-                y = resample(&y, axis, &taps)?;
+                y = resample(cx, &y, axis, &taps)?;
             }
             y
         };
@@ -312,14 +315,24 @@ fn pick<T: Cell>(x: &Tensor, axis: usize, taps: &Taps) -> Result<Tensor> {
 }
 
 /// Weighted sums along one axis.
-fn resample(x: &Tensor, axis: usize, taps: &Taps) -> Result<Tensor> {
+fn resample(cx: &RunCx, x: &Tensor, axis: usize, taps: &Taps) -> Result<Tensor> {
     let mut shape = x.shape().to_vec();
     let old = shape[axis];
     shape[axis] = taps.len();
     let inner: usize = shape[axis + 1..].iter().product();
+    let (from_size, to_size) = (old * inner, taps.len() * inner);
     let from = x.as_slice::<f32>()?;
     Tensor::build(&shape, |to: &mut [f32]| {
-        weights::apply(from, to, old, inner, taps);
+        if !to.is_empty() {
+            // As many planes a task as make it worth the hand-over.
+            let planes = (MIN_TASK / to_size).max(1);
+            cx.cpu.pool().for_chunks_mut(to, planes * to_size, |task, to| {
+                let from = &from[task * planes * from_size..];
+                for (from, to) in from.chunks_exact(from_size).zip(to.chunks_exact_mut(to_size)) {
+                    weights::apply(from, to, inner, taps);
+                }
+            });
+        }
         Ok(())
     })
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::ops::cells::filled;
+use crate::ops::reshape::MAX_RANK;
 use crate::{Attr, Attrs, DType, Dim, Error, Fact, Op, Result, Tensor, ValueId};
 
 /// `Shape`: the sizes of a tensor, or some of them.
@@ -170,8 +171,8 @@ impl Op for ConstantOfShape {
         let list = inputs.need(0)?;
         let shape = match (&list.ints, list.count()) {
             (Some(dims), _) => Some(dims.clone()),
-            (None, Some(rank)) => Some(vec![Dim::Unknown; rank]),
-            (None, None) => None,
+            (None, Some(rank)) if rank <= MAX_RANK => Some(vec![Dim::Unknown; rank]),
+            _ => None,
         };
         let number = self.value.as_ref().filter(|v| v.dtype().is_int()).and_then(|v| v.to_ints().ok());
         let ints = match (number.as_deref(), shape.as_deref()) {
