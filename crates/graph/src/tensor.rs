@@ -215,7 +215,9 @@ impl Tensor {
     /// The same tensor in memory of its own, aligned for its element type, unless it is so already.
     pub fn aligned(self) -> Tensor {
         match &self.data {
-            Data::View(bytes) if bytes.as_ptr() as usize % 16 != 0 || !cfg!(target_endian = "little") => {
+            Data::View(bytes)
+                if !(bytes.as_ptr() as usize).is_multiple_of(16) || !cfg!(target_endian = "little") =>
+            {
                 Tensor { data: Data::Own(Arc::new(Buf::copy_of(bytes))), ..self }
             }
             _ => self,
