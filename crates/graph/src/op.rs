@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use kernel::Cpu;
 
+use crate::ops::opaque::Opaque;
 use crate::run::Program;
 use crate::{Attrs, DType, Datum, Dim, Error, Fact, Graph, Result, Tensor, ValueId};
 
@@ -122,6 +123,18 @@ pub struct OpDef {
     pub samples: fn() -> Vec<Sample>,
 }
 
+impl OpDef {
+    /// A line for an operator of ONNX's own domain.
+    pub const fn onnx(
+        name: &'static str,
+        since: i64,
+        read: fn(&Reader) -> Result<Arc<dyn Op>>,
+        samples: fn() -> Vec<Sample>,
+    ) -> OpDef {
+        OpDef { name, domain: "", since, read, samples }
+    }
+}
+
 impl Debug for OpDef {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}{}{}", self.domain, if self.domain.is_empty() { "" } else { "." }, self.name)
@@ -159,6 +172,20 @@ impl Sample {
     pub fn new(op: impl Op + 'static, inputs: Vec<Tensor>) -> Sample {
         let inputs = inputs.into_iter().map(|t| Some(Datum::Tensor(t))).collect();
         Sample { op: Arc::new(op), inputs, outputs: 1, grads: Vec::new(), tolerance: 1e-5 }
+    }
+
+    /// A sample of an operator as it is read from a model that has these attributes. When they are wrong, the sample
+    /// is an operator that cannot be run.
+    pub fn read(def: &OpDef, attrs: Attrs, inputs: Vec<Tensor>) -> Sample {
+        let inputs = inputs.into_iter().map(|t| Some(Datum::Tensor(t))).collect();
+        Sample::of_data(def, attrs, inputs)
+    }
+
+    /// The same with any data as inputs, some of them perhaps absent.
+    pub fn of_data(def: &OpDef, attrs: Attrs, inputs: Vec<Option<Datum>>) -> Sample {
+        let reader = Reader { attrs: &attrs, version: def.since, inputs: inputs.len(), outputs: 1 };
+        let op = (def.read)(&reader).unwrap_or_else(|_| Arc::new(Opaque::new(def.domain, def.name, attrs)));
+        Sample { op, inputs, outputs: 1, grads: Vec::new(), tolerance: 1e-5 }
     }
 
     /// The same, with this many outputs.

@@ -194,8 +194,7 @@ impl Tensor {
     /// # Errors
     /// [`Error::Memory`] when a copy is needed and cannot be had.
     pub fn bytes_mut(&mut self) -> Result<&mut [u8]> {
-        let unique = matches!(&self.data, Data::Own(buf) if Arc::strong_count(buf) == 1);
-        if !unique {
+        if !self.is_unique() {
             let old = self.data.bytes();
             let mut copy = Buf::try_zeroed(old.len()).ok_or(Error::Memory(old.len()))?;
             copy.as_mut().copy_from_slice(old);
@@ -223,6 +222,11 @@ impl Tensor {
     /// True when the elements are bytes of a file or another owner, not memory of this tensor.
     pub fn is_view(&self) -> bool {
         matches!(self.data, Data::View(_))
+    }
+
+    /// True when nobody else holds the elements, so that writing to them copies nothing.
+    pub fn is_unique(&self) -> bool {
+        matches!(&self.data, Data::Own(buf) if Arc::strong_count(buf) == 1)
     }
 
     fn expect<T: Element>(&self) -> Result<()> {
@@ -282,6 +286,17 @@ impl Tensor {
     pub fn as_strings(&self) -> Result<&[String]> {
         match &self.data {
             Data::Text(items) => Ok(items),
+            _ => Err(Error::invalid(format!("expected elements of type string, got {}", self.dtype))),
+        }
+    }
+
+    /// The elements of a string tensor, to be written to. Elements that are shared are copied first.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the element type is another.
+    pub fn as_strings_mut(&mut self) -> Result<&mut [String]> {
+        match &mut self.data {
+            Data::Text(items) => Ok(Arc::make_mut(items).as_mut_slice()),
             _ => Err(Error::invalid(format!("expected elements of type string, got {}", self.dtype))),
         }
     }

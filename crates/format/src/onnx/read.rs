@@ -298,7 +298,8 @@ impl<'a> Reading<'a> {
         if !proto.ref_attr_name().is_empty() {
             return Ok(Attr::Ref(proto.ref_attr_name().into(), proto.r#type.unwrap_or(0)));
         }
-        let tensor = |t| tensor::from_proto(t, self.external);
+        // Operators use these as they are, so they are aligned here; they are small.
+        let tensor = |t| tensor::from_proto(t, self.external).map(Tensor::aligned);
         let missing = || Error::invalid(format!("attribute {:?} has no value", proto.name()));
         Ok(match attr_type(proto) {
             AttributeType::Int => Attr::Int(proto.i()),

@@ -4,13 +4,16 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use kernel::vec;
+
 use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, Reader, RunCx, Sample, ramp};
-use crate::ops::broadcast::combine;
+use crate::ops::broadcast::{combine, combine_f32, ints};
+use crate::ops::family::family;
 use crate::ops::number::{Number, by_type};
 use crate::ops::sum_to::SumTo;
 use crate::ops::unary::Unary;
-use crate::{Attrs, Dim, Error, Fact, Op, Result, Tensor, ValueId};
+use crate::{Attrs, DType, Dim, Error, Fact, Op, Result, Tensor, ValueId};
 
 /// Arithmetic of two tensors.
 #[derive(Debug)]
@@ -27,31 +30,33 @@ enum Kind {
     Div,
 }
 
-fn sample(kind: Kind) -> Vec<Sample> {
+fn samples(name: &str) -> Vec<Sample> {
+    let Ok(Binary { kind }) = Binary::named(name) else { return Vec::new() };
     let op = || Binary { kind };
     let away_from_zero = Tensor::vector(&[1.5f32, -0.7, 2.0]);
     vec![
         Sample::new(op(), vec![ramp(&[2, 3]), away_from_zero.clone()]).grads(&[0, 1]),
-        Sample::new(op(), vec![ramp(&[2, 1, 3]), ramp(&[4, 1]).reshaped(&[4, 1]).unwrap_or(away_from_zero)]),
+        Sample::new(op(), vec![ramp(&[2, 1, 3]), ramp(&[4, 1])]),
+        Sample::new(op(), vec![ramp(&[3]), ramp(&[2, 3])]),
+        Sample::new(
+            op(),
+            vec![
+                ramp(&[2, 3, 4]),
+                away_from_zero.clone().reshaped(&[3, 1]).unwrap_or(away_from_zero.clone()),
+            ],
+        )
+        .grads(&[1]),
+        Sample::new(op(), vec![ramp(&[2, 3, 4]), Tensor::scalar(3f32)]),
         Sample::new(op(), vec![Tensor::vector(&[7i64, -7]), Tensor::vector(&[2i64, 2])]),
         Sample::new(op(), vec![Tensor::vector(&[200u8, 3]), Tensor::scalar(100u8)]),
     ]
 }
 
-const fn def(
-    name: &'static str,
-    read: fn(&Reader) -> Result<Arc<dyn Op>>,
-    samples: fn() -> Vec<Sample>,
-) -> OpDef {
-    OpDef { name, domain: "", since: 7, read, samples }
-}
+pub(crate) static DEFS: &[OpDef] = family!("", read, samples; "Add" 7, "Sub" 7, "Mul" 7, "Div" 7);
 
-pub(crate) static DEFS: &[OpDef] = &[
-    def("Add", |_| Ok(Arc::new(Binary { kind: Kind::Add })), || sample(Kind::Add)),
-    def("Sub", |_| Ok(Arc::new(Binary { kind: Kind::Sub })), || sample(Kind::Sub)),
-    def("Mul", |_| Ok(Arc::new(Binary { kind: Kind::Mul })), || sample(Kind::Mul)),
-    def("Div", |_| Ok(Arc::new(Binary { kind: Kind::Div })), || sample(Kind::Div)),
-];
+fn read(_: &Reader, name: &str) -> Result<Arc<dyn Op>> {
+    Ok(Arc::new(Binary::named(name)?))
+}
 
 impl Binary {
     /// The arithmetic of this ONNX name.
@@ -86,6 +91,16 @@ impl Kind {
         }
     }
 
+    /// The kernel for f32, and the one for swapped operands.
+    fn kernel(self) -> (vec::Binary, vec::Binary) {
+        match self {
+            Kind::Add => (vec::Binary::Add, vec::Binary::Add),
+            Kind::Sub => (vec::Binary::Sub, vec::Binary::SubFrom),
+            Kind::Mul => (vec::Binary::Mul, vec::Binary::Mul),
+            Kind::Div => (vec::Binary::Div, vec::Binary::DivFrom),
+        }
+    }
+
     /// The same on the numbers that shapes are computed from.
     fn ints(self, a: &Dim, b: &Dim) -> Dim {
         match self {
@@ -114,19 +129,16 @@ impl Op for Binary {
     fn infer(&self, inputs: &Facts) -> Result<Vec<Fact>> {
         let (a, b) = (inputs.need(0)?, inputs.need(1)?);
         let shape = infer::broadcast(a.shape(), b.shape())?;
-        let ints = match (&a.ints, &b.ints) {
-            (Some(x), Some(y)) if x.len() == y.len() => {
-                Some(x.iter().zip(y).map(|(x, y)| self.kind.ints(x, y)).collect())
-            }
-            (Some(x), Some(y)) if y.len() == 1 => Some(x.iter().map(|x| self.kind.ints(x, &y[0])).collect()),
-            (Some(x), Some(y)) if x.len() == 1 => Some(y.iter().map(|y| self.kind.ints(&x[0], y)).collect()),
-            _ => None,
-        };
+        let ints = ints(inputs, |x, y| self.kind.ints(x, y));
         Ok(vec![Fact::maybe(a.dtype().or(b.dtype()), shape).with_ints(ints)])
     }
 
-    fn run(&self, _: &RunCx, mut inputs: Inputs) -> Result<Vec<Tensor>> {
+    fn run(&self, cx: &RunCx, mut inputs: Inputs) -> Result<Vec<Tensor>> {
         let (a, b) = (inputs.take(0)?, inputs.take(1)?);
+        if (a.dtype(), b.dtype()) == (DType::F32, DType::F32) {
+            let (op, turned) = self.kind.kernel();
+            return Ok(vec![combine_f32(cx.cpu, op, turned, a, b)?]);
+        }
         fn apply<T: Number>(kind: Kind, a: Tensor, b: Tensor) -> Result<Tensor> {
             kind.apply::<T>(a, b)
         }

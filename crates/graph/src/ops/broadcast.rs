@@ -1,7 +1,11 @@
 //! Broadcasting after numpy's rules: how two tensors of different shapes meet element by element.
 
+use kernel::Cpu;
+use kernel::vec::{self, Right};
+
 use crate::infer::broadcast_sizes;
-use crate::{Element, Result, Tensor};
+use crate::op::Facts;
+use crate::{Dim, Element, Fact, Result, Tensor};
 
 /// How the elements of two operands are walked to fill an output, with as few and as long runs as can be.
 pub(crate) struct Walk {
@@ -42,6 +46,18 @@ impl Walk {
             axes.push((1, 0, 0));
         }
         Ok(Walk { shape, axes })
+    }
+
+    /// How `b` lies along `a`, when `a` has the output's shape and a kernel knows the pattern.
+    pub fn right<'a>(&self, b: &'a [f32]) -> Option<Right<'a>> {
+        match self.axes[..] {
+            [(_, 1, 1)] => Some(Right::Same(b)),
+            [(_, 1, 0)] | [(1, 0, 0)] => b.first().map(|&b| Right::Scalar(b)),
+            [(_, n, 0), (m, 1, 1)] if n == m => Some(Right::Row(b)),
+            [(_, n, 1), (m, 1, 0)] if n == m => Some(Right::Channel(b, m)),
+            [(_, all, 0), (c, n, 1), (m, 1, 0)] if n == m && all == c * m => Some(Right::Channel(b, m)),
+            _ => None,
+        }
     }
 
     /// The merged axes, outermost first: size, and the step of each operand (in elements; 0 repeats).
@@ -99,6 +115,72 @@ impl Walk {
                 }
             }
         });
+    }
+}
+
+/// Both tensors' elements combined by a kernel, written into an operand's memory when it may be. `turned` is the
+/// same function with its operands swapped.
+///
+/// # Errors
+/// When the shapes cannot meet or the types are not f32.
+pub(crate) fn combine_f32(
+    cpu: &Cpu,
+    op: vec::Binary,
+    turned: vec::Binary,
+    a: Tensor,
+    b: Tensor,
+) -> Result<Tensor> {
+    let swap = a.len() < b.len() || (a.shape() == b.shape() && !a.is_unique() && b.is_unique());
+    let (mut a, b, op) = if swap { (b, a, turned) } else { (a, b, op) };
+    let walk = Walk::new(a.shape(), b.shape())?;
+    let elements = b.as_slice::<f32>()?;
+    match walk.right(elements) {
+        Some(right) if walk.shape == a.shape() => {
+            if a.is_unique() {
+                vec::binary_assign(cpu, op, a.as_mut_slice()?, right);
+                return Ok(a);
+            }
+            Tensor::build(&walk.shape, |out| {
+                vec::binary(cpu, op, a.as_slice()?, right, out);
+                Ok(())
+            })
+        }
+        _ => Tensor::build(&walk.shape, |out: &mut [f32]| {
+            walk.apply(a.as_slice()?, elements, out, |x: f32, y: f32| {
+                let mut one = [x];
+                vec::binary_assign(cpu, op, &mut one, Right::Scalar(y));
+                one[0]
+            });
+            Ok(())
+        }),
+    }
+}
+
+/// Both tensors' elements combined by `f`, which may make another type.
+///
+/// # Errors
+/// When the shapes cannot meet or the types differ from `A` and `B`.
+pub(crate) fn combine_as<A: Element, B: Element, C: Element>(
+    a: &Tensor,
+    b: &Tensor,
+    f: impl Fn(A, B) -> C,
+) -> Result<Tensor> {
+    let walk = Walk::new(a.shape(), b.shape())?;
+    Tensor::build(&walk.shape, |out: &mut [C]| {
+        walk.apply(a.as_slice::<A>()?, b.as_slice::<B>()?, out, f);
+        Ok(())
+    })
+}
+
+/// The small vectors of numbers of two inputs, broadcast and combined.
+pub(crate) fn ints(inputs: &Facts, f: impl Fn(&Dim, &Dim) -> Dim) -> Option<Vec<Dim>> {
+    let numbers = |i| inputs.get(i).and_then(|f: &Fact| f.ints.as_deref());
+    let (x, y) = (numbers(0)?, numbers(1)?);
+    match (x, y) {
+        _ if x.len() == y.len() => Some(x.iter().zip(y).map(|(x, y)| f(x, y)).collect()),
+        (_, [y]) => Some(x.iter().map(|x| f(x, y)).collect()),
+        ([x], _) => Some(y.iter().map(|y| f(x, y)).collect()),
+        _ => None,
     }
 }
 

@@ -31,6 +31,19 @@ impl Cast {
     }
 }
 
+impl CastLike {
+    /// A cast that saturates.
+    pub fn new() -> CastLike {
+        CastLike { saturate: true }
+    }
+}
+
+impl Default for CastLike {
+    fn default() -> CastLike {
+        CastLike::new()
+    }
+}
+
 pub(crate) static DEFS: &[OpDef] = &[
     OpDef {
         name: "Cast",

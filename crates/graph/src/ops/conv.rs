@@ -150,7 +150,7 @@ impl Sizes {
     }
 
     /// One or two axes, as the fast kernels take them.
-    fn flat(&self) -> Option<ConvShape> {
+    pub fn flat(&self) -> Option<ConvShape> {
         let pair = |f: fn(&Axis) -> usize, one: usize| match self.axes.as_slice() {
             [x] => Some([one, f(x)]),
             [y, x] => Some([f(y), f(x)]),

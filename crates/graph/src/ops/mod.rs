@@ -5,27 +5,77 @@ use std::sync::Arc;
 use crate::op::{OpDef, Reader};
 use crate::{Op, Result};
 
+pub mod arg;
 pub mod batch_norm;
 pub mod binary;
+pub mod bitcast;
+pub mod bits;
+pub mod boxes;
 pub mod call;
 pub mod cast;
+pub mod clip;
+pub mod col2im;
+pub mod compare;
+pub mod choose;
+pub mod concat;
+pub mod constant;
+pub mod control;
 pub mod conv;
 pub mod conv_grad;
+pub mod crop;
+pub mod cumulative;
+pub mod depth;
+pub mod diagonal;
+pub mod expand;
 pub mod fuse;
+pub mod gather;
+pub mod gelu;
 pub mod gemm;
 pub mod global_pool;
+pub mod grid;
 pub mod identity;
 pub mod layer_norm;
 pub mod layer_norm_grad;
+pub mod loss;
 pub mod matmul;
+pub mod modulo;
 pub mod opaque;
+pub mod optimizer;
+pub mod optional;
+pub mod pad;
 pub mod pool;
 pub mod pool_grad;
+pub mod pow;
+pub mod predicate;
+pub mod prelu;
+pub mod quantized;
+pub mod random;
+pub mod range;
+pub mod reduce;
+pub mod reshape;
+pub mod resize;
+pub mod reverse;
+pub mod scan;
+pub mod scatter;
+pub mod select;
+pub mod sequence;
+pub mod shape;
+pub mod slice;
+pub mod softmax;
+pub mod strings;
 pub mod sum_to;
+pub mod topk;
+pub mod transpose;
 pub mod unary;
+pub mod variadic;
+pub mod vocabulary;
 pub mod window;
 
 mod broadcast;
+mod calculus;
+mod cells;
+mod family;
+mod function;
 mod halves;
 mod number;
 
@@ -33,23 +83,87 @@ mod number;
 mod every_op;
 
 /// All families of operators.
+#[rustfmt::skip]
 static FAMILIES: &[&[OpDef]] = &[
+    arg::DEFS,
     batch_norm::DEFS,
     binary::DEFS,
+    bitcast::DEFS,
+    bits::DEFS,
+    boxes::DEFS,
     call::DEFS,
     cast::DEFS,
+    clip::DEFS,
+    col2im::DEFS,
+    compare::DEFS,
+    choose::DEFS,
+    concat::DEFS,
+    constant::DEFS,
+    control::DEFS,
     conv::DEFS,
     conv_grad::DEFS,
+    crop::DEFS,
+    cumulative::DEFS,
+    depth::DEFS,
+    diagonal::DEFS,
+    expand::DEFS,
+    gather::DEFS,
+    gelu::CONTRIB,
+    gelu::DEFS,
     gemm::DEFS,
     global_pool::DEFS,
+    grid::DEFS,
     identity::DEFS,
     layer_norm::DEFS,
     layer_norm_grad::DEFS,
+    loss::DEFS,
+    loss::GRAD,
     matmul::DEFS,
+    modulo::DEFS,
+    optimizer::DEFS,
+    optional::DEFS,
+    pad::DEFS,
     pool::DEFS,
     pool_grad::DEFS,
+    pow::DEFS,
+    predicate::DEFS,
+    prelu::DEFS,
+    quantized::concat::DEFS,
+    quantized::conv::DEFS,
+    quantized::dequantize::DEFS,
+    quantized::dynamic::DEFS,
+    quantized::gather::DEFS,
+    quantized::matmul::DEFS,
+    quantized::nbits::DEFS,
+    quantized::normal_float::DEFS,
+    quantized::pair::DEFS,
+    quantized::pool::DEFS,
+    quantized::quantize::DEFS,
+    quantized::softmax::DEFS,
+    quantized::table::DEFS,
+    random::DEFS,
+    range::DEFS,
+    reduce::DEFS,
+    reduce::SPREAD,
+    reshape::DEFS,
+    resize::DEFS,
+    reverse::DEFS,
+    scan::DEFS,
+    scatter::DEFS,
+    select::DEFS,
+    sequence::DEFS,
+    shape::DEFS,
+    slice::DEFS,
+    softmax::DEFS,
+    softmax::GRAD,
+    strings::DEFS,
     sum_to::DEFS,
+    topk::DEFS,
+    transpose::DEFS,
     unary::DEFS,
+    unary::SLOPE,
+    variadic::DEFS,
+    vocabulary::DEFS,
 ];
 
 /// All operators, in all versions that are read differently.

@@ -15,6 +15,10 @@ pub(crate) trait Number: Element {
     fn times(self, other: Self) -> Self;
     /// Division as ONNX has it: integers are cut towards zero; by zero gives zero.
     fn over(self, other: Self) -> Self;
+    /// An integer as it is, a fraction cut off.
+    fn to_i128(self) -> i128;
+    /// The low bits of an integer; the nearest fraction.
+    fn from_i128(x: i128) -> Self;
     const IS_FLOAT: bool;
 }
 
@@ -27,6 +31,8 @@ macro_rules! floats {
         fn minus(self, o: Self) -> Self { $from($to(self) - $to(o)) }
         fn times(self, o: Self) -> Self { $from($to(self) * $to(o)) }
         fn over(self, o: Self) -> Self { $from($to(self) / $to(o)) }
+        fn to_i128(self) -> i128 { $to(self) as i128 }
+        fn from_i128(x: i128) -> Self { $from(x as $wide) }
     })* };
 }
 floats!(f32, f32, std::convert::identity, std::convert::identity; f64, f64, std::convert::identity, std::convert::identity;
@@ -41,6 +47,8 @@ macro_rules! ints {
         fn minus(self, o: Self) -> Self { self.wrapping_sub(o) }
         fn times(self, o: Self) -> Self { self.wrapping_mul(o) }
         fn over(self, o: Self) -> Self { if o == 0 { 0 } else { self.wrapping_div(o) } }
+        fn to_i128(self) -> i128 { self.into() }
+        fn from_i128(x: i128) -> Self { x as $t }
     })* };
 }
 ints!(i8 i16 i32 i64 u8 u16 u32 u64);

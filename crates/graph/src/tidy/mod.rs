@@ -7,6 +7,7 @@ use crate::{Graph, Result};
 
 mod batchnorm;
 mod fold;
+mod fuse;
 mod identity;
 pub mod pattern;
 
@@ -32,6 +33,9 @@ pub static RUN: &[Pass] = &[
     Pass { name: "fold", apply: fold::fold },
     Pass { name: "batchnorm", apply: batchnorm::fold },
     Pass { name: "dequantize", apply: fold::fold_all },
+    Pass { name: "compose", apply: fuse::compose::fuse },
+    Pass { name: "attention", apply: fuse::attention::fuse },
+    Pass { name: "epilogue", apply: fuse::epilogue::fuse },
 ];
 
 /// Most rounds of all passes: each round may make way for the next.

@@ -6,8 +6,8 @@ use crate::{Buf, Pool};
 use std::cell::Cell;
 use std::marker::PhantomData;
 
-/// Weights in the order in which tiles read them: group, panel of `tile.rows` output channels, block of
-/// units, tap, unit, channel of the panel. A unit is an input channel, or a pack of them in one word.
+/// Weights in the order in which tiles read them: group, block of units, panel of `tile.rows` output
+/// channels, tap, unit, channel of the panel. A unit is an input channel, or a pack of them in one word.
 pub(super) struct Panels {
     words: Buf,
     pub tile: Tile,
@@ -35,8 +35,8 @@ impl Panels {
         let mut words = Buf::zeroed(groups * panels * tile.rows * units * taps * 4);
         let mut to = words_mut(&mut words).iter_mut();
         for group in 0..groups {
-            for panel in 0..panels {
-                for start in (0..units).step_by(block) {
+            for start in (0..units).step_by(block) {
+                for panel in 0..panels {
                     for tap in 0..taps {
                         for unit in start..units.min(start + block) {
                             for row in 0..tile.rows {
@@ -60,9 +60,10 @@ impl Panels {
 
     /// The weights of one panel and block.
     fn part(&self, group: usize, panel: usize, unit: usize) -> &[u32] {
-        let len = self.units * self.taps * self.tile.rows;
-        let start = (group * self.panels() + panel) * len + unit * self.taps * self.tile.rows;
-        &words(&self.words)[start..][..self.block.min(self.units - unit) * self.taps * self.tile.rows]
+        let column = self.taps * self.tile.rows;
+        let len = self.block.min(self.units - unit) * column;
+        let start = (group * self.units + unit) * self.panels() * column + panel * len;
+        &words(&self.words)[start..][..len]
     }
 }
 
@@ -126,17 +127,21 @@ const SUM_WORDS: usize = 64 << 10;
 const ROW_WORDS: usize = 4 << 10;
 const TASK_MACS: usize = 128 << 10;
 const LEAST_PIXELS: usize = 192;
+/// Planes that the first cache holds while all panels run over them.
+const NEAR_WORDS: usize = 8 << 10;
 
 impl Cut {
     fn new(packed: &Panels, geometry: &Geometry, threads: usize) -> Cut {
         let [height, width] = geometry.out_size;
         let margin = geometry.field.margin;
+        let sums = packed.panels().max(1) * packed.tile.rows;
+        let narrow = packed.units <= packed.block.min(64) && margin == [0, 0] && sums >= 96;
         let (planes_budget, sums_budget) = match packed.tile.rows {
             1 => (ROW_WORDS, ROW_WORDS),
+            _ if narrow => (NEAR_WORDS * 3 / 4, usize::MAX),
             _ => (PLANE_WORDS, SUM_WORDS),
         };
         let planes = packed.block.min(packed.units).max(1) * geometry.field.origins.len().max(1);
-        let sums = packed.panels().max(1) * packed.tile.rows;
 
         let most =
             (planes_budget / planes / (margin[0] + 1)).saturating_sub(margin[1]).min(sums_budget / sums);
@@ -228,7 +233,9 @@ fn task_of(
     let vectors = pixels.div_ceil(tile.lanes);
     let sums_len = odd_lines(vectors * tile.lanes);
     let planes_len = packed.block.min(packed.units) * unit_len + 64;
-    let total = planes_len + panels.len() * tile.rows * sums_len;
+    let near = planes_len <= NEAR_WORDS;
+    let alone = near && packed.units <= packed.block;
+    let total = planes_len + if alone { 1 } else { panels.len() } * tile.rows * sums_len;
     if scratch.len() < total * 4 {
         *scratch = Buf::zeroed(total * 4);
     }
@@ -260,8 +267,13 @@ fn task_of(
         planes.fill(body.pad());
     }
 
-    let most = tile.run.len();
-    let parts = vectors.div_ceil(most);
+    let parts = vectors.div_ceil(tile.run.len());
+    let finish = |sums: &[u32], panel: usize, group: usize| {
+        let first = panel * tile.rows;
+        for row in 0..tile.rows.min(packed.channels - first) {
+            body.finish(&sums[row * sums_len..][..pixels], view, group * packed.channels + first + row);
+        }
+    };
     for group in groups {
         let mut start = 0;
         while start < packed.units.max(1) {
@@ -270,35 +282,45 @@ fn task_of(
                 let planes = &mut planes[unit * unit_len..][..unit_len];
                 body.fill(planes, view, group, start + unit, &spans);
             }
-            for part in 0..parts {
+            let step = |sums: &mut [u32], panel: usize, part: usize| {
                 let from = part * vectors / parts;
                 let count = (part + 1) * vectors / parts - from;
+                let row = if alone { 0 } else { (panel - panels.start) * tile.rows * sums_len };
+                let step = Step {
+                    weights: packed.part(group, panel, start).as_ptr(),
+                    planes: planes.as_ptr().wrapping_add(from * tile.lanes),
+                    taps: &taps,
+                    units,
+                    unit_len,
+                    sums: sums[row + from * tile.lanes..].as_mut_ptr(),
+                    sums_len,
+                    first: start == 0,
+                };
+                // SAFETY: the tile was selected for an available instruction set. The part of the weights has
+                // `taps * units * rows` words. The last pixel read is that of the last tap of the last unit:
+                // its plane reaches `pixels` words past the tap, the vectors fewer than 16 words more, and 64
+                // words follow the last unit. The last sum lies `sums_len >= vectors * lanes` words after its
+                // row's start, and each panel has `rows` rows.
+                unsafe { tile.run[count - 1](&step) }
+            };
+            if near {
                 for panel in panels.clone() {
-                    let weights = packed.part(group, panel, start);
-                    let row = (panel - panels.start) * tile.rows * sums_len + from * tile.lanes;
-                    let step = Step {
-                        weights: weights.as_ptr(),
-                        planes: planes.as_ptr().wrapping_add(from * tile.lanes),
-                        taps: &taps,
-                        units,
-                        unit_len,
-                        sums: sums[row..].as_mut_ptr(),
-                        sums_len,
-                        first: start == 0,
-                    };
-                    // SAFETY: the tile was selected for an available instruction set. `weights` has
-                    // `taps * units * rows` words. The last pixel read is that of the last tap of the last
-                    // unit: its plane reaches `pixels` words past the tap, the vectors fewer than 16 words
-                    // more, and 64 words follow the last unit. The last sum lies `sums_len >= vectors * lanes`
-                    // words after its row's start, and there are `panels * rows` rows.
-                    unsafe { tile.run[count - 1](&step) }
+                    (0..parts).for_each(|part| step(sums, panel, part));
+                    if alone {
+                        finish(sums, panel, group);
+                    }
+                }
+            } else {
+                for part in 0..parts {
+                    panels.clone().for_each(|panel| step(sums, panel, part));
                 }
             }
             start += packed.block;
         }
-        for channel in panels.start * tile.rows..packed.channels.min(panels.end * tile.rows) {
-            let sums = &sums[(channel - panels.start * tile.rows) * sums_len..][..pixels];
-            body.finish(sums, view, group * packed.channels + channel);
+        if !alone {
+            for (nth, panel) in panels.clone().enumerate() {
+                finish(&sums[nth * tile.rows * sums_len..], panel, group);
+            }
         }
     }
 }

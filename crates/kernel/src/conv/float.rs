@@ -4,8 +4,11 @@ use super::driver::{Body, Geometry, Out, Panels, Span, View, as_reals, run};
 use super::field::Field;
 use super::tile::{Tile, Words};
 use super::{Activation, ConvShape, bounded};
-use crate::wide::{Loops, wide};
+use crate::wide::{Loops, gather, wide, zip};
 use crate::{Cpu, Isa};
+
+/// A function of single values, applied to a slice of them.
+pub type Then<'a> = &'a (dyn Fn(&mut [f32]) + Sync);
 
 /// What follows the sums of a convolution, in this order: bias, residual, activation, `then`.
 #[derive(Clone, Copy)]
@@ -17,7 +20,7 @@ pub struct Epilogue<'a> {
     /// Bounds of the result.
     pub activation: Activation,
     /// Any other function of single values; called with every finished part of the output exactly once.
-    pub then: Option<&'a (dyn Fn(&mut [f32]) + Sync)>,
+    pub then: Option<Then<'a>>,
 }
 
 impl Default for Epilogue<'_> {
@@ -183,15 +186,7 @@ impl Loops for Fill<'_> {
             for (nth, row) in span.rows.clone().enumerate() {
                 let from = &self.input[(span.y + nth * self.stride[0]) * self.width + span.x..];
                 let to = &mut self.planes[span.start + row * self.pitch + span.cols.start..][..cols];
-                match self.stride[1] {
-                    1 => to.iter_mut().zip(&from[..cols]).for_each(|(to, x)| *to = x.to_bits()),
-                    2 => {
-                        let (pairs, last) = from[..2 * cols - 1].as_chunks::<2>();
-                        to.iter_mut().zip(pairs).for_each(|(to, [x, _])| *to = x.to_bits());
-                        to[cols - 1] = last[0].to_bits();
-                    }
-                    n => to.iter_mut().zip(from.iter().step_by(n)).for_each(|(to, x)| *to = x.to_bits()),
-                }
+                gather(to, [from], self.stride[1], |[x]| x.to_bits());
             }
         }
     }
@@ -236,18 +231,10 @@ impl Loops for Finish<'_> {
                 continue;
             }
             match (residual, bounds) {
-                (None, None) => out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum + bias),
-                (None, Some(b)) => {
-                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out = bounded(sum + bias, b))
-                }
-                (Some(r), None) => {
-                    out.iter_mut().zip(sums).zip(r).for_each(|((out, sum), r)| *out = sum + bias + r)
-                }
-                (Some(r), Some(b)) => out
-                    .iter_mut()
-                    .zip(sums)
-                    .zip(r)
-                    .for_each(|((out, sum), r)| *out = bounded(sum + bias + r, b)),
+                (None, None) => zip(out, sums, sums, |sum, _| sum + bias),
+                (None, Some(b)) => zip(out, sums, sums, |sum, _| bounded(sum + bias, b)),
+                (Some(r), None) => zip(out, sums, r, |sum, r| sum + bias + r),
+                (Some(r), Some(b)) => zip(out, sums, r, |sum, r| bounded(sum + bias + r, b)),
             }
             if let Some(then) = epilogue.then {
                 then(out);

@@ -12,7 +12,7 @@ use super::field::Field;
 use super::float::per_group;
 use super::tile::{Tile, Words};
 use super::{Activation, ConvShape, bounded};
-use crate::wide::{Loops, wide};
+use crate::wide::{Loops, gather, wide, zip};
 use crate::{Cpu, Isa};
 
 /// Bytes, unsigned or signed.
@@ -191,7 +191,7 @@ impl PackedByteConv {
             "the shape fits the packed weights"
         );
         assert_eq!(input.len(), shape.in_len(), "length of the input");
-        let zero = zero + input.offset();
+        let zero = zero.wrapping_add(input.offset());
         assert!((0..256).contains(&zero), "the zero point lies in the range of the input");
         let sink = Sink::new(out, shape.out_channels, shape.out_len());
         let geometry = Geometry {
@@ -321,24 +321,22 @@ impl<const LANES: usize> Loops for Fill<'_, LANES> {
         let zero = body.zero as u8;
         let word = |x: [u8; LANES]| word(x, flip, zero);
         for span in spans {
+            let x = (view.x * stride[1]) as isize + span.origin[1] as isize - body.geometry.pad[1];
+            let outside = zero ^ flip;
+            let mut rows =
+                Along { x, stride: stride[1], dilation: body.dilation, outside, line: [outside; 1024] };
             for (nth, row) in span.rows.clone().enumerate() {
                 let y = (span.y + nth * stride[0]) * width;
                 let to = &mut planes[span.start + row * view.pitch..][..view.pitch];
                 if along {
-                    let row = Row { bytes: &channels[0][y..][..width], outside: zero ^ flip };
-                    let pad = body.geometry.pad[1];
-                    let x = (view.x * stride[1]) as isize + span.origin[1] as isize - pad;
-                    row.spread(to, x, stride[1], body.dilation, word);
+                    rows.spread(to, &channels[0][y..][..width], word);
                     continue;
                 }
                 let to = &mut to[span.cols.clone()];
                 let Some(last) = to.len().checked_sub(1) else { continue };
                 let len = last * stride[1] + 1;
                 let from: [&[u8]; LANES] = channels.map(|c| &c[y + span.x..][..len]);
-                match stride[1] {
-                    1 => (0..=last).for_each(|i| to[i] = word(from.map(|c| c[i]))),
-                    n => (0..=last).for_each(|i| to[i] = word(from.map(|c| c[i * n]))),
-                }
+                gather(to, from, stride[1], word);
             }
         }
     }
@@ -348,55 +346,46 @@ impl<const LANES: usize> Loops for Fill<'_, LANES> {
 #[inline(always)]
 fn word<const LANES: usize>(x: [u8; LANES], flip: u8, zero: u8) -> u32 {
     match LANES {
-        4 => u32::from_le_bytes(std::array::from_fn(|i| x[i])) ^ u32::from_ne_bytes([flip; 4]),
+        4 => (0..LANES).fold(0, |word, i| word | u32::from(x[i]) << (8 * i)) ^ u32::from_ne_bytes([flip; 4]),
         _ => join(Words::Pair, |i| i32::from(x[i] ^ flip) - i32::from(zero)),
     }
 }
 
-/// A row of the input, continued on both sides.
-struct Row<'a> {
-    bytes: &'a [u8],
+/// The rows of a plane, continued on both sides, as words of pixels at `x`, `x + dilation`, ...; `x` moves by
+/// `stride` from word to word.
+struct Along {
+    x: isize,
+    stride: usize,
+    dilation: usize,
     outside: u8,
+    line: [u8; 1024],
 }
 
-impl Row<'_> {
-    /// Writes for each output the word of the pixels at `x`, `x + dilation`, ... where `x` moves by `stride`.
+impl Along {
+    /// Writes the words of one row.
     #[inline(always)]
-    fn spread<const LANES: usize>(
-        &self,
-        to: &mut [u32],
-        x: isize,
-        stride: usize,
-        dilation: usize,
-        word: impl Fn([u8; LANES]) -> u32,
-    ) {
-        let size = self.bytes.len() as isize;
-        let reach = ((LANES - 1) * dilation) as isize;
-        let at = |i: usize| x + (i * stride) as isize;
-        let begin = if x >= 0 { 0 } else { x.unsigned_abs().div_ceil(stride).min(to.len()) };
-        let room = size - reach - at(begin);
-        let count = if room > 0 { (room as usize).div_ceil(stride).min(to.len() - begin) } else { 0 };
-        let edge = |to: &mut [u32], first: usize| {
+    fn spread<const LANES: usize>(&mut self, to: &mut [u32], row: &[u8], word: impl Fn([u8; LANES]) -> u32) {
+        let size = row.len() as isize;
+        let need = (to.len() - 1) * self.stride + (LANES - 1) * self.dilation + 1;
+        if need > self.line.len() {
             for (i, to) in to.iter_mut().enumerate() {
-                *to = word(std::array::from_fn(|lane| {
-                    let x = at(first + i) + (lane * dilation) as isize;
-                    usize::try_from(x).ok().and_then(|x| self.bytes.get(x)).copied().unwrap_or(self.outside)
-                }));
+                let first = self.x + (i * self.stride) as isize;
+                let inside = |x: isize| if x >= 0 && x < size { row[x as usize] } else { self.outside };
+                *to = word(std::array::from_fn(|lane| inside(first + (lane * self.dilation) as isize)));
             }
-        };
-        let (head, rest) = to.split_at_mut(begin);
-        let (body, tail) = rest.split_at_mut(count);
-        edge(head, 0);
-        edge(tail, begin + count);
-        if count > 0 {
-            let from = &self.bytes[at(begin) as usize..];
-            let len = (count - 1) * stride + 1;
-            let lanes: [&[u8]; LANES] = std::array::from_fn(|lane| &from[lane * dilation..][..len]);
-            match stride {
-                1 => (0..count).for_each(|i| body[i] = word(lanes.map(|l| l[i]))),
-                n => (0..count).for_each(|i| body[i] = word(lanes.map(|l| l[i * n]))),
-            }
+            return;
         }
+        let line = &mut self.line[..need];
+        let begin = (-self.x).clamp(0, need as isize);
+        let end = (size - self.x).clamp(begin, need as isize);
+        if begin < end {
+            let from = (self.x + begin) as usize;
+            let inside = &mut line[begin as usize..end as usize];
+            let len = inside.len();
+            inside.copy_from_slice(&row[from..from + len]);
+        }
+        let line = &*line;
+        gather(to, std::array::from_fn(|lane| &line[lane * self.dilation..]), self.stride, word);
     }
 }
 
@@ -421,80 +410,67 @@ impl Loops for Finish<'_> {
         };
         let whole = view.pitch == view.cols && view.cols == size[1];
         let (rows, cols) = if whole { (1, view.rows * view.cols) } else { (view.rows, view.cols) };
-        let of = |list: &[f32]| if list.len() == 1 { list[0] } else { list[channel] };
         for row in 0..rows {
-            let sums = sums[row * view.pitch..][..cols].iter().map(|&s| (s as i32).wrapping_add(correction));
+            let sums = &sums[row * view.pitch..][..cols];
             let at = plane + (view.y + row) * size[1] + view.x;
+            let exact = |s: u32| (s as i32).wrapping_add(correction);
+            let bytes = Requantize { sums, correction, channel, at };
             // SAFETY: tasks compute different outputs.
             unsafe {
                 match &body.sink {
-                    Sink::Sums(out) => out.slice(at, cols).iter_mut().zip(sums).for_each(|(o, s)| *o = s),
+                    Sink::Sums(out) => zip(out.slice(at, cols), sums, sums, |s, _| exact(s)),
                     Sink::Real(out, scale, bias, bounds) => {
-                        let out = out.slice(at, cols).iter_mut().zip(sums);
-                        let (scale, bias) = (of(scale), bias.map_or(0.0, |b| b[channel]));
-                        match *bounds {
-                            None => out.for_each(|(o, s)| *o = s as f32 * scale + bias),
-                            Some(b) => out.for_each(|(o, s)| *o = bounded(s as f32 * scale + bias, b)),
-                        }
+                        let bias = bias.map_or(0.0, |b| b[channel]);
+                        let scale = of(scale, channel);
+                        let [lo, hi] = bounds.unwrap_or([f32::NEG_INFINITY, f32::INFINITY]);
+                        zip(out.slice(at, cols), sums, sums, |s, _| {
+                            bounded(exact(s) as f32 * scale + bias, [lo, hi])
+                        });
                     }
-                    Sink::U8(out, r) => requantize(
-                        out.slice(at, cols),
-                        sums,
-                        r,
-                        of(r.multiplier),
-                        channel,
-                        at,
-                        [0, 255],
-                        |x| x as u8,
-                    ),
-                    Sink::S8(out, r) => requantize(
-                        out.slice(at, cols),
-                        sums,
-                        r,
-                        of(r.multiplier),
-                        channel,
-                        at,
-                        [-128, 127],
-                        |x| x as i8,
-                    ),
+                    Sink::U8(out, r) => bytes.write(out.slice(at, cols), r, [0, 255], |x| x as u8),
+                    Sink::S8(out, r) => bytes.write(out.slice(at, cols), r, [-128, 127], |x| x as i8),
                 }
             }
         }
     }
 }
 
-/// The bytes of one row; `at` is its place in the residual, `range` that of the type.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn requantize<T>(
-    out: &mut [T],
-    sums: impl Iterator<Item = i32>,
-    requant: &Requant,
-    multiplier: f32,
+/// One number for all channels, or that of the channel.
+fn of(list: &[f32], channel: usize) -> f32 {
+    if list.len() == 1 { list[0] } else { list[channel] }
+}
+
+/// A row of sums of one channel on its way to the bytes at `at`.
+struct Requantize<'a> {
+    sums: &'a [u32],
+    correction: i32,
     channel: usize,
     at: usize,
-    range: [i32; 2],
-    cast: impl Fn(i32) -> T,
-) {
-    let bias = requant.bias.map_or(0, |b| b[channel]);
-    let lo = requant.lo.clamp(range[0], range[1]);
-    let hi = requant.hi.clamp(lo, range[1]);
-    let (zero, least, most) = (requant.zero as f32, lo as f32, hi as f32);
-    let finish = |x: f32| {
-        let x = x.round_ties_even() + zero;
-        let x = if x > least { x } else { least };
-        let x = if x < most { x } else { most };
-        // SAFETY: `x` is no NaN (it would have become `least`) and lies between two bytes.
-        cast(unsafe { x.to_int_unchecked::<i32>() })
-    };
-    let sums = sums.map(|s| s.wrapping_add(bias) as f32 * multiplier);
-    let Some(residual) = requant.residual else {
-        out.iter_mut().zip(sums).for_each(|(out, x)| *out = finish(x));
-        return;
-    };
-    let (bytes, flip) = residual.values.raw();
-    let zero = residual.zero + residual.values.offset();
-    let add = |r: u8| (i32::from(r ^ flip) - zero) as f32 * residual.multiplier;
-    let rows = out.iter_mut().zip(sums).zip(&bytes[at..]);
-    rows.for_each(|((out, x), &r)| *out = finish(x + add(r)));
+}
+
+impl Requantize<'_> {
+    #[inline(always)]
+    fn write<T>(self, out: &mut [T], requant: &Requant, range: [i32; 2], cast: impl Fn(i32) -> T) {
+        let Requantize { sums, correction, channel, at } = self;
+        let add = correction.wrapping_add(requant.bias.map_or(0, |b| b[channel]));
+        let multiplier = of(requant.multiplier, channel);
+        let lo = requant.lo.clamp(range[0], range[1]);
+        let hi = requant.hi.clamp(lo, range[1]);
+        let (zero, least, most) = (requant.zero as f32, lo as f32, hi as f32);
+        let scaled = |s: u32| (s as i32).wrapping_add(add) as f32 * multiplier;
+        let finish = |x: f32| {
+            let x = x.round_ties_even() + zero;
+            let x = if x > least { x } else { least };
+            let x = if x < most { x } else { most };
+            // SAFETY: `x` is no NaN (it would have become `least`) and lies between two bytes.
+            cast(unsafe { x.to_int_unchecked::<i32>() })
+        };
+        let Some(residual) = requant.residual else {
+            return zip(out, sums, sums, |s, _| finish(scaled(s)));
+        };
+        let (bytes, flip) = residual.values.raw();
+        let zero = residual.zero.wrapping_add(residual.values.offset());
+        let other = |r: u8| i32::from(r ^ flip).wrapping_sub(zero) as f32 * residual.multiplier;
+        zip(out, sums, &bytes[at..], |s, r| finish(scaled(s) + other(r)));
+    }
 }

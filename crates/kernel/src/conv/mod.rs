@@ -15,7 +15,7 @@ mod tile;
 mod transpose;
 
 pub(crate) use driver::{Out, inside};
-pub use float::{Epilogue, PackedConv};
+pub use float::{Epilogue, PackedConv, Then};
 pub use int8::{ByteOutput, ByteResidual, Bytes, PackedByteConv, Requant};
 pub use nd::{ConvNd, conv_nd};
 pub use transpose::{ConvTransposeShape, PackedConvTranspose};

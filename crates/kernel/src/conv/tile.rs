@@ -6,6 +6,8 @@
 
 use crate::Isa;
 
+#[cfg(target_arch = "aarch64")]
+mod arm;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -60,9 +62,17 @@ impl Tile {
             Isa::NeonDot => Isa::Neon,
             isa => isa,
         };
+        let cost = |tile: &Tile| {
+            let row = match tile.rows {
+                1 => 20,
+                4 => 11,
+                _ => 10,
+            };
+            rows.next_multiple_of(tile.rows) * row
+        };
         let find = |isa: Isa| {
-            let fits = |t: &&(Isa, Words, Tile)| t.0 == isa && t.1 == words && (t.2.rows == 1) == (rows < 3);
-            ARCH.iter().chain(PLAIN).find(fits).map(|t| t.2)
+            let fits = ARCH.iter().chain(PLAIN).filter(|t| t.0 == isa && t.1 == words).map(|t| t.2);
+            fits.min_by_key(cost)
         };
         find(isa).or_else(|| find(Isa::Scalar)).unwrap_or(PLAIN_ROW)
     }
@@ -206,8 +216,10 @@ const PLAIN_ROW: Tile = Tile {
     ],
 };
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 const ARCH: &[(Isa, Words, Tile)] = &[];
+#[cfg(target_arch = "aarch64")]
+use arm::TILES as ARCH;
 #[cfg(target_arch = "x86_64")]
 use x86::TILES as ARCH;
 

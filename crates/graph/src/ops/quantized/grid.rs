@@ -75,8 +75,7 @@ impl Grid {
             let step = if self.inner == 1 { self.block } else { 1 };
             for at in (0..self.axis).step_by(step) {
                 let block = at / self.block;
-                let elements =
-                    base + at * self.inner..base + (at + step).min(self.axis) * self.inner;
+                let elements = base + at * self.inner..base + (at + step).min(self.axis) * self.inner;
                 match self.separate && self.inner > 1 {
                     true => run(elements, Params::From(first + block * self.inner)),
                     false => run(elements, Params::One(first + block)),

@@ -7,8 +7,13 @@ use std::any::Any;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::codes::{Code, Rounder, bytes, dynamic_grid, in_range, quantize};
-use super::product::Right;
+use kernel::Cpu;
+use kernel::conv::Bytes;
+use kernel::matmul::{Act, Bias as Added, View};
+use kernel::q8::quantize::quantize_dynamic;
+use kernel::q8::{Bytes as Matrix, Grid, Out, PackedB, Per, Right, matmul};
+
+use super::codes::{Code, Rounder, bytes, in_range};
 use super::slots::{Bounds, Slot, Slots, place};
 use crate::infer::broadcast_sizes;
 use crate::op::{Facts, Inputs, OpDef, PackCx, Packed, Reader, RunCx, Sample, ramp};
@@ -169,8 +174,9 @@ fn samples(form: Form) -> Vec<Sample> {
 
 /// Right operands packed ahead.
 struct Ready {
-    rights: Vec<Right>,
+    rights: Vec<PackedB>,
     shape: Vec<usize>,
+    dtype: DType,
 }
 
 /// The sizes of a product.
@@ -227,6 +233,15 @@ impl Plan {
         };
         Ok(Plan { shape, m, k, n, pairs })
     }
+
+    /// Values for the rows of one matrix of `shape`, repeated when the rows of many matrices are run as one.
+    fn rows<T: Copy>(&self, values: Vec<T>, shape: &[usize]) -> Vec<T> {
+        let rows = shape.len().checked_sub(2).map_or(1, |i| shape[i]);
+        match values.len() == rows && rows > 1 && self.m > rows {
+            true => values.iter().copied().cycle().take(self.m).collect(),
+            false => values,
+        }
+    }
 }
 
 /// A scale or zero point: one for all, one for each line of a matrix, or one for each line of all matrices.
@@ -248,23 +263,75 @@ impl<T: Copy> Line<T> {
     }
 
     fn at(&self, matrix: usize, i: usize) -> T {
+        match self.of(matrix) {
+            Per::All(value) => value,
+            Per::Each(values) => values[i],
+        }
+    }
+
+    /// Those of one matrix.
+    fn of(&self, matrix: usize) -> Per<'_, T> {
         match self.values.len() {
-            1 => self.values[0],
-            n if n == self.len => self.values[i],
-            _ => self.values[matrix * self.len + i],
+            1 => Per::All(self.values[0]),
+            n if n == self.len => Per::Each(&self.values),
+            _ => Per::Each(&self.values[matrix * self.len..][..self.len]),
         }
     }
 }
 
-fn zeros(tensor: Option<&Tensor>) -> Result<Vec<i32>> {
-    match tensor {
-        Some(t) => Ok(t.to_ints()?.into_iter().map(|v| v as i32).collect()),
-        None => Ok(vec![0]),
+/// The matrix that begins at an element.
+fn matrix(data: Bytes<'_>, start: usize, [rows, cols]: [usize; 2], turned: bool) -> Matrix<'_> {
+    let [down, along] = if turned { [1, rows] } else { [cols, 1] };
+    match data {
+        Bytes::U8(data) => View::strided(&data[start..], rows, cols, down, along).into(),
+        Bytes::S8(data) => View::strided(&data[start..], rows, cols, down, along).into(),
     }
 }
 
+/// Right operands: packed, or as they lie.
+enum Rights<'a> {
+    Packed(&'a [PackedB]),
+    Plain(Bytes<'a>, bool),
+}
+
+/// The products of a plan, and the zero points of their operands.
+struct Products<'a> {
+    cpu: &'a Cpu,
+    plan: &'a Plan,
+    a: Bytes<'a>,
+    turned: bool,
+    b: Rights<'a>,
+    a_zero: Line<i32>,
+    b_zero: Line<i32>,
+}
+
+impl Products<'_> {
+    /// One product, with these scales of the rows and columns.
+    fn run(&self, (left, right): (usize, usize), a_scale: Per<f32>, b_scale: Per<f32>, out: Out) {
+        let Plan { m, k, n, .. } = *self.plan;
+        let a = matrix(self.a, left * m * k, [m, k], self.turned);
+        let grid = Grid { a_zero: self.a_zero.of(left), b_zero: self.b_zero.of(right), a_scale, b_scale };
+        let a = kernel::q8::Left::Bytes(a);
+        match self.b {
+            Rights::Packed(packed) => matmul(self.cpu, a, &packed[right], &grid, out, n),
+            Rights::Plain(data, turned) => {
+                let b = Right::Bytes(matrix(data, right * k * n, [k, n], turned));
+                matmul(self.cpu, a, b, &grid, out, n);
+            }
+        }
+    }
+}
+
+/// The zero points of a tensor of this type.
+fn zeros(tensor: Option<&Tensor>, dtype: DType) -> Result<Vec<i32>> {
+    let Some(tensor) = tensor else { return Ok(vec![0]) };
+    let found: Vec<i32> = tensor.to_ints()?.into_iter().map(|v| v as i32).collect();
+    found.iter().try_for_each(|&zero| in_range(dtype, zero).map(|_| ()))?;
+    Ok(found)
+}
+
 /// Something that is added to sums: in the units of the sums, or real.
-enum Bias2<'a> {
+enum Addend<'a> {
     Sums(Cow<'a, [i32]>),
     Real(Cow<'a, [f32]>),
 }
@@ -289,24 +356,13 @@ impl QMatMul {
         inputs.get(self.place(slot))
     }
 
-    fn rights(&self, b: &Tensor, zero: Option<&Tensor>) -> Result<Vec<Right>> {
-        let wide = if b.rank() == 1 { vec![b.len(), 1] } else { b.shape().to_vec() };
-        let (batch, [k, n]) = last_two(&wide, self.turned[1]);
-        let count: usize = batch.iter().product();
-        let zeros = Line::new(zeros(zero)?, n, count)?;
-        for &zero in &zeros.values {
-            in_range(b.dtype(), zero)?;
-        }
-        let data = bytes(b)?;
-        Ok((0..count)
-            .map(|i| {
-                let zeros: Vec<i32> = (0..n).map(|col| zeros.at(i, col)).collect();
-                Right::new(data, i * k * n, [k, n], self.turned[1], &zeros)
-            })
-            .collect())
-    }
-
-    fn out_dtype(&self, a: Option<DType>, a_scale: Option<DType>, y_scale: bool, y_zero: Option<DType>) -> Option<DType> {
+    fn out_dtype(
+        &self,
+        a: Option<DType>,
+        a_scale: Option<DType>,
+        y_scale: bool,
+        y_zero: Option<DType>,
+    ) -> Option<DType> {
         match self.form {
             Form::Integer => Some(DType::I32),
             _ if y_scale => y_zero.or(a.filter(|d| d.bits() == 8)),
@@ -359,94 +415,98 @@ impl Op for QMatMul {
     }
 
     fn prepack(&self, cx: &PackCx) -> Result<Option<Packed>> {
-        let (at, zero_at) = (self.place(B), self.place(BZero));
-        let Some(b) = cx.constant(at) else { return Ok(None) };
-        let zero = cx.constant(zero_at);
-        if zero.is_none() && cx.facts.get(zero_at).is_some() || b.rank() == 0 {
-            return Ok(None);
-        }
-        let ready = Ready { rights: self.rights(b, zero)?, shape: b.shape().to_vec() };
-        Ok(Some(Packed::new(ready, &[at, zero_at])))
+        let at = self.place(B);
+        let Some(b) = cx.constant(at).filter(|b| b.rank() > 0) else { return Ok(None) };
+        let wide = if b.rank() == 1 { vec![b.len(), 1] } else { b.shape().to_vec() };
+        let (batch, [k, n]) = last_two(&wide, self.turned[1]);
+        let data = bytes(b)?;
+        let pack = |i| PackedB::new(cx.cpu, matrix(data, i * k * n, [k, n], self.turned[1]));
+        let rights = (0..batch.iter().product()).map(pack).collect();
+        Ok(Some(Packed::new(Ready { rights, shape: b.shape().to_vec(), dtype: b.dtype() }, &[at])))
     }
 
     fn run(&self, cx: &RunCx, inputs: Inputs) -> Result<Vec<Tensor>> {
         let a = inputs.need(self.place(A))?;
-        let rights;
-        let (rights, b_shape) = match cx.packed::<Ready>() {
-            Some(ready) => (&ready.rights, ready.shape.as_slice()),
+        let (b, b_shape, b_dtype) = match cx.packed::<Ready>() {
+            Some(ready) => (Rights::Packed(&ready.rights), ready.shape.as_slice(), ready.dtype),
             None => {
                 let b = inputs.need(self.place(B))?;
-                rights = self.rights(b, self.get(&inputs, BZero)?)?;
-                (&rights, b.shape())
+                (Rights::Plain(bytes(b)?, self.turned[1]), b.shape(), b.dtype())
             }
         };
         let plan = Plan::new(a.shape(), b_shape, self.turned)?;
-        let (codes, a_scale, a_zero);
-        let a_bytes = if a.dtype().is_float() {
+        let codes;
+        let (a_bytes, a_scale, a_zero) = if a.dtype().is_float() {
+            let mut grid = (1.0, 0);
             let values = a.to_f32()?;
-            let grid = dynamic_grid(&values);
             codes = Tensor::build(a.shape(), |out: &mut [u8]| {
-                quantize(cx.cpu, &values, grid.scale, Rounder::new((0, 255), grid.zero), out);
+                grid = quantize_dynamic(cx.cpu, &values, out);
                 Ok(())
             })?;
-            (a_scale, a_zero) = (vec![grid.scale], vec![grid.zero]);
-            bytes(&codes)?
+            (bytes(&codes)?, vec![grid.0], vec![i32::from(grid.1)])
         } else {
-            a_scale = match self.get(&inputs, AScale)? {
+            let scale = match self.get(&inputs, AScale)? {
                 Some(scale) => scale.to_f32()?.into_owned(),
                 None if self.form == Form::Integer => vec![1.0],
                 None => return Err(Error::invalid("the left operand's scale is missing")),
             };
-            a_zero = zeros(self.get(&inputs, AZero)?)?;
-            for &zero in &a_zero {
-                in_range(a.dtype(), zero)?;
-            }
-            bytes(a)?
+            (bytes(a)?, scale, zeros(self.get(&inputs, AZero)?, a.dtype())?)
         };
-        let a_count = if plan.m * plan.k == 0 { 0 } else { a.len() / (plan.m * plan.k) };
-        // Rows of all products in one: zero points by row repeat from matrix to matrix.
-        let a_zero = Line::new(repeated(a_zero, &plan, a.shape()), plan.m, a_count)?;
-        let step = if self.turned[0] { [1, plan.m] } else { [plan.k, 1] };
         let size = plan.m * plan.n;
-        let mut sums = Tensor::zeros(DType::I32, &plan.shape)?;
-        if size > 0 {
-            let chunks = sums.as_mut_slice::<i32>()?.chunks_mut(size);
-            for (&(left, right), sums) in plan.pairs.iter().zip(chunks) {
-                let start = left * plan.m * plan.k;
-                rights[right].sums(cx.cpu, a_bytes, start, step, |row| a_zero.at(left, row), sums);
-            }
-        }
-        if self.form == Form::Integer {
-            return Ok(vec![sums]);
-        }
-        let a_scale = Line::new(repeated(a_scale, &plan, a.shape()), plan.m, a_count)?;
-        let b_scale = inputs.need(self.place(BScale))?.to_f32()?.into_owned();
-        let b_scale = Line::new(b_scale, plan.n, rights.len())?;
-        let finish = Finish {
-            op: self,
+        let lefts = a.len().checked_div(plan.m * plan.k).unwrap_or(1);
+        let rights = crate::tensor::count(b_shape)?.checked_div(plan.k * plan.n).unwrap_or(1);
+        let products = Products {
+            cpu: cx.cpu,
             plan: &plan,
-            sums: sums.as_slice()?,
-            scale: &|(left, right), row, col| self.alpha * (a_scale.at(left, row) * b_scale.at(right, col)),
-            bias: match self.get(&inputs, Bias)? {
-                None => None,
-                Some(t) if t.dtype() == DType::I32 => Some((Bias2::Sums(t.values()?), t.shape())),
-                Some(t) => Some((Bias2::Real(t.to_f32()?), t.shape())),
-            },
+            a: a_bytes,
+            turned: self.turned[0],
+            b,
+            a_zero: Line::new(plan.rows(a_zero, a.shape()), plan.m, lefts)?,
+            b_zero: Line::new(zeros(self.get(&inputs, BZero)?, b_dtype)?, plan.n, rights)?,
         };
+        let ones = (Per::All(1.0), Per::All(1.0));
+        let sums = || {
+            Tensor::build(&plan.shape, |out: &mut [i32]| {
+                for (&pair, out) in plan.pairs.iter().zip(out.chunks_mut(size.max(1))) {
+                    products.run(pair, ones.0, ones.1, Out::I32(out));
+                }
+                Ok(())
+            })
+        };
+        if self.form == Form::Integer {
+            return Ok(vec![sums()?]);
+        }
+        let a_scale = Line::new(plan.rows(a_scale, a.shape()), plan.m, lefts)?;
+        let b_scale = inputs.need(self.place(BScale))?.to_f32()?.into_owned();
+        let b_scale = Line::new(b_scale, plan.n, rights)?;
         let own = self.get(&inputs, AScale)?.map(Tensor::dtype);
-        let y_zero = self.get(&inputs, YZero)?;
-        let y_scale = self.get(&inputs, YScale)?;
+        let (y_scale, y_zero) = (self.get(&inputs, YScale)?, self.get(&inputs, YZero)?);
         let dtype = self.out_dtype(Some(a.dtype()), own, y_scale.is_some(), y_zero.map(Tensor::dtype));
-        let Some(y_scale) = y_scale else {
-            let y = finish.real()?;
-            return Ok(vec![cast(y, dtype.unwrap_or(DType::F32), true)?]);
+        let dtype = dtype.ok_or_else(|| Error::invalid("the type of the output is not known"))?;
+        let added = match self.get(&inputs, Bias)? {
+            None => None,
+            Some(t) if t.dtype() == DType::I32 => Some((Addend::Sums(t.values()?), t.shape())),
+            Some(t) => Some((Addend::Real(t.to_f32()?), t.shape())),
         };
-        let y_scale = Line::new(repeated(y_scale.to_f32()?.into_owned(), &plan, &plan.shape), plan.m, plan.pairs.len())?;
-        let y_zero = Line::new(repeated(zeros(y_zero)?, &plan, &plan.shape), plan.m, plan.pairs.len())?;
+        let finish = Finish { op: self, products: &products, a_scale, b_scale, bias: added };
+        let Some(y_scale) = y_scale else {
+            let y = match finish.real()? {
+                Some(y) => y,
+                None => finish.slow_real(&sums()?)?,
+            };
+            return Ok(vec![cast(y, dtype, true)?]);
+        };
+        let y_scale = plan.rows(y_scale.to_f32()?.into_owned(), &plan.shape);
+        let y_zero = plan.rows(zeros(y_zero, dtype)?, &plan.shape);
+        let y_scale = Line::new(y_scale, plan.m, plan.pairs.len())?;
+        let y_zero = Line::new(y_zero, plan.m, plan.pairs.len())?;
+        if let Some(y) = finish.bytes(dtype, &y_scale, &y_zero)? {
+            return Ok(vec![y]);
+        }
         Ok(vec![match dtype {
-            Some(DType::U8) => finish.codes::<u8>(&y_scale, &y_zero)?,
-            Some(DType::I8) => finish.codes::<i8>(&y_scale, &y_zero)?,
-            _ => return Err(Error::unsupported("a quantised product with an output other than uint8 or int8")),
+            DType::U8 => finish.slow_codes::<u8>(&sums()?, &y_scale, &y_zero)?,
+            DType::I8 => finish.slow_codes::<i8>(&sums()?, &y_scale, &y_zero)?,
+            other => return Err(Error::unsupported(format!("a quantised product of type {other}"))),
         }])
     }
 
@@ -464,70 +524,125 @@ impl Op for QMatMul {
     }
 }
 
-/// Values for the rows of one matrix, when the rows of all matrices are run as one matrix.
-fn repeated<T: Copy>(values: Vec<T>, plan: &Plan, shape: &[usize]) -> Vec<T> {
-    let rows = shape.len().checked_sub(2).map_or(1, |i| shape[i]);
-    match values.len() == rows && rows > 1 && plan.m > rows {
-        true => values.iter().copied().cycle().take(plan.m).collect(),
-        false => values,
-    }
-}
-
+/// From the sums to the output.
 struct Finish<'a> {
     op: &'a QMatMul,
-    plan: &'a Plan,
-    sums: &'a [i32],
-    scale: &'a dyn Fn((usize, usize), usize, usize) -> f32,
-    bias: Option<(Bias2<'a>, &'a [usize])>,
+    products: &'a Products<'a>,
+    a_scale: Line<f32>,
+    b_scale: Line<f32>,
+    bias: Option<(Addend<'a>, &'a [usize])>,
 }
 
 impl Finish<'_> {
+    /// The real product, when the kernel can finish it.
+    fn real(&self) -> Result<Option<Tensor>> {
+        let Plan { m, n, shape, pairs, .. } = self.products.plan;
+        let bias = match &self.bias {
+            None => Added::None,
+            Some((Addend::Real(bias), [len])) if len == n => Added::Col(bias),
+            _ => return Ok(None),
+        };
+        if self.op.alpha != 1.0 {
+            return Ok(None);
+        }
+        let act = Act::Clip { lo: self.op.bounds.lo, hi: self.op.bounds.hi };
+        let build = Tensor::build(shape, |out: &mut [f32]| {
+            for (&pair, out) in pairs.iter().zip(out.chunks_mut((m * n).max(1))) {
+                let out = Out::F32 { out, bias, act };
+                self.products.run(pair, self.a_scale.of(pair.0), self.b_scale.of(pair.1), out);
+            }
+            Ok(())
+        });
+        build.map(Some)
+    }
+
+    /// The product as bytes, when the kernel can finish it.
+    fn bytes(&self, dtype: DType, y_scale: &Line<f32>, y_zero: &Line<i32>) -> Result<Option<Tensor>> {
+        let Plan { m, n, shape, pairs, .. } = self.products.plan;
+        let bias = match &self.bias {
+            None => Added::None,
+            Some((Addend::Sums(bias), [len])) if len == n => Added::Col(bias),
+            _ => return Ok(None),
+        };
+        let ([a_scale], [y_scale], [zero]) = (&*self.a_scale.values, &*y_scale.values, &*y_zero.values)
+        else {
+            return Ok(None);
+        };
+        let (lo, hi) = self.op.bounds.codes(*y_scale, *zero, in_range(dtype, *zero)?);
+        let factor = |b_scale: &f32| self.op.alpha * (a_scale * b_scale) / y_scale;
+        let factors = Line { values: self.b_scale.values.iter().map(factor).collect(), len: *n };
+        let mut y = Tensor::zeros(dtype, shape)?;
+        for (i, &pair) in pairs.iter().enumerate() {
+            let place = i * m * n..(i + 1) * m * n;
+            let out = match dtype {
+                DType::U8 => Out::U8 {
+                    out: &mut y.as_mut_slice()?[place],
+                    bias,
+                    zero: *zero as u8,
+                    lo: lo as u8,
+                    hi: hi as u8,
+                },
+                DType::I8 => Out::I8 {
+                    out: &mut y.as_mut_slice()?[place],
+                    bias,
+                    zero: *zero as i8,
+                    lo: lo as i8,
+                    hi: hi as i8,
+                },
+                _ => return Ok(None),
+            };
+            self.products.run(pair, Per::All(1.0), factors.of(pair.1), out);
+        }
+        Ok(Some(y))
+    }
+
     /// Calls `put(place, matrix, row, sum, scale, real bias)` for each element.
-    fn each(&self, mut put: impl FnMut(usize, usize, usize, f32, f32, f32)) -> Result<()> {
-        let Plan { m, n, pairs, .. } = self.plan;
+    fn each(&self, sums: &Tensor, mut put: impl FnMut(usize, usize, usize, f32, f32, f32)) -> Result<()> {
+        let Plan { m, n, pairs, .. } = self.products.plan;
+        let sums = sums.as_slice::<i32>()?;
         let (rows, cols) = match &self.bias {
             None => (0, 0),
             Some((_, shape)) => {
-                let (batch, [rows, cols]) = last_two(shape, false);
-                let (rows, cols) = if shape.len() == 1 { (1, shape[0]) } else { (rows, cols) };
+                let wide = [&[1, 1], *shape].concat();
+                let (batch, [rows, cols]) = last_two(&wide, false);
                 if batch.iter().any(|&d| d != 1) || ![1, *m].contains(&rows) || ![1, *n].contains(&cols) {
-                    return Err(Error::invalid(format!("a bias of shape {shape:?} does not fit the product")));
+                    return Err(Error::invalid(format!(
+                        "a bias of shape {shape:?} does not fit the product"
+                    )));
                 }
                 (if rows == 1 { 0 } else { cols }, usize::from(cols != 1))
             }
         };
-        for (matrix, &pair) in pairs.iter().enumerate() {
+        for (matrix, &(left, right)) in pairs.iter().enumerate() {
             for row in 0..*m {
                 let first = (matrix * m + row) * n;
-                for (col, &sum) in self.sums[first..first + n].iter().enumerate() {
+                for (col, &sum) in sums[first..first + n].iter().enumerate() {
                     let at = row * rows + col * cols;
                     let (sum, real) = match &self.bias {
                         None => (sum, 0.0),
-                        Some((Bias2::Sums(bias), _)) => (sum.wrapping_add(bias[at]), 0.0),
-                        Some((Bias2::Real(bias), _)) => (sum, bias[at]),
+                        Some((Addend::Sums(bias), _)) => (sum.wrapping_add(bias[at]), 0.0),
+                        Some((Addend::Real(bias), _)) => (sum, bias[at]),
                     };
-                    put(first + col, matrix, row, sum as f32, (self.scale)(pair, row, col), real);
+                    let scale = self.op.alpha * (self.a_scale.at(left, row) * self.b_scale.at(right, col));
+                    put(first + col, matrix, row, sum as f32, scale, real);
                 }
             }
         }
         Ok(())
     }
 
-    fn real(&self) -> Result<Tensor> {
-        Tensor::build(&self.plan.shape, |out: &mut [f32]| {
+    fn slow_real(&self, sums: &Tensor) -> Result<Tensor> {
+        Tensor::build(&self.products.plan.shape, |out: &mut [f32]| {
             let bounds = self.op.bounds;
-            self.each(|at, _, _, sum, scale, bias| out[at] = bounds.clamp(sum * scale + bias))
+            self.each(sums, |at, _, _, sum, scale, bias| out[at] = bounds.clamp(sum * scale + bias))
         })
     }
 
-    fn codes<T: Code>(&self, y_scale: &Line<f32>, y_zero: &Line<i32>) -> Result<Tensor> {
-        let range = super::codes::range(T::DTYPE).unwrap_or((0, 0));
-        for &zero in &y_zero.values {
-            in_range(T::DTYPE, zero)?;
-        }
-        Tensor::build(&self.plan.shape, |out: &mut [T]| {
+    fn slow_codes<T: Code>(&self, sums: &Tensor, y_scale: &Line<f32>, y_zero: &Line<i32>) -> Result<Tensor> {
+        let range = in_range(T::DTYPE, 0)?;
+        Tensor::build(&self.products.plan.shape, |out: &mut [T]| {
             let bounds = self.op.bounds;
-            self.each(|at, matrix, row, sum, scale, bias| {
+            self.each(sums, |at, matrix, row, sum, scale, bias| {
                 let (y, zero) = (y_scale.at(matrix, row), y_zero.at(matrix, row));
                 let rounder = Rounder::new(bounds.codes(y, zero, range), zero);
                 out[at] = T::from_i32(rounder.code(sum * (scale / y) + bias / y));
@@ -535,4 +650,3 @@ impl Finish<'_> {
         })
     }
 }
-

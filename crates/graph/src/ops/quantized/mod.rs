@@ -13,8 +13,9 @@ pub mod normal_float;
 pub mod pair;
 pub mod pool;
 pub mod quantize;
+pub mod softmax;
 pub mod table;
 
 mod grid;
-mod slots;
-mod window;
+mod rows;
+pub mod slots;

@@ -359,4 +359,51 @@ pub(super) const TILES: &[(Isa, Words, Tile)] = &[
             ],
         },
     ),
+    (
+        Isa::Avx512,
+        Words::Real,
+        Tile {
+            rows: 4,
+            lanes: 16,
+            run: &[
+                avx512::<Real512, 4, 1>,
+                avx512::<Real512, 4, 2>,
+                avx512::<Real512, 4, 3>,
+                avx512::<Real512, 4, 4>,
+                avx512::<Real512, 4, 5>,
+                avx512::<Real512, 4, 6>,
+            ],
+        },
+    ),
+    (
+        Isa::Avx512,
+        Words::Pair,
+        Tile {
+            rows: 4,
+            lanes: 16,
+            run: &[
+                avx512::<Pair512, 4, 1>,
+                avx512::<Pair512, 4, 2>,
+                avx512::<Pair512, 4, 3>,
+                avx512::<Pair512, 4, 4>,
+                avx512::<Pair512, 4, 5>,
+            ],
+        },
+    ),
+    (
+        Isa::Avx512Vnni,
+        Words::Quad,
+        Tile {
+            rows: 4,
+            lanes: 16,
+            run: &[
+                vnni::<Quad512, 4, 1>,
+                vnni::<Quad512, 4, 2>,
+                vnni::<Quad512, 4, 3>,
+                vnni::<Quad512, 4, 4>,
+                vnni::<Quad512, 4, 5>,
+                vnni::<Quad512, 4, 6>,
+            ],
+        },
+    ),
 ];

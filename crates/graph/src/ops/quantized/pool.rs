@@ -1,0 +1,172 @@
+//! Averages of quantised images: onnxruntime's `QLinearAveragePool` and `QLinearGlobalAveragePool`.
+//! <https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md>
+
+use std::any::Any;
+use std::sync::Arc;
+
+use super::codes::{Grid8, Rounder, byte, bytes, grid8, in_range};
+use super::pair::sample_bytes;
+use crate::op::{Facts, Inputs, OpDef, Reader, RunCx, Sample};
+use crate::ops::window::{Axis, Window};
+use crate::{Attrs, Dim, Error, Fact, Op, Result, Tensor};
+
+/// An average over windows or whole images. Inputs: codes, scale, zero point; scale and zero point of the result.
+#[derive(Debug)]
+pub struct QAverage {
+    attrs: Attrs,
+    /// `None` averages whole images.
+    window: Option<Window>,
+    count_padding: bool,
+    channels_last: bool,
+}
+
+const fn def(
+    name: &'static str,
+    read: fn(&Reader) -> Result<Arc<dyn Op>>,
+    samples: fn() -> Vec<Sample>,
+) -> OpDef {
+    OpDef { name, domain: "com.microsoft", since: 1, read, samples }
+}
+
+pub(crate) static DEFS: &[OpDef] = &[
+    def(
+        "QLinearAveragePool",
+        |r| Ok(Arc::new(new(r.attrs, true)?)),
+        || {
+            let attrs = Attrs::new().ints("kernel_shape", &[2, 3]).ints("strides", &[2, 1]);
+            let padded = attrs.clone().ints("pads", &[0, 1, 1, 1]).int("ceil_mode", 1);
+            let counted = padded.clone().int("count_include_pad", 1);
+            let last = attrs.clone().int("channels_last", 1);
+            [attrs, padded, counted, last].iter().filter_map(|a| sample(a, true)).collect()
+        },
+    ),
+    def(
+        "QLinearGlobalAveragePool",
+        |r| Ok(Arc::new(new(r.attrs, false)?)),
+        || {
+            let last = Attrs::new().int("channels_last", 1);
+            [Attrs::new(), last].iter().filter_map(|a| sample(a, false)).collect()
+        },
+    ),
+];
+
+fn new(attrs: &Attrs, windowed: bool) -> Result<QAverage> {
+    Ok(QAverage {
+        window: if windowed { Some(Window::read(attrs)?) } else { None },
+        count_padding: attrs.flag_or("count_include_pad", false)?,
+        channels_last: attrs.flag_or("channels_last", false)?,
+        attrs: attrs.clone(),
+    })
+}
+
+fn sample(attrs: &Attrs, windowed: bool) -> Option<Sample> {
+    let (scale, zero) = (|v: f32| Tensor::scalar(v), |v: u8| Tensor::scalar(v));
+    let inputs = vec![sample_bytes(&[2, 5, 4, 3]), scale(0.02), zero(120), scale(0.015), zero(100)];
+    new(attrs, windowed).ok().map(|op| Sample::new(op, inputs))
+}
+
+impl QAverage {
+    /// The average of whole images, channels first.
+    pub fn global() -> QAverage {
+        QAverage { attrs: Attrs::new(), window: None, count_padding: false, channels_last: false }
+    }
+
+    /// The average over windows, with the attributes of `AveragePool`.
+    ///
+    /// # Errors
+    /// When the attributes are wrong.
+    pub fn windowed(attrs: &Attrs) -> Result<QAverage> {
+        new(attrs, true)
+    }
+
+    fn axes(&self, sizes: &[usize]) -> Result<Vec<Axis>> {
+        match &self.window {
+            Some(window) => window.place(sizes, window.need_kernel()?),
+            None => Window::default().place(sizes, sizes),
+        }
+    }
+}
+
+impl Op for QAverage {
+    fn def(&self) -> &'static OpDef {
+        &DEFS[usize::from(self.window.is_none())]
+    }
+
+    fn attrs(&self) -> Attrs {
+        self.attrs.clone()
+    }
+
+    fn infer(&self, inputs: &Facts) -> Result<Vec<Fact>> {
+        let x = inputs.need(0)?;
+        let Some(shape) = x.shape().filter(|s| s.len() > 2) else {
+            return Ok(vec![Fact::maybe(x.dtype(), None)]);
+        };
+        let first = if self.channels_last { 1 } else { 2 };
+        let mut out = shape.to_vec();
+        let spatial = first..first + shape.len() - 2;
+        let sizes = match &self.window {
+            Some(window) => {
+                let kernel: Vec<Dim> = window.need_kernel()?.iter().map(|&k| k.into()).collect();
+                window.infer(&shape[spatial.clone()], &kernel)?
+            }
+            None => vec![Dim::Is(1); shape.len() - 2],
+        };
+        out.splice(spatial, sizes);
+        Ok(vec![Fact::maybe(x.dtype(), Some(out))])
+    }
+
+    fn run(&self, _: &RunCx, inputs: Inputs) -> Result<Vec<Tensor>> {
+        let x = inputs.need(0)?;
+        let (dtype, shape) = (x.dtype(), x.shape());
+        if shape.len() < 3 {
+            return Err(Error::invalid(format!("{x:?} is no image")));
+        }
+        let (from, to) = (grid8(&inputs, 1, 2, dtype)?, grid8(&inputs, 3, 4, dtype)?);
+        let rounder = Rounder::new(in_range(dtype, to.zero)?, to.zero);
+        let first = if self.channels_last { 1 } else { 2 };
+        let spatial = first..first + shape.len() - 2;
+        let axes = self.axes(&shape[spatial.clone()])?;
+        let planes: usize = shape[..first].iter().product();
+        let depth: usize = shape[spatial.end..].iter().product();
+        let sizes = &shape[spatial.clone()];
+        let mut out_shape = shape.to_vec();
+        out_shape.splice(spatial, axes.iter().map(|a| a.out));
+        let area: usize = sizes.iter().product();
+        let data = bytes(x)?;
+        let mut y = Tensor::zeros(dtype, &out_shape)?;
+        let outs: usize = axes.iter().map(|a| a.out).product();
+        for (i, code) in y.bytes_mut()?.iter_mut().enumerate() {
+            let (plane, rest) = (i / (outs * depth).max(1), i % (outs * depth).max(1));
+            let (mut place, channel) = (rest / depth, rest % depth);
+            // Offsets of the pixels that the window sees.
+            let mut pixels = vec![0usize];
+            let (mut step, mut counted) = (1, 1);
+            for (axis, &size) in axes.iter().zip(sizes).rev() {
+                let at = place % axis.out;
+                let (_, taps, first) = axis.taps(at);
+                let inside = (0..taps).map(|t| (first + t * axis.dilation) * step);
+                pixels = inside.flat_map(|p| pixels.iter().map(move |o| o + p)).collect();
+                let padded = axis.begin + size + axis.end;
+                counted *= (0..axis.kernel).filter(|k| at * axis.stride + k * axis.dilation < padded).count();
+                place /= axis.out;
+                step *= size;
+            }
+            let sum: i64 = pixels
+                .iter()
+                .map(|p| i64::from(byte(data, (plane * area + p) * depth + channel) - from.zero))
+                .sum();
+            let count = if self.count_padding { counted } else { pixels.len() };
+            *code = rounder.code(mean(sum, count, from) / to.scale) as u8;
+        }
+        debug_assert_eq!(planes * outs * depth, y.len());
+        Ok(vec![y])
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+fn mean(sum: i64, count: usize, grid: Grid8) -> f32 {
+    (sum as f64 * f64::from(grid.scale) / count.max(1) as f64) as f32
+}

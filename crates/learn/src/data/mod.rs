@@ -1,0 +1,234 @@
+//! Data sets: examples to calibrate with and to judge a model by.
+
+use std::path::{Path, PathBuf};
+
+use ::image::DynamicImage;
+use graph::Tensor;
+
+use crate::{Error, Result};
+
+mod arrays;
+mod folder;
+mod idx;
+pub mod npy;
+pub mod npz;
+mod packed;
+mod source;
+mod split;
+mod table;
+
+pub use arrays::concat;
+pub use folder::decode;
+pub use source::LIMIT;
+#[cfg(feature = "text")]
+pub(crate) use source::load;
+pub use split::split;
+
+/// What a model is shown.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// Tensors by the name of the model's input, each of shape `[1, ..]`.
+    Arrays(Vec<(String, Tensor)>),
+    /// An image; [`crate::image::Preprocess`] makes a tensor of it.
+    Image(DynamicImage),
+    /// A text.
+    Text(String),
+    /// Two texts that belong together, such as premise and hypothesis.
+    Pair(String, String),
+}
+
+/// The right answer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Target {
+    /// The index of a class.
+    Class(usize),
+    /// A number, such as how much two texts mean the same; always finite.
+    Score(f64),
+    /// Not known.
+    None,
+}
+
+/// One example of a data set.
+#[derive(Clone, Debug)]
+pub struct Example {
+    /// For reports: the file's name within the data set, or `line 7`, or `row 7`.
+    pub id: String,
+    /// What the model is shown.
+    pub input: Input,
+    /// The right answer.
+    pub target: Target,
+}
+
+/// Examples in a fixed order.
+pub trait Dataset: Send + Sync {
+    /// Number of examples; never 0 for a data set that [`open`] made.
+    fn len(&self) -> usize;
+
+    /// The example at index `i`, read and decoded now.
+    ///
+    /// # Errors
+    /// When there is no such example, or it cannot be read; the message names its file.
+    fn get(&self, i: usize) -> Result<Example>;
+
+    /// The right answer of example `i`, without decoding the example; [`Target::None`] when there is no such
+    /// example.
+    fn target(&self, i: usize) -> Target;
+
+    /// The names of the classes by index, when they have names.
+    fn classes(&self) -> Option<&[String]>;
+
+    /// One line for people: what kind of data, how many, of how many classes.
+    fn describe(&self) -> String;
+
+    /// True when there are no examples.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Reads every example, counts those that fail and keeps the messages of the first `most`.
+    fn check(&self, most: usize) -> Check {
+        let mut check = Check { examples: self.len(), ..Check::default() };
+        for error in (0..self.len()).filter_map(|i| self.get(i).err()) {
+            check.unreadable += 1;
+            if check.messages.len() < most {
+                check.messages.push(error.to_string());
+            }
+        }
+        check
+    }
+}
+
+/// What [`Dataset::check`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Check {
+    /// Number of examples.
+    pub examples: usize,
+    /// How many of them cannot be read.
+    pub unreadable: usize,
+    /// Why, for the first of them.
+    pub messages: Vec<String>,
+}
+
+/// How to read data whose names or labels are not the usual ones.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The column of the text, or of the first text of a pair.
+    pub text: Option<String>,
+    /// The column of the second text of a pair.
+    pub text_b: Option<String>,
+    /// The column or array of the class: `label` unless given.
+    pub label: Option<String>,
+    /// The column or array of the score: `score` unless given.
+    pub score: Option<String>,
+    /// The file of labels that belongs to an IDX file of images, when its name does not tell.
+    pub labels: Option<PathBuf>,
+    /// The names of the classes in the order of the model's outputs; else names are sorted.
+    pub classes: Option<Vec<String>>,
+    /// The most bytes that a file may hold once unpacked.
+    pub limit: u64,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            text: None,
+            text_b: None,
+            label: None,
+            score: None,
+            labels: None,
+            classes: None,
+            limit: LIMIT,
+        }
+    }
+}
+
+/// Opens a data set; its kind is told by what `path` is:
+///
+/// - a folder of images (PNG, JPEG, BMP, GIF, WebP), one sub-folder a class, or without sub-folders for images
+///   without labels; or one image;
+/// - a folder with `labels.u8` and `NAME_0.png`, `NAME_1.png`..: each row of pixels is one square image;
+/// - `.npz` or `.npy`: arrays named as the model's inputs, the first axis counting examples, and `label` (integers)
+///   or `score` (floating point);
+/// - a table (CSV, TSV, or a JSON object a line) with the columns `text` or `text_a` and `text_b`, and `label` or
+///   `score`; other usual names are known, [`Options`] can give them; without a header row: text and label, or two
+///   texts and score. TSV is read without quotes. A `.txt` file holds one text a line;
+/// - an IDX file (MNIST) or a folder with one of images.
+///
+/// Tables and IDX files may be packed with gzip.
+///
+/// # Errors
+/// When nothing can be read there, the data contradict themselves, or they unpack to more than
+/// [`Options::limit`] bytes.
+pub fn open(path: &Path, options: &Options) -> Result<Box<dyn Dataset>> {
+    if path.is_dir() {
+        if packed::is_packed(path) {
+            return Ok(Box::new(packed::Packed::open(path, options)?));
+        }
+        return match idx::images_in(path)? {
+            Some(file) => idx::open(&file, source::load(&file, options.limit)?, options),
+            None => Ok(Box::new(folder::Folder::open(path, options)?)),
+        };
+    }
+    let head = source::head(path)?;
+    if head.starts_with(b"PK") {
+        return Ok(Box::new(arrays::Arrays::open(path, npz::read(path, options.limit)?, options)?));
+    }
+    if head.starts_with(npy::MAGIC) {
+        let array = ("input".to_string(), npy::read(path, options.limit)?);
+        return Ok(Box::new(arrays::Arrays::open(path, vec![array], options)?));
+    }
+    if folder::is_image(&head) {
+        return Ok(Box::new(folder::Folder::single(path)?));
+    }
+    let bytes = source::load(path, options.limit)?;
+    if idx::is_idx(&bytes) {
+        return idx::open(path, bytes, options);
+    }
+    Ok(Box::new(table::Table::open(path, &bytes, options)?))
+}
+
+/// "3 classes", "no labels" and so on, for [`Dataset::describe`].
+fn describe_targets(targets: impl Iterator<Item = Target>, classes: Option<&[String]>) -> String {
+    let mut scores = 0usize;
+    let mut greatest = None;
+    for target in targets {
+        match target {
+            Target::Class(c) => greatest = greatest.max(Some(c)),
+            Target::Score(_) => scores += 1,
+            Target::None => {}
+        }
+    }
+    match (greatest, classes) {
+        (_, Some(names)) => format!("{} classes", names.len()),
+        (Some(greatest), None) => format!("classes 0 to {greatest}"),
+        (None, None) if scores > 0 => "with scores".into(),
+        (None, None) => "no labels".into(),
+    }
+}
+
+/// The index of class `name` in `names`.
+fn class_index(names: &[String], name: &str) -> std::result::Result<usize, String> {
+    names
+        .iter()
+        .position(|n| n == name)
+        .ok_or_else(|| format!("class {name:?} is not among the {} classes given", names.len()))
+}
+
+/// A class index from an integer; with class names it must be one of theirs.
+fn class_number(label: i64, names: Option<&[String]>) -> std::result::Result<usize, String> {
+    let index = usize::try_from(label).map_err(|_| format!("label {label}: class indices start at 0"))?;
+    match names {
+        Some(names) if index >= names.len() => {
+            Err(format!("label {label}: only {} classes are given", names.len()))
+        }
+        _ => Ok(index),
+    }
+}
+
+/// The error for an index past the end.
+fn no_such(i: usize, len: usize) -> Error {
+    Error::input(format!("example {i} is asked for, but there are only {len}"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,279 @@
+//! From texts to token ids, with the `tokenizers` crate: Hugging Face's `tokenizer.json`, or BERT's `vocab.txt`.
+
+use std::path::{Path, PathBuf};
+
+use graph::Tensor;
+use serde_json::{Map, Value, json};
+use tokenizers::{EncodeInput, Encoding, PaddingDirection, PostProcessor, TruncationParams};
+
+use crate::data::load;
+use crate::{Error, Input, Result};
+
+/// No file of a tokenizer is bigger, in bytes.
+const MAX_FILE: u64 = 256 << 20;
+
+/// Makes token ids of texts.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    pad: i64,
+    pad_type: i64,
+    pad_left: bool,
+}
+
+/// A batch of texts for a model: three i64 tensors of shape `[texts, tokens]`, padded to the longest text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tokens {
+    /// The token ids.
+    pub input_ids: Tensor,
+    /// 1 for tokens, 0 for padding.
+    pub attention_mask: Tensor,
+    /// 0 for the first text of a pair, 1 for the second.
+    pub token_type_ids: Tensor,
+}
+
+impl Tokenizer {
+    /// Opens `tokenizer.json`, `vocab.txt`, or a folder with one of them. A text longer than `max_len` tokens, the
+    /// special ones included, is cut; of a pair the longer text first. Without `max_len` the limit in
+    /// `tokenizer.json` holds, if it has one.
+    ///
+    /// A `vocab.txt` is read as BERT's: texts are lower-cased if `do_lower_case` of the `tokenizer_config.json`
+    /// beside it says so or, without that, if no token has an upper-case letter.
+    ///
+    /// # Errors
+    /// When there is no such file, it is no tokenizer, or `max_len` leaves no room for a token.
+    pub fn open(path: &Path, max_len: Option<usize>) -> Result<Tokenizer> {
+        let file = match path.is_dir() {
+            false => path.to_path_buf(),
+            true => ["tokenizer.json", "vocab.txt"]
+                .map(|name| path.join(name))
+                .into_iter()
+                .find(|file| file.is_file())
+                .ok_or_else(|| Error::file(path, "holds neither tokenizer.json nor vocab.txt"))?,
+        };
+        let mut bytes = load(&file, MAX_FILE)?;
+        if file.extension().is_some_and(|e| e == "txt") {
+            bytes = bert(&file, &bytes)?;
+        }
+        let inner = tokenizers::Tokenizer::from_bytes(bytes)
+            .map_err(|e| Error::file(&file, format!("is not a tokenizer: {e}")))?;
+        Tokenizer::new(file, inner, max_len)
+    }
+
+    fn new(file: PathBuf, mut inner: tokenizers::Tokenizer, max_len: Option<usize>) -> Result<Tokenizer> {
+        let own = inner.get_truncation().cloned();
+        let special = inner.get_post_processor().map_or(0, |p| p.added_tokens(true));
+        let truncation = match max_len.or(own.as_ref().map(|own| own.max_length)) {
+            Some(max_length) if max_length <= special => {
+                let what = format!("{max_length} tokens leave no room beside {special} special ones");
+                return Err(Error::file(&file, what));
+            }
+            Some(max_length) => {
+                let direction = own.map(|own| own.direction).unwrap_or_default();
+                Some(TruncationParams { max_length, direction, ..TruncationParams::default() })
+            }
+            None => None,
+        };
+        inner.with_truncation(truncation).map_err(|e| Error::file(&file, e.to_string()))?;
+        let named = ["[PAD]", "<pad>", "<|endoftext|>"].iter().find_map(|token| inner.token_to_id(token));
+        let (pad, pad_type, pad_left) = match inner.get_padding() {
+            Some(own) => (own.pad_id, own.pad_type_id, matches!(own.direction, PaddingDirection::Left)),
+            None => (named.unwrap_or(0), 0, false),
+        };
+        inner.with_padding(None);
+        Ok(Tokenizer { inner, pad: pad.into(), pad_type: pad_type.into(), pad_left })
+    }
+
+    /// Number of tokens in the vocabulary, the added ones included.
+    pub fn vocabulary(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// The ids of a batch of texts or pairs of texts, with the special tokens the model expects.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when there are no texts, one of the inputs is not text, or the tokenizer fails.
+    pub fn encode(&self, inputs: &[&Input]) -> Result<Tokens> {
+        let text = |input: &&Input| match *input {
+            Input::Text(text) => Ok(EncodeInput::from(text.clone())),
+            Input::Pair(a, b) => Ok(EncodeInput::from((a.clone(), b.clone()))),
+            Input::Arrays(_) | Input::Image(_) => {
+                Err(Error::input("the model takes texts; the data are none"))
+            }
+        };
+        let texts = inputs.iter().map(text).collect::<Result<Vec<EncodeInput>>>()?;
+        if texts.is_empty() {
+            return Err(Error::input("a batch of no texts"));
+        }
+        let encodings =
+            self.inner.encode_batch_fast(texts, true).map_err(|e| Error::input(format!("tokenizer: {e}")))?;
+        Ok(Tokens {
+            input_ids: self.padded(&encodings, Encoding::get_ids, self.pad)?,
+            attention_mask: self.padded(&encodings, Encoding::get_attention_mask, 0)?,
+            token_type_ids: self.padded(&encodings, Encoding::get_type_ids, self.pad_type)?,
+        })
+    }
+
+    fn padded(&self, encodings: &[Encoding], part: fn(&Encoding) -> &[u32], pad: i64) -> Result<Tensor> {
+        let width = encodings.iter().map(Encoding::len).max().unwrap_or(0);
+        Ok(Tensor::build(&[encodings.len(), width], |out| {
+            out.fill(pad);
+            for (i, encoding) in encodings.iter().enumerate() {
+                let values = part(encoding);
+                let start = i * width + if self.pad_left { width - values.len() } else { 0 };
+                out[start..].iter_mut().zip(values).for_each(|(out, &value)| *out = value.into());
+            }
+            Ok(())
+        })?)
+    }
+}
+
+/// BERT's tokenizer of a vocabulary, one token a line, as a `tokenizer.json`.
+fn bert(file: &Path, bytes: &[u8]) -> Result<Vec<u8>> {
+    let text = std::str::from_utf8(bytes).map_err(|_| Error::file(file, "is not UTF-8 text"))?;
+    let tokens: Vec<&str> = text.lines().map(str::trim_end).collect();
+    let special = |name: &str| match tokens.iter().position(|token| *token == name) {
+        Some(id) => Ok(json!([name, id])),
+        None => Err(Error::file(file, format!("lacks {name}; it is not BERT's vocabulary"))),
+    };
+    let (sep, cls) = (special("[SEP]")?, special("[CLS]")?);
+    special("[UNK]")?;
+    let is_special = |token: &str| token.starts_with('[') && token.ends_with(']') && token.len() > 2;
+    let lowercase = match config_says(&file.with_file_name("tokenizer_config.json"))? {
+        Some(said) => said,
+        None => !tokens.iter().any(|token| !is_special(token) && token.chars().any(char::is_uppercase)),
+    };
+    let added: Vec<Value> = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        .iter()
+        .filter_map(|name| Some((name, tokens.iter().position(|token| token == name)?)))
+        .map(|(name, id)| {
+            json!({"id": id, "content": name, "single_word": false, "lstrip": false, "rstrip": false,
+                   "normalized": false, "special": true})
+        })
+        .collect();
+    let vocab: Map<String, Value> =
+        tokens.iter().enumerate().map(|(id, token)| (token.to_string(), id.into())).collect();
+    let tokenizer = json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": added,
+        "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
+                       "strip_accents": null, "lowercase": lowercase},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {"type": "BertProcessing", "sep": sep, "cls": cls},
+        "decoder": null,
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                  "max_input_chars_per_word": 100, "vocab": vocab},
+    });
+    serde_json::to_vec(&tokenizer).map_err(|e| Error::file(file, e.to_string()))
+}
+
+/// `do_lower_case` of a configuration file, if there is one.
+fn config_says(file: &Path) -> Result<Option<bool>> {
+    if !file.is_file() {
+        return Ok(None);
+    }
+    let config: Value = serde_json::from_slice(&load(file, MAX_FILE)?)
+        .map_err(|e| Error::file(file, format!("is not JSON: {e}")))?;
+    Ok(config.get("do_lower_case").and_then(Value::as_bool))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    const VOCAB: &str = "[PAD]\n[UNK]\n[CLS]\n[SEP]\nthe\ncat\n##s\nsat\n.\n";
+
+    fn text(text: &str) -> Input {
+        Input::Text(text.into())
+    }
+
+    fn pair(a: &str, b: &str) -> Input {
+        Input::Pair(a.into(), b.into())
+    }
+
+    fn ids(tensor: &Tensor) -> &[i64] {
+        tensor.as_slice().unwrap()
+    }
+
+    #[test]
+    fn berts_vocabulary() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("vocab.txt"), VOCAB).unwrap();
+        let tokenizer = Tokenizer::open(dir.path(), None).unwrap();
+        assert_eq!(tokenizer.vocabulary(), 9);
+        let tokens = tokenizer.encode(&[&text("The cats sat."), &pair("cat", "Dog sat")]).unwrap();
+        assert_eq!(tokens.input_ids.shape(), [2, 7]);
+        assert_eq!(ids(&tokens.input_ids), [2, 4, 5, 6, 7, 8, 3, 2, 5, 3, 1, 7, 3, 0]);
+        assert_eq!(ids(&tokens.attention_mask), [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0]);
+        assert_eq!(ids(&tokens.token_type_ids), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0]);
+        fs::write(dir.path().join("tokenizer_config.json"), "{\"do_lower_case\": false}").unwrap();
+        let cased = Tokenizer::open(dir.path(), None).unwrap();
+        assert_eq!(ids(&cased.encode(&[&text("The cat")]).unwrap().input_ids), [2, 1, 5, 3]);
+    }
+
+    #[test]
+    fn long_texts_are_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("vocab.txt"), VOCAB).unwrap();
+        let tokenizer = Tokenizer::open(dir.path(), Some(5)).unwrap();
+        let tokens = tokenizer.encode(&[&text("the the cat sat sat"), &pair("the cat sat", "sat")]).unwrap();
+        assert_eq!(ids(&tokens.input_ids), [2, 4, 4, 5, 3, 2, 4, 3, 7, 3]);
+        assert!(Tokenizer::open(dir.path(), Some(3)).is_err());
+    }
+
+    #[test]
+    fn tokenizer_json() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.json");
+        let model = "\"model\": {\"type\": \"WordLevel\", \"unk_token\": \"?\", \"vocab\": {\"?\": 0, \"a\": 1, \"b\": 2}}";
+        let padding = "\"padding\": {\"strategy\": \"BatchLongest\", \"direction\": \"Left\", \
+                       \"pad_to_multiple_of\": null, \"pad_id\": 9, \"pad_type_id\": 0, \"pad_token\": \"p\"}";
+        let truncation = "\"truncation\": {\"max_length\": 3, \"strategy\": \"OnlySecond\", \"stride\": 2}";
+        let split = "\"pre_tokenizer\": {\"type\": \"Whitespace\"}";
+        fs::write(&path, format!("{{{model}, {padding}, {truncation}, {split}}}")).unwrap();
+        let tokenizer = Tokenizer::open(dir.path(), None).unwrap();
+        let tokens = tokenizer.encode(&[&text("a b a b a"), &text("b")]).unwrap();
+        assert_eq!(ids(&tokens.input_ids), [1, 2, 1, 9, 9, 2]);
+        assert_eq!(ids(&tokens.attention_mask), [1, 1, 1, 0, 0, 1]);
+        let empty = tokenizer.encode(&[&text("")]).unwrap();
+        assert_eq!(empty.input_ids.shape(), [1, 0]);
+    }
+
+    #[test]
+    fn what_is_no_tokenizer() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Tokenizer::open(dir.path(), None).err().unwrap().to_string();
+        assert!(open().contains("holds neither"));
+        fs::write(dir.path().join("vocab.txt"), "a\nb\n").unwrap();
+        assert!(open().contains("lacks [SEP]"));
+        fs::write(dir.path().join("tokenizer.json"), "{\"model\": 3}").unwrap();
+        assert!(open().contains("is not a tokenizer"));
+        fs::write(dir.path().join("tokenizer.json"), b"\xff\xfe").unwrap();
+        assert!(open().contains("is not a tokenizer"));
+        fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
+        fs::write(dir.path().join("vocab.txt"), VOCAB).unwrap();
+        let tokenizer = Tokenizer::open(dir.path(), None).unwrap();
+        assert!(tokenizer.encode(&[]).is_err());
+        assert!(tokenizer.encode(&[&Input::Arrays(vec![])]).is_err());
+    }
+
+    /// A real BERT tokenizer named by the variable, if any: a folder with `tokenizer.json` and `vocab.txt`.
+    #[test]
+    fn both_files_of_a_real_model_agree() {
+        let Some(root) = std::env::var_os("LESSEN_TOKENIZER").map(PathBuf::from) else {
+            eprintln!("skipped: LESSEN_TOKENIZER does not name a folder");
+            return;
+        };
+        let inputs =
+            [text("Héllo wörld, it's 3.14 — 東京!"), pair("The unaffable cat", "[MASK] sat."), text("")];
+        let inputs: Vec<&Input> = inputs.iter().collect();
+        let both = ["tokenizer.json", "vocab.txt"]
+            .map(|name| Tokenizer::open(&root.join(name), Some(64)).unwrap().encode(&inputs).unwrap());
+        eprintln!("{:?}", ids(&both[0].input_ids));
+        assert_eq!(both[0].attention_mask, both[1].attention_mask);
+        assert_eq!(both[0].input_ids, both[1].input_ids);
+        assert_eq!(both[0].token_type_ids, both[1].token_type_ids);
+    }
+}

@@ -1,0 +1,152 @@
+//! Time: a stopwatch, and two things measured side by side so that a machine that speeds up or slows down meanwhile
+//! touches both alike.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+/// Runs from the moment it is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Stopwatch(Instant);
+
+impl Stopwatch {
+    /// Starts.
+    pub fn start() -> Stopwatch {
+        Stopwatch(Instant::now())
+    }
+
+    /// The time since the start or the last lap, which ends now.
+    pub fn lap(&mut self) -> Duration {
+        let now = Instant::now();
+        let lap = now - self.0;
+        self.0 = now;
+        lap
+    }
+
+    /// The seconds since the start or the last lap; it runs on.
+    pub fn seconds(&self) -> f64 {
+        self.0.elapsed().as_secs_f64()
+    }
+}
+
+/// How measured numbers are spread. All fields are NaN when nothing was measured.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Spread {
+    /// The least.
+    pub min: f64,
+    /// 5 % are below.
+    pub p5: f64,
+    /// The median.
+    pub median: f64,
+    /// 5 % are above.
+    pub p95: f64,
+    /// The greatest.
+    pub max: f64,
+}
+
+impl Spread {
+    /// The spread of these numbers, in any order; between two of them quantiles are interpolated. NaNs are left out.
+    pub fn of(samples: &[f64]) -> Spread {
+        let mut sorted: Vec<f64> = samples.iter().copied().filter(|x| !x.is_nan()).collect();
+        sorted.sort_unstable_by(f64::total_cmp);
+        let quantile = |q: f64| match sorted.len() {
+            0 => f64::NAN,
+            n => {
+                let at = q * (n - 1) as f64;
+                let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
+                if low == high { low } else { low + (high - low) * at.fract() }
+            }
+        };
+        Spread {
+            min: quantile(0.0),
+            p5: quantile(0.05),
+            median: quantile(0.5),
+            p95: quantile(0.95),
+            max: quantile(1.0),
+        }
+    }
+}
+
+/// Two things measured side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Race {
+    /// How often each was run.
+    pub rounds: usize,
+    /// Seconds of the first.
+    pub a: Spread,
+    /// Seconds of the second.
+    pub b: Spread,
+    /// Seconds of `a` over seconds of `b`, round by round: how many times faster `b` is.
+    pub ratio: Spread,
+}
+
+/// Runs `a` and `b` once each to warm up, then `rounds` times in turns, the first of a round being the second of the
+/// next; at least one round.
+pub fn interleave(rounds: usize, mut a: impl FnMut(), mut b: impl FnMut()) -> Race {
+    a();
+    b();
+    let rounds = rounds.max(1);
+    let mut times = (Vec::with_capacity(rounds), Vec::with_capacity(rounds));
+    for round in 0..rounds {
+        if round % 2 == 0 {
+            times.0.push(seconds(&mut a));
+            times.1.push(seconds(&mut b));
+        } else {
+            times.1.push(seconds(&mut b));
+            times.0.push(seconds(&mut a));
+        }
+    }
+    race(&times.0, &times.1)
+}
+
+fn seconds(run: &mut impl FnMut()) -> f64 {
+    let watch = Stopwatch::start();
+    run();
+    watch.seconds()
+}
+
+fn race(a: &[f64], b: &[f64]) -> Race {
+    // A clock too coarse to see `b` run gives no ratio.
+    let ratios: Vec<f64> = a.iter().zip(b).filter(|(_, b)| **b > 0.0).map(|(a, b)| a / b).collect();
+    Race { rounds: a.len(), a: Spread::of(a), b: Spread::of(b), ratio: Spread::of(&ratios) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    #[test]
+    fn quantiles() {
+        let samples: Vec<f64> = (0..=100).rev().map(f64::from).collect();
+        assert_eq!(Spread::of(&samples), Spread { min: 0.0, p5: 5.0, median: 50.0, p95: 95.0, max: 100.0 });
+        assert_eq!(Spread::of(&[1.0, 2.0]).median, 1.5);
+        assert_eq!(Spread::of(&[3.0, f64::NAN]).max, 3.0);
+        assert!(Spread::of(&[]).median.is_nan());
+    }
+
+    #[test]
+    fn turns_alternate() {
+        let order = RefCell::new(String::new());
+        let race = interleave(3, || order.borrow_mut().push('a'), || order.borrow_mut().push('b'));
+        assert_eq!(order.into_inner(), "ababbaab");
+        assert_eq!(race.rounds, 3);
+        assert_eq!(interleave(0, || (), || ()).rounds, 1);
+    }
+
+    #[test]
+    fn ratio_is_by_round() {
+        let race = race(&[2.0, 30.0, 6.0], &[1.0, 10.0, 3.0]);
+        assert_eq!((race.ratio.min, race.ratio.median, race.ratio.max), (2.0, 2.0, 3.0));
+        assert_eq!((race.a.median, race.b.median), (6.0, 3.0));
+        assert!(super::race(&[1.0], &[0.0]).ratio.median.is_nan());
+    }
+
+    #[test]
+    fn a_stopwatch_goes_forward() {
+        let mut watch = Stopwatch::start();
+        let first = watch.seconds();
+        assert!(watch.seconds() >= first);
+        assert!(watch.lap().as_secs_f64() >= first);
+    }
+}
