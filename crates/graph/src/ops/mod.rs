@@ -6,6 +6,7 @@ use crate::op::{OpDef, Reader};
 use crate::{Op, Result};
 
 pub mod arg;
+pub mod attention;
 pub mod batch_norm;
 pub mod binary;
 pub mod bitcast;
@@ -13,19 +14,22 @@ pub mod bits;
 pub mod boxes;
 pub mod call;
 pub mod cast;
+pub mod choose;
 pub mod clip;
 pub mod col2im;
 pub mod compare;
-pub mod choose;
 pub mod concat;
 pub mod constant;
 pub mod control;
 pub mod conv;
 pub mod conv_grad;
+pub mod conv_transpose;
 pub mod crop;
 pub mod cumulative;
+pub mod deform_conv;
 pub mod depth;
 pub mod diagonal;
+pub mod einsum;
 pub mod expand;
 pub mod fuse;
 pub mod gather;
@@ -33,15 +37,18 @@ pub mod gelu;
 pub mod gemm;
 pub mod global_pool;
 pub mod grid;
+pub mod group_norm;
 pub mod identity;
 pub mod layer_norm;
 pub mod layer_norm_grad;
 pub mod loss;
 pub mod matmul;
+pub mod max_unpool;
 pub mod modulo;
 pub mod opaque;
 pub mod optimizer;
 pub mod optional;
+pub mod other_norm;
 pub mod pad;
 pub mod pool;
 pub mod pool_grad;
@@ -55,6 +62,7 @@ pub mod reduce;
 pub mod reshape;
 pub mod resize;
 pub mod reverse;
+pub mod rotary;
 pub mod scan;
 pub mod scatter;
 pub mod select;
@@ -77,6 +85,7 @@ mod cells;
 mod family;
 mod function;
 mod halves;
+mod heads;
 mod number;
 
 #[cfg(test)]
@@ -86,6 +95,7 @@ mod every_op;
 #[rustfmt::skip]
 static FAMILIES: &[&[OpDef]] = &[
     arg::DEFS,
+    attention::DEFS,
     batch_norm::DEFS,
     binary::DEFS,
     bitcast::DEFS,
@@ -93,19 +103,22 @@ static FAMILIES: &[&[OpDef]] = &[
     boxes::DEFS,
     call::DEFS,
     cast::DEFS,
+    choose::DEFS,
     clip::DEFS,
     col2im::DEFS,
     compare::DEFS,
-    choose::DEFS,
     concat::DEFS,
     constant::DEFS,
     control::DEFS,
     conv::DEFS,
     conv_grad::DEFS,
+    conv_transpose::DEFS,
     crop::DEFS,
     cumulative::DEFS,
+    deform_conv::DEFS,
     depth::DEFS,
     diagonal::DEFS,
+    einsum::DEFS,
     expand::DEFS,
     gather::DEFS,
     gelu::CONTRIB,
@@ -113,15 +126,18 @@ static FAMILIES: &[&[OpDef]] = &[
     gemm::DEFS,
     global_pool::DEFS,
     grid::DEFS,
+    group_norm::DEFS,
     identity::DEFS,
     layer_norm::DEFS,
     layer_norm_grad::DEFS,
     loss::DEFS,
     loss::GRAD,
     matmul::DEFS,
+    max_unpool::DEFS,
     modulo::DEFS,
     optimizer::DEFS,
     optional::DEFS,
+    other_norm::DEFS,
     pad::DEFS,
     pool::DEFS,
     pool_grad::DEFS,
@@ -148,6 +164,7 @@ static FAMILIES: &[&[OpDef]] = &[
     reshape::DEFS,
     resize::DEFS,
     reverse::DEFS,
+    rotary::DEFS,
     scan::DEFS,
     scatter::DEFS,
     select::DEFS,

@@ -55,8 +55,8 @@ pub fn run(graph: &mut Graph, passes: &[Pass], cpu: &Cpu) -> Result<()> {
             let made = (pass.apply)(graph, cpu).map_err(|e| e.at(pass.name, "pass"))?;
             if made > 0 {
                 tracing::debug!(pass = pass.name, changes = made, "tidy");
-                remove_dead(graph);
                 graph.sort()?;
+                remove_dead(graph);
                 graph.check().map_err(|e| e.at(pass.name, "pass"))?;
             }
             changes += made;
