@@ -120,6 +120,7 @@ fn samples(form: Form) -> Vec<Sample> {
     let own = Attrs::new().float("lo", 0.0).float("hi", 0.6);
     [
         make(plain(), &[2, 3, 5, 4], &[4, 3, 3, 3], false, false),
+        make(plain(), &[0, 3, 5, 4], &[4, 3, 3, 3], false, false),
         make(same, &[1, 2, 5, 6], &[3, 2, 3, 3], true, false),
         make(grouped, &[1, 4, 5, 6], &[4, 2, 3, 3], true, false),
         make(plain(), &[2, 3, 7], &[4, 3, 3], true, false),

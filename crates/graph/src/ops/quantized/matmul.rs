@@ -150,6 +150,11 @@ fn samples(form: Form) -> Vec<Sample> {
         found.extend(make(Attrs::new(), &one(a.clone(), b.clone(), false)));
         found.extend(make(Attrs::new(), &one(a, b, true)));
     }
+    for (m, k, n) in [(3, 0, 2), (0, 4, 2), (2, 3, 0)] {
+        if let (Ok(a), Ok(b)) = (operand(&[m, k]), operand(&[k, n])) {
+            found.extend(make(Attrs::new(), &one(a, b, false)));
+        }
+    }
     if let (Ok(a), Ok(b)) = (operand(&[2, 3, 5]), operand(&[5, 4]))
         && form != Form::Gemm
     {
