@@ -28,6 +28,7 @@ pub mod crop;
 pub mod cumulative;
 pub mod deform_conv;
 pub mod depth;
+pub mod dft;
 pub mod diagonal;
 pub mod expand;
 pub mod fuse;
@@ -57,6 +58,7 @@ pub mod prelu;
 pub mod quantized;
 pub mod random;
 pub mod range;
+pub mod recurrent;
 pub mod reduce;
 pub mod reshape;
 pub mod resize;
@@ -67,6 +69,7 @@ pub mod scatter;
 pub mod select;
 pub mod sequence;
 pub mod shape;
+pub mod signal;
 pub mod slice;
 pub mod softmax;
 pub mod strings;
@@ -83,6 +86,7 @@ mod calculus;
 mod cells;
 mod family;
 mod function;
+mod gate;
 mod halves;
 mod heads;
 mod number;
@@ -116,6 +120,7 @@ static FAMILIES: &[&[OpDef]] = &[
     cumulative::DEFS,
     deform_conv::DEFS,
     depth::DEFS,
+    dft::DEFS,
     diagonal::DEFS,
     expand::DEFS,
     gather::DEFS,
@@ -155,6 +160,7 @@ static FAMILIES: &[&[OpDef]] = &[
     quantized::table::DEFS,
     random::DEFS,
     range::DEFS,
+    recurrent::DEFS,
     reduce::DEFS,
     reshape::DEFS,
     resize::DEFS,
@@ -165,6 +171,7 @@ static FAMILIES: &[&[OpDef]] = &[
     select::DEFS,
     sequence::DEFS,
     shape::DEFS,
+    signal::DEFS,
     slice::DEFS,
     softmax::DEFS,
     strings::DEFS,
