@@ -28,6 +28,7 @@ pub mod crop;
 pub mod cumulative;
 pub mod deform_conv;
 pub mod depth;
+pub mod dft;
 pub mod diagonal;
 pub mod einsum;
 pub mod expand;
@@ -58,6 +59,7 @@ pub mod prelu;
 pub mod quantized;
 pub mod random;
 pub mod range;
+pub mod recurrent;
 pub mod reduce;
 pub mod reshape;
 pub mod resize;
@@ -68,6 +70,7 @@ pub mod scatter;
 pub mod select;
 pub mod sequence;
 pub mod shape;
+pub mod signal;
 pub mod slice;
 pub mod softmax;
 pub mod strings;
@@ -84,6 +87,7 @@ mod calculus;
 mod cells;
 mod family;
 mod function;
+mod gate;
 mod halves;
 mod heads;
 mod number;
@@ -117,6 +121,7 @@ static FAMILIES: &[&[OpDef]] = &[
     cumulative::DEFS,
     deform_conv::DEFS,
     depth::DEFS,
+    dft::DEFS,
     diagonal::DEFS,
     einsum::DEFS,
     expand::DEFS,
@@ -159,6 +164,7 @@ static FAMILIES: &[&[OpDef]] = &[
     quantized::table::DEFS,
     random::DEFS,
     range::DEFS,
+    recurrent::DEFS,
     reduce::DEFS,
     reduce::SPREAD,
     reshape::DEFS,
@@ -170,6 +176,7 @@ static FAMILIES: &[&[OpDef]] = &[
     select::DEFS,
     sequence::DEFS,
     shape::DEFS,
+    signal::DEFS,
     slice::DEFS,
     softmax::DEFS,
     softmax::GRAD,
