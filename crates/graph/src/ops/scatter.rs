@@ -129,7 +129,13 @@ fn with_reduction(attrs: Attrs, reduction: Option<Reduction>) -> Attrs {
 }
 
 /// Writes the runs of `n` elements of `updates` to these places of `x`, one after the other.
-pub(crate) fn put_runs(x: Tensor, updates: Tensor, places: &[usize], n: usize, reduction: Reduction) -> Result<Tensor> {
+pub(crate) fn put_runs(
+    x: Tensor,
+    updates: Tensor,
+    places: &[usize],
+    n: usize,
+    reduction: Reduction,
+) -> Result<Tensor> {
     fn put<T: Cell>(x: &mut Tensor, updates: &Tensor, places: &[usize], n: usize) -> Result<()> {
         let (to, from) = (T::of_mut(x)?, T::of(updates)?);
         for (from, &at) in from.chunks_exact(n).zip(places) {

@@ -44,7 +44,12 @@ pub(crate) static DEFS: &[OpDef] = &[
         "NonZero",
         9,
         |_| Ok(Arc::new(NonZero)),
-        || vec![Sample::new(NonZero, vec![Tensor::vector(&[1i64, 0, 3])]), Sample::new(NonZero, vec![ramp(&[2, 2])])],
+        || {
+            vec![
+                Sample::new(NonZero, vec![Tensor::vector(&[1i64, 0, 3])]),
+                Sample::new(NonZero, vec![ramp(&[2, 2])]),
+            ]
+        },
     ),
     OpDef::onnx(
         "Compress",
