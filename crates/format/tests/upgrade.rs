@@ -121,7 +121,6 @@ fn defaults_that_changed_are_stated() {
 #[test]
 fn what_cannot_be_raised_names_the_node_and_changes_nothing() {
     let cases = [
-        (one("BatchNormalization", 7, Attrs::new().int("spatial", 0), &[1, 2, 3], 1), "spatial"),
         (one("BatchNormalization", 9, Attrs::new(), &[1, 2, 3], 3), "training"),
         (one("Dropout", 7, Attrs::new(), &[1, 2, 3], 2), "mask"),
     ];

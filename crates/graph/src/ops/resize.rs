@@ -82,9 +82,12 @@ fn read(line: usize, r: &Reader) -> Result<Arc<dyn Op>> {
     // Before version 11 there was one way to place the pixels.
     let coordinate =
         if line < 2 { "asymmetric" } else { a.text_or("coordinate_transformation_mode", "half_pixel")? };
-    let nearest = if line < 2 { "floor" } else { a.text_or("nearest_mode", "round_prefer_floor")? };
+    let nearest = match line {
+        2.. => Nearest::named(a.text_or("nearest_mode", "round_prefer_floor")?)?,
+        _ => Nearest::Inward,
+    };
     let kernel = match mode {
-        "nearest" => weights::Kernel::Nearest(Nearest::named(nearest)?),
+        "nearest" => weights::Kernel::Nearest(nearest),
         "linear" | "bilinear" => weights::Kernel::Linear,
         "cubic" => weights::Kernel::Cubic(a.float_or("cubic_coeff_a", -0.75)?),
         other => return Err(Error::invalid(format!("there is no mode {other:?}"))),

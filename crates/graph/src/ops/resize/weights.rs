@@ -24,6 +24,8 @@ pub(super) enum Nearest {
     RoundPreferCeil,
     Floor,
     Ceil,
+    /// Before version 11: the one below when growing, the one above when shrinking.
+    Inward,
 }
 
 /// What is made of the neighbours.
@@ -108,12 +110,14 @@ impl Nearest {
         })
     }
 
-    fn of(self, x: f64) -> f64 {
+    fn of(self, x: f64, scale: f64) -> f64 {
         match self {
             Nearest::RoundPreferFloor => (x - 0.5).ceil(),
             Nearest::RoundPreferCeil => (x + 0.5).floor(),
             Nearest::Floor => x.floor(),
             Nearest::Ceil => x.ceil(),
+            Nearest::Inward if scale < 1.0 => x.ceil(),
+            Nearest::Inward => x.floor(),
         }
     }
 }
@@ -169,7 +173,7 @@ impl Filter {
             }
             let start = taps.list.len();
             if let Kernel::Nearest(nearest) = self.kernel {
-                taps.list.push(((nearest.of(x) as i64).clamp(0, last) as usize, 1.0));
+                taps.list.push(((nearest.of(x, scale) as i64).clamp(0, last) as usize, 1.0));
                 taps.ends.push(taps.list.len());
                 continue;
             }
@@ -291,8 +295,8 @@ mod tests {
 
     #[test]
     fn nearest_ties() {
-        assert_eq!(Nearest::RoundPreferFloor.of(1.5), 1.0);
-        assert_eq!(Nearest::RoundPreferCeil.of(1.5), 2.0);
-        assert_eq!(Nearest::RoundPreferFloor.of(1.6), 2.0);
+        assert_eq!(Nearest::RoundPreferFloor.of(1.5, 1.0), 1.0);
+        assert_eq!(Nearest::RoundPreferCeil.of(1.5, 1.0), 2.0);
+        assert_eq!(Nearest::RoundPreferFloor.of(1.6, 1.0), 2.0);
     }
 }
