@@ -30,9 +30,7 @@ impl Task {
         match data.target(0) {
             Target::Class(_) => Task::Classify,
             Target::Score(_) => Task::Similarity,
-            Target::None => {
-                model.inner().metadata(TASK).and_then(|t| t.parse().ok()).unwrap_or(Task::Agree)
-            }
+            Target::None => model.inner().metadata(TASK).and_then(|t| t.parse().ok()).unwrap_or(Task::Agree),
         }
     }
 }
@@ -377,7 +375,10 @@ mod tests {
         assert_eq!(choose(&exported, Task::Similarity), [3]);
         let plain = [("last_hidden_state", &three), ("pooler_output", &two)];
         assert_eq!(choose(&plain, Task::Similarity), [0]);
-        assert_eq!(choose(&[("token_embeddings", &three), ("sentence_embedding", &two)], Task::Similarity), [1]);
+        assert_eq!(
+            choose(&[("token_embeddings", &three), ("sentence_embedding", &two)], Task::Similarity),
+            [1]
+        );
         assert_eq!(choose(&[("hidden", &three), ("logits", &two)], Task::Classify), [1]);
         assert_eq!(choose(&[("a", &three), ("n", &ints), ("b", &two)], Task::Agree), [2, 0]);
         assert!(select(&[("n", &ints)], Task::Agree).is_err());

@@ -107,7 +107,9 @@ pub fn work(
     let gone = |e| Error::io(path)(e);
     let prepared = prepare(path, asked, threads);
     let hello = match &prepared {
-        Ok((ready, ..)) => Hello::Ready(Ready { shapes: ready.shapes.clone(), isa: ready.isa.clone(), ..*ready }),
+        Ok((ready, ..)) => {
+            Hello::Ready(Ready { shapes: ready.shapes.clone(), isa: ready.isa.clone(), ..*ready })
+        }
         Err(error) => Hello::Failed(error.to_string()),
     };
     let text = serde_json::to_string(&hello).map_err(|e| Error::input(e.to_string()))?;

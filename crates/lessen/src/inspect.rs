@@ -261,15 +261,18 @@ pub fn cost(graph: &Graph, asked: &[Shape], cpu: &Cpu) -> Result<Cost> {
     for output in &graph.outputs {
         waits[output.index()] += 1;
     }
-    let bytes =
-        |id: graph::ValueId| graph.value(id).constant.is_none().then(|| graph.value(id).fact.bytes()).flatten();
+    let bytes = |id: graph::ValueId| {
+        graph.value(id).constant.is_none().then(|| graph.value(id).fact.bytes()).flatten()
+    };
     let mut alive: u64 = graph.inputs.iter().filter_map(|&id| bytes(id)).map(|b| b as u64).sum();
     let (mut peak, mut multiply_adds, mut nodes_not_counted) = (alive, 0u64, 0);
     for (_, node) in graph.nodes() {
-        let facts: Vec<Option<&Fact>> =
-            node.inputs.iter().map(|v| v.map(|v| &graph.value(v).fact)).collect();
-        let outputs: Vec<Fact> =
-            node.outputs.iter().map(|v| v.map_or_else(Fact::default, |v| graph.value(v).fact.clone())).collect();
+        let facts: Vec<Option<&Fact>> = node.inputs.iter().map(|v| v.map(|v| &graph.value(v).fact)).collect();
+        let outputs: Vec<Fact> = node
+            .outputs
+            .iter()
+            .map(|v| v.map_or_else(Fact::default, |v| graph.value(v).fact.clone()))
+            .collect();
         let known = |fact: &Fact| fact.sizes().is_some();
         let counted = node.op.bodies().is_empty()
             && facts.iter().flatten().all(|f| known(f))
@@ -302,7 +305,8 @@ fn shrinkers(graph: &Graph, cpu: &Cpu) -> Result<Vec<Shrinker>> {
         .filter_map(|&(name, what, kinds)| {
             let mut seen = HashSet::new();
             let of = weights.iter().filter(|w| kinds.contains(&w.used.kind) && seen.insert(w.value));
-            let tensors: Vec<_> = of.filter_map(|w| Some((graph.constant(w.value)?, w.used.out_axis))).collect();
+            let tensors: Vec<_> =
+                of.filter_map(|w| Some((graph.constant(w.value)?, w.used.out_axis))).collect();
             (!tensors.is_empty()).then(|| Shrinker {
                 name,
                 what,

@@ -16,6 +16,7 @@ pub mod model;
 pub mod receipt;
 pub mod runner;
 pub mod shapes;
+pub mod shrink;
 
 pub use error::{Error, Result};
 pub use graph::{DType, Datum, Dim, Fact, Tensor};

@@ -28,9 +28,11 @@ impl FromStr for Shape {
         let (input, sizes) = text.rsplit_once('=').ok_or_else(wrong)?;
         let sizes = match sizes {
             "" => Vec::new(),
-            sizes => {
-                sizes.split('x').map(str::parse).collect::<std::result::Result<_, _>>().map_err(|_| wrong())?
-            }
+            sizes => sizes
+                .split('x')
+                .map(str::parse)
+                .collect::<std::result::Result<_, _>>()
+                .map_err(|_| wrong())?,
         };
         Ok(Shape { input: input.into(), sizes })
     }
@@ -239,7 +241,8 @@ mod tests {
 
     #[test]
     fn sizes_nobody_knows_are_asked_for() {
-        let image = || Fact::tensor(DType::F32, vec![Dim::Unknown, Dim::Is(3), Dim::named("h"), Dim::named("w")]);
+        let image =
+            || Fact::tensor(DType::F32, vec![Dim::Unknown, Dim::Is(3), Dim::named("h"), Dim::named("w")]);
         let error = bind(&mut graph(&[("x", image())]), &[]).unwrap_err().to_string();
         assert!(error.contains("--shape x=1x3x224x224"), "{error}");
         for wrong in ["x=1x4x8x8", "x=1x3x8", "y=1"] {

@@ -70,7 +70,8 @@ pub(crate) static DEFS: &[OpDef] = &[
         },
         || {
             let of = |attrs| {
-                let inputs = vec![ramp(&[1, 5, 4]), ramp(&[1, 2, 5]), Tensor::scalar(3i64), Tensor::scalar(0.5f32)];
+                let inputs =
+                    vec![ramp(&[1, 5, 4]), ramp(&[1, 2, 5]), Tensor::scalar(3i64), Tensor::scalar(0.5f32)];
                 Sample::read(&DEFS[0], attrs, inputs)
             };
             vec![of(Attrs::new()), of(Attrs::new().int("center_point_box", 1))]
@@ -123,9 +124,7 @@ fn overlap(a: &[f32; 4], b: &[f32; 4]) -> f32 {
 impl NonMaxSuppression {
     fn corners(&self, b: &[f32]) -> [f32; 4] {
         match self.center {
-            true => {
-                [b[0] - b[2] / 2.0, b[1] - b[3] / 2.0, b[0] + b[2] / 2.0, b[1] + b[3] / 2.0]
-            }
+            true => [b[0] - b[2] / 2.0, b[1] - b[3] / 2.0, b[0] + b[2] / 2.0, b[1] + b[3] / 2.0],
             // Any two opposite corners will do.
             false => [b[0].min(b[2]), b[1].min(b[3]), b[0].max(b[2]), b[1].max(b[3])],
         }
@@ -212,7 +211,8 @@ impl RoiPool {
             let whole = (edge(axis + 2) - edge(axis)).max(least);
             let bin = whole / self.size[1 - axis] as f32;
             // No more samples than a few for each pixel are of use.
-            let samples = if self.samples > 0 { self.samples } else { (bin.ceil().max(0.0) as usize).min(1 << 12) };
+            let samples =
+                if self.samples > 0 { self.samples } else { (bin.ceil().max(0.0) as usize).min(1 << 12) };
             (edge(axis), bin, samples)
         };
         let ((left, bin_x, nx), (top, bin_y, ny)) = (bin(0), bin(1));

@@ -61,7 +61,8 @@ impl Col2Im {
             let whole = image[i] + pads[i] + pads[rank + i];
             let span = dilations[i] * (block[i] - 1) + 1;
             let blocks = whole.checked_sub(span).map(|rest| rest / strides[i] + 1);
-            let blocks = blocks.ok_or_else(|| Error::invalid(format!("blocks {block:?} of images {image:?}")))?;
+            let blocks =
+                blocks.ok_or_else(|| Error::invalid(format!("blocks {block:?} of images {image:?}")))?;
             Ok(Axis { image: image[i], stride: strides[i], dilation: dilations[i], pad: pads[i], blocks })
         };
         (0..rank).map(axis).collect()
@@ -79,11 +80,12 @@ fn add<T: Number>(x: &Tensor, axes: &[Axis], block: &[usize], shape: &[usize]) -
             let base = row / count(block)? * pixels;
             let mut at = vec![0; blocks.len()];
             for &value in values {
-                let place = axes.iter().zip(&strides).zip(inside.iter().zip(&at)).try_fold(base, |sum, part| {
-                    let ((axis, step), (i, b)) = part;
-                    let p = (b * axis.stride + i * axis.dilation).checked_sub(axis.pad)?;
-                    (p < axis.image).then_some(sum + p * step)
-                });
+                let place =
+                    axes.iter().zip(&strides).zip(inside.iter().zip(&at)).try_fold(base, |sum, part| {
+                        let ((axis, step), (i, b)) = part;
+                        let p = (b * axis.stride + i * axis.dilation).checked_sub(axis.pad)?;
+                        (p < axis.image).then_some(sum + p * step)
+                    });
                 if let Some(place) = place {
                     to[place] = to[place].plus(value);
                 }

@@ -129,7 +129,13 @@ fn with_reduction(attrs: Attrs, reduction: Option<Reduction>) -> Attrs {
 }
 
 /// Writes the runs of `n` elements of `updates` to these places of `x`, one after the other.
-pub(crate) fn put_runs(x: Tensor, updates: Tensor, places: &[usize], n: usize, reduction: Reduction) -> Result<Tensor> {
+pub(crate) fn put_runs(
+    x: Tensor,
+    updates: Tensor,
+    places: &[usize],
+    n: usize,
+    reduction: Reduction,
+) -> Result<Tensor> {
     fn put<T: Cell>(x: &mut Tensor, updates: &Tensor, places: &[usize], n: usize) -> Result<()> {
         let (to, from) = (T::of_mut(x)?, T::of(updates)?);
         for (from, &at) in from.chunks_exact(n).zip(places) {
@@ -281,6 +287,9 @@ impl Op for TensorScatter {
         let (old, new) = (x.shape(), updates.shape());
         if axis == 0 || new.len() != old.len() || (0..old.len()).any(|i| i != axis && old[i] != new[i]) {
             return Err(Error::invalid(format!("update of shape {new:?} does not fit cache {old:?}")));
+        }
+        if updates.is_empty() {
+            return Ok(vec![x]);
         }
         let starts = inputs.ints(2)?.unwrap_or_else(|| vec![0; old[0]]);
         if starts.len() != old[0] {

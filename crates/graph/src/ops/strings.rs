@@ -100,7 +100,8 @@ pub(crate) static DEFS: &[OpDef] = &[
         |r| {
             let pattern = r.attrs.text_or("pattern", "")?;
             let whole = format!(r"\A(?:{pattern})\z");
-            let regex = Regex::new(&whole).map_err(|e| Error::invalid(format!("pattern {pattern:?}: {e}")))?;
+            let regex =
+                Regex::new(&whole).map_err(|e| Error::invalid(format!("pattern {pattern:?}: {e}")))?;
             Ok(Arc::new(RegexFullMatch { attrs: r.attrs.clone(), regex }))
         },
         || {

@@ -144,18 +144,23 @@ pub(crate) static DEFS: &[OpDef] = &[
             vec![Sample::read(&DEFS[1], attrs, vec![Tensor::vector(&[f32::NAN, 0.0, 1.5])])]
         },
     },
-    OpDef::onnx("TfIdfVectorizer", 9, |r| Ok(Arc::new(read_grams(r.attrs)?)), || {
-        let attrs = Attrs::new()
-            .text("mode", "TFIDF")
-            .int("min_gram_length", 1)
-            .int("max_gram_length", 2)
-            .int("max_skip_count", 1)
-            .ints("ngram_counts", &[0, 2])
-            .ints("ngram_indexes", &[0, 1, 2])
-            .ints("pool_int64s", &[2, 3, 2, 3])
-            .with("weights", Attr::Floats(vec![1.0, 2.0, 0.5]));
-        vec![Sample::read(&DEFS[2], attrs, vec![Tensor::vector(&[2i64, 2, 3])])]
-    }),
+    OpDef::onnx(
+        "TfIdfVectorizer",
+        9,
+        |r| Ok(Arc::new(read_grams(r.attrs)?)),
+        || {
+            let attrs = Attrs::new()
+                .text("mode", "TFIDF")
+                .int("min_gram_length", 1)
+                .int("max_gram_length", 2)
+                .int("max_skip_count", 1)
+                .ints("ngram_counts", &[0, 2])
+                .ints("ngram_indexes", &[0, 1, 2])
+                .ints("pool_int64s", &[2, 3, 2, 3])
+                .with("weights", Attr::Floats(vec![1.0, 2.0, 0.5]));
+            vec![Sample::read(&DEFS[2], attrs, vec![Tensor::vector(&[2i64, 2, 3])])]
+        },
+    ),
 ];
 
 impl Op for LabelEncoder {
@@ -208,7 +213,10 @@ fn read_grams(attrs: &Attrs) -> Result<TfIdf> {
     };
     let size = |name| {
         let n = attrs.need_int(name)?;
-        usize::try_from(n).ok().filter(|&n| n < 1 << 31).ok_or_else(|| Error::invalid(format!("{name} is {n}")))
+        usize::try_from(n)
+            .ok()
+            .filter(|&n| n < 1 << 31)
+            .ok_or_else(|| Error::invalid(format!("{name} is {n}")))
     };
     let items = match attrs.opt_ints("pool_int64s")? {
         Some(list) => list.into_iter().map(Key::Int).collect(),

@@ -10,6 +10,7 @@ mod fold;
 mod fuse;
 mod identity;
 pub mod pattern;
+mod quantized;
 
 /// A pass.
 pub struct Pass {
@@ -32,6 +33,7 @@ pub static RUN: &[Pass] = &[
     Pass { name: "identity", apply: identity::remove },
     Pass { name: "fold", apply: fold::fold },
     Pass { name: "batchnorm", apply: batchnorm::fold },
+    Pass { name: "quantized", apply: quantized::quantized },
     Pass { name: "dequantize", apply: fold::fold_all },
     Pass { name: "compose", apply: fuse::compose::fuse },
     Pass { name: "attention", apply: fuse::attention::fuse },
