@@ -64,7 +64,7 @@ fn run() -> u8 {
         .init();
     let result = cli.command.run(&common).and_then(|done| {
         let Done { text, json, code } = done;
-        let out = if common.json { serde_json::to_string_pretty(&json)? } else { text };
+        let out = if common.json { serde_json::to_string(&json)? } else { text };
         print(&out)?;
         Ok(code)
     });

@@ -44,6 +44,8 @@ pub struct Run {
 /// The outputs of one example, or of one file of arrays.
 struct Ran {
     id: String,
+    /// Was it an image? Then the answer is taken for the scores of classes.
+    image: bool,
     outputs: Vec<(String, Datum)>,
 }
 
@@ -92,7 +94,7 @@ impl Run {
             check_finite(&arrays).with_context(|| file.display().to_string())?;
         }
         let outputs = runner.run(&arrays).with_context(|| format!("{} does not fit", file.display()))?;
-        Ok(Ran { id: file.display().to_string(), outputs })
+        Ok(Ran { id: file.display().to_string(), image: false, outputs })
     }
 
     fn on_examples(&self, files: &[&PathBuf], model: &Model, runner: &Runner) -> Result<Vec<Ran>> {
@@ -101,7 +103,8 @@ impl Run {
             let prepared = feeder.prepare(input).with_context(|| id.clone())?;
             let batches = feeder.batches_of(std::slice::from_ref(&prepared), 1)?;
             let batch = batches.first().context("there is nothing to run")?;
-            Ok(Ran { outputs: runner.run(&batch.arrays).with_context(|| id.clone())?, id })
+            let outputs = runner.run(&batch.arrays).with_context(|| id.clone())?;
+            Ok(Ran { id, image: matches!(input, Input::Image(_)), outputs })
         };
         let mut ran = Vec::new();
         for file in files {
@@ -191,7 +194,7 @@ fn show(model: &Model, runner: &Runner, ran: &[Ran]) -> Result<Done> {
         let mut top = Vec::new();
         for (name, datum) in &ran.outputs {
             for (name, tensor) in tensors(name, datum) {
-                let class_scores = classifies
+                let class_scores = (classifies || ran.image)
                     && name == main
                     && tensor.dtype().is_float()
                     && tensor.rank() >= 2
