@@ -72,7 +72,7 @@ fn run_takes_pictures() {
     let image = vec![Dim::Is(1), Dim::Is(3), Dim::Is(2), Dim::Is(2)];
     let model = place.model("m.onnx", "Relu", image, &[]);
     let picture = place.picture("a.bmp");
-    let args = ["run", &model, &picture, "--json", "--preprocess", "color=bgr,scale=1,layout=nchw"];
+    let args = ["run", &model, &picture, "--json", "--preprocess", "color=bgr,scale=none,layout=nchw"];
     let found = lessen(&args).json();
     // BMP holds rows from the bottom up, and blue first.
     assert_eq!(
@@ -127,7 +127,9 @@ fn compare_finds_nothing_between_equals_and_much_between_strangers() {
     let flips = &found["flips"];
     assert_eq!((&flips["changed"], &flips["lost"], &flips["won"]), (&2.into(), &1.into(), &1.into()));
     assert_eq!(found["distance"]["max_abs"]["value"], 6.0);
-    assert_eq!(found["worst"][0]["relative"], 2.0);
+    // The second row: (-6, 1, 0) away from (3, 0, 0).
+    assert_eq!(found["worst"][0]["index"], 1);
+    assert!((found["worst"][0]["relative"].as_f64().unwrap() - 37f64.sqrt() / 3.0).abs() < 1e-9);
     assert!(lessen(&["compare", &a, &b, "--data", &data]).text().contains("1 from right to wrong"));
 }
 

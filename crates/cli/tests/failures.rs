@@ -55,7 +55,7 @@ fn inputs_that_do_not_fit() {
         lessen(&["run", &model, "--input", &place.npz(name, arrays)])
     };
     run("a.npz", &[("y", x(&[1.0; 3]))]).fails(&["\"y\"", "it has x"]);
-    run("b.npz", &[]).fails(&["\"x\"", "float[n, 3]", "missing"]);
+    run("b.npz", &[("label", Tensor::vector(&[1i64]))]).fails(&["\"x\"", "float[n, 3]", "missing"]);
     run("c.npz", &[("x", Tensor::vector(&[1f32; 3]))]).fails(&["\"x\"", "float[n, 3]", "float[3]"]);
     run("d.npz", &[("x", Tensor::new(&[1, 3], &[1i64; 3]).unwrap())]).fails(&["float[n, 3]", "int64[1, 3]"]);
     run("e.npz", &[("x", x(&[1.0; 3])), ("label", Tensor::vector(&[1i64]))]).text();

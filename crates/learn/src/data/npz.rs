@@ -1,7 +1,7 @@
 //! Several named arrays in one file: NumPy's `.npz`, a ZIP archive of [`.npy`](super::npy) files.
 
 use std::collections::HashSet;
-use std::io::{BufReader, BufWriter, Write};
+use std::io::{self, BufReader, BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use graph::Tensor;
@@ -58,7 +58,8 @@ pub fn write(path: &Path, arrays: &[(String, Tensor)]) -> Result<()> {
         headers.push(header?);
     }
     npy::write_file(path, |file| {
-        let mut archive = ZipWriter::new(BufWriter::new(file));
+        let mut failed = None;
+        let mut archive = ZipWriter::new(UntilFailed { inner: BufWriter::new(file), failed: &mut failed });
         for ((name, tensor), header) in arrays.iter().zip(&headers) {
             let options = SimpleFileOptions::default()
                 .compression_method(CompressionMethod::Stored)
@@ -67,8 +68,44 @@ pub fn write(path: &Path, arrays: &[(String, Tensor)]) -> Result<()> {
             archive.write_all(header)?;
             archive.write_all(tensor.bytes())?;
         }
-        archive.finish()?.flush()
+        archive.finish()?.flush()?;
+        failed.map_or(Ok(()), Err)
     })
+}
+
+/// Keeps the first error of a writer and takes everything after it: an archive that fails half-way would write
+/// its end all the same, and report on stderr that it cannot.
+struct UntilFailed<'a, W> {
+    inner: W,
+    failed: &'a mut Option<io::Error>,
+}
+
+impl<W> UntilFailed<'_, W> {
+    fn keep<T: Copy>(&mut self, or: T, act: impl FnOnce(&mut W) -> io::Result<T>) -> io::Result<T> {
+        if self.failed.is_some() {
+            return Ok(or);
+        }
+        act(&mut self.inner).or_else(|error| {
+            *self.failed = Some(error);
+            Ok(or)
+        })
+    }
+}
+
+impl<W: Write> Write for UntilFailed<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.keep(bytes.len(), |inner| inner.write_all(bytes).map(|()| bytes.len()))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.keep((), W::flush)
+    }
+}
+
+impl<W: Seek> Seek for UntilFailed<'_, W> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.keep(0, |inner| inner.seek(to))
+    }
 }
 
 #[cfg(test)]
