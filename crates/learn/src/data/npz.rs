@@ -59,7 +59,7 @@ pub fn write(path: &Path, arrays: &[(String, Tensor)]) -> Result<()> {
     }
     npy::write_file(path, |file| {
         let mut failed = None;
-        let mut archive = ZipWriter::new(UntilFailed { inner: BufWriter::new(file), failed: &mut failed });
+        let mut archive = ZipWriter::new(UntilFailed::new(BufWriter::new(file), &mut failed));
         for ((name, tensor), header) in arrays.iter().zip(&headers) {
             let options = SimpleFileOptions::default()
                 .compression_method(CompressionMethod::Stored)
@@ -73,44 +73,99 @@ pub fn write(path: &Path, arrays: &[(String, Tensor)]) -> Result<()> {
     })
 }
 
-/// Keeps the first error of a writer and takes everything after it: an archive that fails half-way would write
-/// its end all the same, and report on stderr that it cannot.
+/// Keeps the first error of a writer and takes everything after it, as if it had been written: an archive that fails
+/// half-way writes its end all the same, and reports on stderr when it cannot.
 struct UntilFailed<'a, W> {
     inner: W,
     failed: &'a mut Option<io::Error>,
+    at: u64,
+    end: u64,
 }
 
-impl<W> UntilFailed<'_, W> {
-    fn keep<T: Copy>(&mut self, or: T, act: impl FnOnce(&mut W) -> io::Result<T>) -> io::Result<T> {
-        if self.failed.is_some() {
-            return Ok(or);
+impl<'a, W> UntilFailed<'a, W> {
+    fn new(inner: W, failed: &'a mut Option<io::Error>) -> UntilFailed<'a, W> {
+        UntilFailed { inner, failed, at: 0, end: 0 }
+    }
+
+    fn keep(&mut self, act: impl FnOnce(&mut W) -> io::Result<()>) {
+        if self.failed.is_none() {
+            *self.failed = act(&mut self.inner).err();
         }
-        act(&mut self.inner).or_else(|error| {
-            *self.failed = Some(error);
-            Ok(or)
-        })
     }
 }
 
 impl<W: Write> Write for UntilFailed<'_, W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.keep(bytes.len(), |inner| inner.write_all(bytes).map(|()| bytes.len()))
+        self.keep(|inner| inner.write_all(bytes));
+        self.at += bytes.len() as u64;
+        self.end = self.end.max(self.at);
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.keep((), W::flush)
+        self.keep(W::flush);
+        Ok(())
     }
 }
 
 impl<W: Seek> Seek for UntilFailed<'_, W> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        self.keep(0, |inner| inner.seek(to))
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+            SeekFrom::End(by) => self.end.checked_add_signed(by),
+        };
+        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
+        let at = self.at;
+        self.keep(|inner| inner.seek(SeekFrom::Start(at)).map(drop));
+        Ok(at)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A file that takes no more than so many bytes.
+    struct Small(io::Cursor<Vec<u8>>, usize);
+
+    impl Write for Small {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            match self.0.position() as usize + bytes.len() > self.1 {
+                true => Err(io::ErrorKind::StorageFull.into()),
+                false => self.0.write(bytes),
+            }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Seek for Small {
+        fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+            self.0.seek(to)
+        }
+    }
+
+    #[test]
+    fn wherever_the_disk_is_full_it_is_one_error() {
+        let fill = |size: usize| {
+            let mut failed = None;
+            let disk = Small(io::Cursor::new(Vec::new()), size);
+            let mut archive = ZipWriter::new(UntilFailed::new(disk, &mut failed));
+            for name in ["a", "b"] {
+                archive.start_file(name, SimpleFileOptions::default()).unwrap();
+                archive.write_all(&[7; 300]).unwrap();
+            }
+            let end = archive.finish().unwrap().end as usize;
+            (failed.map(|e| e.kind()), end)
+        };
+        let whole = fill(1 << 20).1;
+        for size in 0..whole + 20 {
+            assert_eq!(fill(size).0, (size < whole).then_some(io::ErrorKind::StorageFull), "{size}");
+        }
+    }
 
     #[test]
     fn arrays_survive() {
