@@ -45,6 +45,7 @@ pub mod loss;
 pub mod matmul;
 pub mod max_unpool;
 pub mod modulo;
+pub mod multi_head;
 pub mod opaque;
 pub mod optimizer;
 pub mod optional;
@@ -67,6 +68,7 @@ pub mod rotary;
 pub mod scan;
 pub mod scatter;
 pub mod select;
+pub mod self_attention;
 pub mod sequence;
 pub mod shape;
 pub mod signal;
@@ -136,6 +138,7 @@ static FAMILIES: &[&[OpDef]] = &[
     matmul::DEFS,
     max_unpool::DEFS,
     modulo::DEFS,
+    multi_head::DEFS,
     optimizer::DEFS,
     optional::DEFS,
     other_norm::DEFS,
@@ -169,6 +172,7 @@ static FAMILIES: &[&[OpDef]] = &[
     scan::DEFS,
     scatter::DEFS,
     select::DEFS,
+    self_attention::DEFS,
     sequence::DEFS,
     shape::DEFS,
     signal::DEFS,
