@@ -35,7 +35,7 @@ pub struct GroupQuery {
 
 fn positive(r: &Reader, name: &str) -> Result<i64> {
     let n = r.attrs.need_int(name)?;
-    if n < 1 || n > 1 << 20 { Err(Error::invalid(format!("{name} must not be {n}"))) } else { Ok(n) }
+    if (1..=1 << 20).contains(&n) { Ok(n) } else { Err(Error::invalid(format!("{name} must not be {n}"))) }
 }
 
 pub(crate) static DEFS: &[OpDef] = &[
