@@ -30,6 +30,7 @@ pub mod deform_conv;
 pub mod depth;
 pub mod dft;
 pub mod diagonal;
+pub mod einsum;
 pub mod expand;
 pub mod fuse;
 pub mod gather;
@@ -124,6 +125,7 @@ static FAMILIES: &[&[OpDef]] = &[
     depth::DEFS,
     dft::DEFS,
     diagonal::DEFS,
+    einsum::DEFS,
     expand::DEFS,
     gather::DEFS,
     gelu::CONTRIB,
