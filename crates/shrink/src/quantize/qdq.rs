@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use graph::op::WeightKind;
 use graph::{Attrs, DType, Graph, Node, NodeId, Tensor, ValueId};
 
+use super::Constants;
 use super::grid::{Grid, Kind, search_s8};
 use crate::calibrate::Stats;
 use crate::weights::{Channels, Weight};
@@ -128,7 +129,7 @@ pub fn rewrite(
 ) -> Result<HashMap<NodeId, f64>> {
     let on_grid = values(graph, weights);
     let grids = grids(graph, &on_grid, stats)?;
-    let mut writer = Writer { graph, version, grids };
+    let mut writer = Writer { graph, version, grids, zeros: Constants::default() };
     let mut ordered: Vec<ValueId> = on_grid.into_iter().collect();
     ordered.sort();
     // Products first: they look at what they read before it moves behind its pair.
@@ -170,6 +171,7 @@ struct Writer<'a> {
     graph: &'a mut Graph,
     version: i64,
     grids: HashMap<ValueId, Grid>,
+    zeros: Constants,
 }
 
 impl Writer<'_> {
@@ -178,7 +180,7 @@ impl Writer<'_> {
         let grid = self.grids[&value];
         let name = self.graph.value(value).name.clone();
         let scale = self.graph.add_constant(&format!("{name}.s"), Tensor::scalar(grid.scale));
-        let zero = self.graph.add_constant(&format!("{name}.z"), Tensor::scalar(grid.zero as u8));
+        let zero = self.zeros.get(self.graph, "zero", Tensor::scalar(grid.zero as u8));
         let readers: Vec<NodeId> = self.graph.readers().swap_remove(value.index());
         let first = readers.first().copied();
         let q =
@@ -207,8 +209,9 @@ impl Writer<'_> {
             .and_then(|n| n.input(0))
             .and_then(|x| self.grids.get(&x))
             .map(|g| g.scale);
-        let ids = [(".c", codes), (".s", scales.clone()), (".z", zeros)]
-            .map(|(end, t)| self.graph.add_constant(&format!("{name}{end}"), t));
+        let codes = self.graph.add_constant(&format!("{name}.c"), codes);
+        let scale = self.graph.add_constant(&format!("{name}.s"), scales.clone());
+        let ids = [codes, scale, self.zeros.get(self.graph, "zeros", zeros)];
         let attrs = Attrs::new().int("axis", axis as i64);
         let before = Some(weight.node);
         let d = self.node("DequantizeLinear", &format!("{name}.d"), &ids, attrs, before)?;
@@ -238,12 +241,10 @@ impl Writer<'_> {
         let codes: Vec<i32> =
             bias.iter().zip(&steps).map(|(b, s)| (b / s).round_ties_even() as i32).collect();
         let name = self.graph.value(value).name.clone();
-        let ids = [
-            (".c", Tensor::vector(&codes)),
-            (".s", Tensor::vector(&steps)),
-            (".z", Tensor::vector(&vec![0i32; codes.len()])),
-        ]
-        .map(|(end, t)| self.graph.add_constant(&format!("{name}{end}"), t));
+        let zeros = Tensor::vector(&vec![0i32; codes.len()]);
+        let codes = self.graph.add_constant(&format!("{name}.c"), Tensor::vector(&codes));
+        let scale = self.graph.add_constant(&format!("{name}.s"), Tensor::vector(&steps));
+        let ids = [codes, scale, self.zeros.get(self.graph, "zeros", zeros)];
         let attrs = Attrs::new().int("axis", 0);
         let d = self.node("DequantizeLinear", &format!("{name}.d"), &ids, attrs, Some(weight.node))?;
         self.graph.set_input(weight.node, 2, Some(d));
