@@ -305,6 +305,14 @@ pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     if norm > 0.0 { dot(a, b) / norm } else { 0.0 }
 }
 
+/// The name of the output that is the answer to a task.
+///
+/// # Errors
+/// When no output holds numbers.
+pub fn selected<'a>(outputs: &[(&'a str, &Fact)], task: Task) -> Result<&'a str> {
+    Ok(outputs[select(outputs, task)?[0]].0)
+}
+
 /// The outputs to read for a task, the most important first.
 fn select(outputs: &[(&str, &Fact)], task: Task) -> Result<Vec<usize>> {
     let is_number = |fact: &Fact| fact.dtype().is_none_or(DType::is_float);

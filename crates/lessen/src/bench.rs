@@ -69,8 +69,8 @@ pub struct Row {
     pub throughput: Number,
     /// Time to open the model and make it ready.
     pub load: Number,
-    /// The most memory that the process held at once, with the model's mapped file and the program itself.
-    pub peak_memory: Number,
+    /// The most memory that the process held at once, where the system tells; with the model's mapped file and the program itself.
+    pub peak_memory: Option<Number>,
     /// Size of the file.
     pub file_size: Number,
 }
@@ -279,7 +279,7 @@ fn row(worker: &mut Worker) -> Result<Row> {
         latency_p95: Number::exact(Spread::of(times).p95, "ms"),
         throughput: Number::exact(batch * times.len() as f64 / total.max(1e-9) * 1e3, "examples/s"),
         load: Number::exact(ready.load_ms, "ms"),
-        peak_memory: Number::exact(peak, "bytes"),
+        peak_memory: (peak > 0.0).then(|| Number::exact(peak, "bytes")),
         file_size: Number::exact(ready.file_bytes as f64, "bytes"),
     })
 }

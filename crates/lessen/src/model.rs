@@ -26,6 +26,7 @@ pub struct Model {
     inner: graph::Model,
     path: Option<PathBuf>,
     tokenizer: Option<Arc<Tokenizer>>,
+    tokenizer_path: Option<PathBuf>,
     preprocess: Option<Preprocess>,
 }
 
@@ -65,7 +66,7 @@ impl Model {
                 })
             })
             .transpose()?;
-        Ok(Model { inner, path: None, tokenizer: None, preprocess })
+        Ok(Model { inner, path: None, tokenizer: None, tokenizer_path: None, preprocess })
     }
 
     /// Writes the model. The file is complete or not there at all.
@@ -118,7 +119,30 @@ impl Model {
         let fixed = self.inputs().into_iter().find_map(|(_, fact)| fact.shape()?.get(1)?.size());
         let said = self.inner.metadata(MAX_TOKENS).and_then(|text| text.parse().ok());
         self.tokenizer = Some(Arc::new(Tokenizer::open(path, max_tokens.or(fixed).or(said))?));
+        self.tokenizer_path = Some(path.into());
         Ok(())
+    }
+
+    /// Cuts texts to `max_tokens`.
+    ///
+    /// # Errors
+    /// When the model has no tokenizer, or so few tokens leave no room for a text.
+    pub fn limit_tokens(&mut self, max_tokens: Option<usize>) -> Result<()> {
+        match self.tokenizer_path.clone() {
+            Some(path) => self.set_tokenizer(&path, max_tokens),
+            None => Err(Error::input("the model has no tokenizer whose tokens could be limited")),
+        }
+    }
+
+    /// Takes what this model lacks from another one: the tokenizer, the preprocessing.
+    pub fn take_from(&mut self, other: &Model) {
+        if self.tokenizer.is_none() {
+            self.tokenizer.clone_from(&other.tokenizer);
+            self.tokenizer_path.clone_from(&other.tokenizer_path);
+        }
+        if self.preprocess.is_none() {
+            self.preprocess.clone_from(&other.preprocess);
+        }
     }
 
     /// The same model with another graph: tokenizer, preprocessing and file stay those of this one.
