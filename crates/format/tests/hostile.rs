@@ -99,11 +99,11 @@ fn mutated_models_are_read_or_refused() {
     let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
     let rounds = std::env::var("LESSEN_HOSTILE_ROUNDS").ok().and_then(|r| r.parse().ok()).unwrap_or(250);
     let mut bad = Vec::new();
-    std::panic::set_hook(Box::new(|_| {}));
     for (name, model) in good() {
         let good = model.encode_to_vec();
         let model = format::onnx::read_bytes(good.clone().into()).unwrap_or_else(|e| panic!("{name}: {e}"));
         plan(model, &cpu).unwrap_or_else(|e| panic!("{name}: {e}"));
+        std::panic::set_hook(Box::new(|_| {}));
         let mut read = 0;
         for round in 0..rounds {
             let bytes = Bytes::from(broken(&good, &mut dice));
@@ -113,9 +113,9 @@ fn mutated_models_are_read_or_refused() {
                 Err(what) => bad.push(format!("{name}, round {round}: {what}")),
             }
         }
+        let _ = std::panic::take_hook();
         assert!(0 < read && read < rounds, "{name}: {read} of {rounds} were read");
     }
-    let _ = std::panic::take_hook();
     assert!(bad.is_empty(), "{}", bad.join("\n"));
 }
 
@@ -259,7 +259,11 @@ fn crafted_models_are_refused_with_a_reason() {
         ("huge sparse tensor", sparse_claim, &["\"w\"", "sparse"]),
         ("text that is none", texts, &["\"w\"", "UTF-8"]),
         ("attribute of another kind", softmax(text("axis", b"1")), &["n_y", "Softmax", "axis", "integer"]),
-        ("attribute out of range", softmax(int("axis", i64::MIN)), &["n_y", "axis"]),
+        (
+            "attribute out of range",
+            nodes(vec![node("Transpose", &["x"], &["y"], vec![list("perm", &[0, i64::MIN])])]),
+            &["n_y", "-9223372036854775808"],
+        ),
         (
             "attribute that is no text",
             nodes(vec![node(
@@ -287,14 +291,14 @@ fn crafted_models_are_refused_with_a_reason() {
         (
             "functions in a ring",
             ModelProto { functions: ring, ..nodes(vec![call("A", &["x"], &["y"])]) },
-            &["functions", "n_y"],
+            &["functions", "n_b"],
         ),
         (
             "functions that explode",
             ModelProto { functions: bomb, ..nodes(vec![call("F0", &["x"], &["y"])]) },
-            &["functions", "n_y"],
+            &["functions", "n_m"],
         ),
-        ("deep bodies", nested(200), &["recursion"]),
+        ("deep bodies", nested(40), &["recursion"]),
     ];
     for (name, model, says) in cases {
         let error = refusal(name, model.encode_to_vec());
@@ -389,7 +393,7 @@ fn data_outside_stay_in_the_folder() {
     assert_eq!(first(write_beside(&folder, &[("location", "deeper/w.data"), ("offset", "4")]).unwrap()), 1.0);
     let refused: &[(&[(&str, &str)], &str)] = &[
         (&[], "location"),
-        (&[("location", "")], "outside"),
+        (&[("location", "")], "\"\""),
         (&[("location", ".")], "\".\""),
         (&[("location", "deeper")], "\"deeper\""),
         (&[("location", "missing.data")], "missing.data"),

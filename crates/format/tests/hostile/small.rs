@@ -147,8 +147,8 @@ fn convolutions() -> ModelProto {
             floats("s", &[3]),
             variance,
             ints("zero", &[0]),
-            ints("rest", &[12]),
-            floats("fc", &[4, 12]),
+            ints("rest", &[27]),
+            floats("fc", &[4, 27]),
         ],
     ))
 }
