@@ -4,6 +4,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::ops::cells::filled;
 use crate::{Attr, Attrs, DType, Dim, Error, Fact, Op, Result, Tensor, ValueId};
@@ -170,7 +171,7 @@ impl Op for ConstantOfShape {
         let list = inputs.need(0)?;
         let shape = match (&list.ints, list.count()) {
             (Some(dims), _) => Some(dims.clone()),
-            (None, Some(rank)) => Some(vec![Dim::Unknown; rank]),
+            (None, Some(rank)) => infer::unknown(rank),
             (None, None) => None,
         };
         let number = self.value.as_ref().filter(|v| v.dtype().is_int()).and_then(|v| v.to_ints().ok());
