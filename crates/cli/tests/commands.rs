@@ -116,8 +116,7 @@ fn compare_finds_nothing_between_equals_and_much_between_strangers() {
     assert_eq!(same["metric"]["difference"]["value"], 0.0);
 
     let place = Place::new();
-    let (a, b) =
-        (place.model("a.onnx", "Relu", three(), &[]), place.model("b.onnx", "Neg", three(), &[]));
+    let (a, b) = (place.model("a.onnx", "Relu", three(), &[]), place.model("b.onnx", "Neg", three(), &[]));
     let x = Tensor::new(&[2, 3], &[1f32, 2.0, 3.0, 3.0, -1.0, 0.0]).unwrap();
     let label = Tensor::vector(&[2i64, 1]);
     let data = place.npz("d.npz", &[("x", x), ("label", label)]);

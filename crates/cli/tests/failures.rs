@@ -51,9 +51,8 @@ fn errors_are_json_too() {
 fn inputs_that_do_not_fit() {
     let place = Place::new();
     let model = relu(&place);
-    let run = |name: &str, arrays: &[(&str, Tensor)]| {
-        lessen(&["run", &model, "--input", &place.npz(name, arrays)])
-    };
+    let run =
+        |name: &str, arrays: &[(&str, Tensor)]| lessen(&["run", &model, "--input", &place.npz(name, arrays)]);
     run("a.npz", &[("y", x(&[1.0; 3]))]).fails(&["\"y\"", "it has x"]);
     run("b.npz", &[]).fails(&["\"x\"", "float[n, 3]", "missing"]);
     run("c.npz", &[("x", Tensor::vector(&[1f32; 3]))]).fails(&["\"x\"", "float[n, 3]", "float[3]"]);
@@ -103,7 +102,8 @@ fn data_that_do_not_fit() {
     eval(&label(7), &[]).fails(&["class 7", "only 3 classes"]);
     eval(&label(-1), &[]).fails(&["-1"]);
     eval(&label(1), &["--task", "similarity"]).fails(&["two texts"]);
-    let named = place.npz("c.npz", &[("z", x(&[1.0; 3])), ("w", x(&[1.0; 3])), ("label", Tensor::vector(&[1i64]))]);
+    let named =
+        place.npz("c.npz", &[("z", x(&[1.0; 3])), ("w", x(&[1.0; 3])), ("label", Tensor::vector(&[1i64]))]);
     eval(&named, &[]).fails(&["\"x\"", "missing"]);
 
     let image = vec![Dim::Is(1), Dim::Is(3), Dim::Is(2), Dim::Is(2)];
@@ -124,7 +124,9 @@ fn shapes_that_nobody_knows() {
 
 #[test]
 fn wrong_flags_are_no_missed_bound() {
-    for args in [&["nonsense"][..], &["run"], &["eval", "m", "--task", "x"], &["bench", "m", "--shape", "1x2"]] {
+    for args in
+        [&["nonsense"][..], &["run"], &["eval", "m", "--task", "x"], &["bench", "m", "--shape", "1x2"]]
+    {
         let answer = lessen(args);
         assert_eq!(answer.code, 1, "{args:?}: {}", answer.err);
         assert!(answer.err.contains("error:") || answer.err.contains("Usage"), "{}", answer.err);

@@ -67,7 +67,8 @@ impl Compare {
         if let Some(d) = found.distance {
             text += &format!("greatest difference of two numbers {:.3e}\n", d.max_abs.value);
             text += &format!("mean difference of two numbers {:.3e}\n", d.mean_abs.value);
-            text += &format!("relative distance of outputs {:.5}, at most {:.5}\n", d.relative, d.max_relative);
+            text +=
+                &format!("relative distance of outputs {:.5}, at most {:.5}\n", d.relative, d.max_relative);
             text += &format!("cosine of outputs {:.5}, at least {:.5}\n", d.cosine, d.min_cosine);
         }
         if found.size_differs > 0 {

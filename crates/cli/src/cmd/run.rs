@@ -123,7 +123,10 @@ impl Run {
         }
         if ran.is_empty() {
             let inputs: Vec<String> = runner.inputs().iter().map(|(n, f)| format!("{n:?} ({f})")).collect();
-            bail!("there is nothing to run on: give --input, files or --text; the model takes {}", inputs.join(", "));
+            bail!(
+                "there is nothing to run on: give --input, files or --text; the model takes {}",
+                inputs.join(", ")
+            );
         }
         Ok(ran)
     }
