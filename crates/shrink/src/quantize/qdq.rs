@@ -15,7 +15,7 @@ use crate::{Error, Result};
 /// Operators that move or join numbers: what they read on a grid, they give back on a grid.
 const CARRIERS: &[&str] = &["Add", "AveragePool", "Concat", "GlobalAveragePool", "MaxPool"];
 /// Operators whose output has the very numbers of their input: it stays on the same grid.
-const SAME: &[&str] = &["Flatten", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze"];
+const SAME: &[&str] = &["Flatten", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"];
 
 /// The values that must lie on a grid when these weights are quantized: what their products read and make, and what
 /// passes between them through additions, pools and the like.
@@ -28,7 +28,9 @@ pub fn values(graph: &Graph, weights: &[&Weight]) -> HashSet<ValueId> {
         let follows = if chosen.contains(&id) {
             on_grid.extend(node.input(0).filter(|&x| is_f32(graph, x)));
             true
-        } else if CARRIERS.contains(&node.kind()) || SAME.contains(&node.kind()) {
+        } else if stays(graph, node) {
+            node.input(0).is_some_and(|v| on_grid.contains(&v))
+        } else if CARRIERS.contains(&node.kind()) {
             let mut moving = node.inputs.iter().flatten().filter(|&&v| is_f32(graph, v));
             moving.all(|v| on_grid.contains(v)) && node.input(0).is_some_and(|v| on_grid.contains(&v))
         } else {
@@ -42,6 +44,13 @@ pub fn values(graph: &Graph, weights: &[&Weight]) -> HashSet<ValueId> {
         }
     }
     on_grid
+}
+
+/// Does the node give back numbers of its input only, or zeros, which every grid has?
+fn stays(graph: &Graph, node: &Node) -> bool {
+    let zero = |v| graph.constant(v).and_then(|t| t.to_f32().ok()).is_some_and(|t| t.iter().all(|&x| x == 0.0));
+    let zeros = node.kind() != "Pad" || node.input(2).is_none_or(zero);
+    zeros && SAME.contains(&node.kind()) && node.op.domain().is_empty()
 }
 
 fn is_f32(graph: &Graph, id: ValueId) -> bool {
@@ -151,7 +160,7 @@ fn grids(graph: &Graph, on_grid: &HashSet<ValueId>, stats: &Stats) -> Result<Has
     let made = graph.nodes().flat_map(|(_, n)| n.outputs.iter().flatten().copied().collect::<Vec<_>>());
     for value in inputs.chain(made).filter(|v| on_grid.contains(v)) {
         let from =
-            graph.producer(value).filter(|(_, n)| SAME.contains(&n.kind())).and_then(|(_, n)| n.input(0));
+            graph.producer(value).filter(|(_, n)| stays(graph, n)).and_then(|(_, n)| n.input(0));
         let grid = match from.and_then(|v| grids.get(&v)) {
             Some(&grid) => grid,
             None => {
