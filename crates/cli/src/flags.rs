@@ -42,6 +42,19 @@ impl Common {
     }
 }
 
+impl Common {
+    /// A line that says what is being done; it is shown on terminals only.
+    pub fn spinner(&self) -> ProgressBar {
+        if self.quiet {
+            return ProgressBar::hidden();
+        }
+        let style = ProgressStyle::with_template("{spinner} {elapsed} {msg}");
+        let bar = ProgressBar::new_spinner();
+        bar.enable_steady_tick(std::time::Duration::from_millis(200));
+        style.map(|style| bar.clone().with_style(style)).unwrap_or(bar)
+    }
+}
+
 /// How a model is opened.
 #[derive(Clone, Debug, Args)]
 pub struct Opening {

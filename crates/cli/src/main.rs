@@ -10,6 +10,7 @@ use clap::Parser;
 
 mod cmd;
 mod flags;
+mod page;
 
 use cmd::{Command, Done};
 

@@ -142,8 +142,17 @@ impl Fact {
 
     /// What both facts say together; where they disagree, `self` is believed.
     pub fn refine(&self, other: &Fact) -> Fact {
-        let ty = match (&self.ty, &other.ty) {
+        Fact { ty: self.ty.refine(&other.ty), ints: self.ints.clone().or_else(|| other.ints.clone()) }
+    }
+}
+
+impl Type {
+    /// What both types say together; where they disagree, `self` is believed.
+    pub fn refine(&self, other: &Type) -> Type {
+        match (self, other) {
             (Type::Unknown, t) => t.clone(),
+            (Type::Sequence(a), Type::Sequence(b)) => Type::Sequence(Box::new(a.refine(b))),
+            (Type::Optional(a), Type::Optional(b)) => Type::Optional(Box::new(a.refine(b))),
             (Type::Tensor(d1, s1), Type::Tensor(d2, s2)) => {
                 let shape = match (s1, s2) {
                     (Some(a), Some(b)) if a.len() == b.len() => Some(
@@ -162,8 +171,7 @@ impl Fact {
                 Type::Tensor(d1.or(*d2), shape)
             }
             (t, _) => t.clone(),
-        };
-        Fact { ty, ints: self.ints.clone().or_else(|| other.ints.clone()) }
+        }
     }
 }
 

@@ -53,6 +53,14 @@ impl Graph {
     }
 }
 
+/// Highest rank that the length of a vector can tell of.
+const MAX_RANK: usize = 64;
+
+/// A shape of which only the rank is known; `None` when no tensor has such a rank, whatever a file claims.
+pub fn unknown(rank: usize) -> Option<Vec<Dim>> {
+    (rank <= MAX_RANK).then(|| vec![Dim::Unknown; rank])
+}
+
 /// The shape that two shapes broadcast to, after numpy's rules; `None` when a rank is unknown.
 ///
 /// # Errors

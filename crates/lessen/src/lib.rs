@@ -29,3 +29,11 @@ pub use runner::Runner;
 pub fn operators() -> impl Iterator<Item = &'static graph::OpDef> {
     graph::ops::all()
 }
+
+/// Writes a file. It is complete or not there at all: written under another name, synced and renamed.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write_file(path: &std::path::Path, bytes: &[u8]) -> Result<()> {
+    Ok(format::file::write(path, |out| out.write_all(bytes))?)
+}

@@ -13,6 +13,7 @@ mod eval;
 mod inspect;
 mod ops;
 mod run;
+mod shrink;
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -24,6 +25,7 @@ pub enum Command {
     Bench(bench::Bench),
     Convert(convert::Convert),
     Ops(ops::Ops),
+    Shrink(shrink::Shrink),
     #[command(hide = true)]
     BenchWorker(bench::Worker),
 }
@@ -39,6 +41,7 @@ impl Command {
             Command::Bench(command) => command.run(common),
             Command::Convert(command) => command.run(common),
             Command::Ops(command) => command.run(common),
+            Command::Shrink(command) => command.run(common),
             Command::BenchWorker(command) => command.run(common),
         }
     }

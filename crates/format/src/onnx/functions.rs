@@ -27,6 +27,12 @@ pub(super) fn instantiate(function: &FunctionProto, call: &NodeProto) -> GraphPr
     }
 }
 
+/// Number of nodes, those in bodies included.
+pub(super) fn size(nodes: &[NodeProto]) -> usize {
+    let bodies = nodes.iter().flat_map(|n| &n.attribute).flat_map(|a| a.g.iter().chain(&a.graphs));
+    nodes.len() + bodies.map(|g| size(&g.node)).sum::<usize>()
+}
+
 fn substitute(
     nodes: &mut [NodeProto],
     given: &[AttributeProto],

@@ -59,11 +59,15 @@ fn decode(bytes: Bytes) -> std::result::Result<ModelProto, String> {
     }
 }
 
+/// Versions of ONNX's own operators. A later one may have changed the meaning of any operator.
+const VERSIONS: std::ops::RangeInclusive<i64> = 1..=28;
 /// Most nodes that all calls of functions may bring in together: hostile functions that call each other could
 /// otherwise grow without bound.
-const MAX_CALLED_NODES: usize = 1 << 20;
-/// Deepest nesting of calls.
-const MAX_CALL_DEPTH: usize = 64;
+const MAX_CALLED_NODES: usize = 1 << 14;
+/// Most bytes, as the file has them, that all calls of functions may bring in together.
+const MAX_CALLED_BYTES: usize = 1 << 28;
+/// Deepest nesting of bodies and calls, so that no stack overflows.
+const MAX_DEPTH: usize = 48;
 
 type Key = (String, String, String);
 
@@ -71,7 +75,8 @@ struct Reading<'a> {
     external: Option<&'a External>,
     functions: HashMap<Key, (FunctionProto, Arc<Function>)>,
     called_nodes: Cell<usize>,
-    call_depth: Cell<usize>,
+    called_bytes: Cell<usize>,
+    depth: Cell<usize>,
 }
 
 /// What a graph is read in: the versions of the operators, and the names of the graphs around it.
@@ -88,8 +93,17 @@ fn entries(props: &[StringStringEntryProto]) -> Vec<(String, String)> {
     props.iter().map(|e| (e.key().into(), e.value().into())).collect()
 }
 
-fn opsets(imports: &[super::proto::OperatorSetIdProto]) -> BTreeMap<String, i64> {
-    imports.iter().map(|o| (domain(o.domain()).to_owned(), o.version())).collect()
+/// The versions of the operators, by domain.
+fn opsets(imports: &[super::proto::OperatorSetIdProto]) -> Result<BTreeMap<String, i64>> {
+    let all: BTreeMap<_, _> = imports.iter().map(|o| (domain(o.domain()).to_owned(), o.version())).collect();
+    match all.get("") {
+        Some(version) if !VERSIONS.contains(version) => {
+            let (first, last) = (VERSIONS.start(), VERSIONS.end());
+            let what = format!("version {version} of the ONNX operators; {first} to {last} are known");
+            Err(Error::unsupported(what))
+        }
+        _ => Ok(all),
+    }
 }
 
 impl<'a> Reading<'a> {
@@ -108,11 +122,12 @@ impl<'a> Reading<'a> {
             let key = (function.domain.clone(), function.name.clone(), function.overload.clone());
             functions.insert(key, (f.clone(), Arc::new(function)));
         }
-        Ok(Reading { external, functions, called_nodes: Cell::new(0), call_depth: Cell::new(0) })
+        let (called_nodes, called_bytes, depth) = Default::default();
+        Ok(Reading { external, functions, called_nodes, called_bytes, depth })
     }
 
     fn model(&self, proto: &ModelProto) -> Result<Model> {
-        let opsets = opsets(&proto.opset_import);
+        let opsets = opsets(&proto.opset_import)?;
         let empty = GraphProto::default();
         let scope = Scope { opsets: &opsets, outer: &|_| None };
         let graph = self.graph(proto.graph.as_ref().unwrap_or(&empty), &scope)?;
@@ -139,6 +154,17 @@ impl<'a> Reading<'a> {
     }
 
     fn graph(&self, proto: &GraphProto, scope: &Scope) -> Result<Graph> {
+        let depth = self.depth.get();
+        if depth >= MAX_DEPTH {
+            return Err(Error::unsupported(format!("bodies and functions nested {MAX_DEPTH} deep")));
+        }
+        self.depth.set(depth + 1);
+        let graph = self.graph_inside(proto, scope);
+        self.depth.set(depth);
+        graph
+    }
+
+    fn graph_inside(&self, proto: &GraphProto, scope: &Scope) -> Result<Graph> {
         let mut graph = Graph::new(proto.name());
         graph.doc = proto.doc_string().into();
         graph.metadata = entries(&proto.metadata_props);
@@ -280,18 +306,17 @@ impl<'a> Reading<'a> {
         proto: &NodeProto,
         attrs: Attrs,
     ) -> Result<Arc<dyn Op>> {
-        let nodes = self.called_nodes.get() + function.node.len();
-        let depth = self.call_depth.get() + 1;
-        if nodes > MAX_CALLED_NODES || depth > MAX_CALL_DEPTH {
-            return Err(Error::unsupported("functions that call each other so often or so deeply"));
+        let nodes = self.called_nodes.get() + functions::size(&function.node);
+        let bytes = self.called_bytes.get() + shared.encoded.len();
+        if nodes > MAX_CALLED_NODES || bytes > MAX_CALLED_BYTES {
+            return Err(Error::unsupported("functions that are called so often"));
         }
         self.called_nodes.set(nodes);
-        self.call_depth.set(depth);
-        let opsets = opsets(&function.opset_import);
+        self.called_bytes.set(bytes);
+        let opsets = opsets(&function.opset_import)?;
         let body = functions::instantiate(function, proto);
-        let body = self.graph(&body, &Scope { opsets: &opsets, outer: &|_| None });
-        self.call_depth.set(depth - 1);
-        Ok(Arc::new(Call::new(shared.clone(), attrs, Arc::new(body?))))
+        let body = self.graph(&body, &Scope { opsets: &opsets, outer: &|_| None })?;
+        Ok(Arc::new(Call::new(shared.clone(), attrs, Arc::new(body))))
     }
 
     fn attr(&self, proto: &AttributeProto, scope: &Scope) -> Result<Attr> {

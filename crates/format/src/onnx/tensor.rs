@@ -89,6 +89,11 @@ pub fn tensor_to_proto(name: &str, tensor: &Tensor) -> TensorProto {
     proto
 }
 
+/// Sparse tensors that take more memory than this when dense must have an element in [`MAX_SPARSITY`].
+const MAX_DENSE: usize = 1 << 25;
+/// See [`MAX_DENSE`].
+const MAX_SPARSITY: usize = 1 << 10;
+
 /// The dense tensor of a sparse one (coordinates, linear or by axis).
 ///
 /// # Errors
@@ -102,6 +107,12 @@ pub(super) fn dense(proto: &SparseTensorProto, external: Option<&External>) -> R
     let size = values.dtype().bits() / 8;
     if size == 0 {
         return Err(Error::unsupported(format!("a sparse tensor of type {}", values.dtype())));
+    }
+    let dense = total.checked_mul(size).unwrap_or(usize::MAX);
+    if dense > MAX_DENSE && total / MAX_SPARSITY > values.len() {
+        let (name, few) = (proto.values.as_ref().map_or("", |v| v.name()), values.len());
+        let what = format!("sparse tensor {name:?}: {few} elements of {total} take too much memory");
+        return Err(Error::unsupported(what));
     }
     let index = indices.to_ints()?;
     let linear = |at: usize| -> Option<usize> {

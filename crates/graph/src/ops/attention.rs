@@ -131,7 +131,7 @@ fn bias(mask: &Tensor, keys: usize) -> Result<Tensor> {
     let Some((&n, outer)) = mask.shape().split_last() else {
         return Tensor::new(&[1], &values);
     };
-    if n >= keys || n == 1 && keys != 1 && outer.iter().all(|&d| d == 1) && mask.len() == 1 && keys == 0 {
+    if n >= keys {
         return Tensor::new(mask.shape(), &values);
     }
     let rows = mask.len() / n.max(1);

@@ -194,7 +194,7 @@ impl Dft {
                         line[k] = (re, -im);
                     }
                     line[0].1 = 0.0;
-                    if length % 2 == 0 {
+                    if length.is_multiple_of(2) {
                         line[length / 2].1 = 0.0;
                     }
                 }

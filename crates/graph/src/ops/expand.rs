@@ -7,7 +7,7 @@ use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::ops::cells::{Strided, steps};
 use crate::ops::concat::Concat;
-use crate::ops::reshape::{MAX_RANK, Reshape, like};
+use crate::ops::reshape::{Reshape, like};
 use crate::ops::shape::{ConstantOfShape, Shape, sizes};
 use crate::ops::sum_to::SumTo;
 use crate::tensor::count;
@@ -66,7 +66,7 @@ impl Op for Expand {
 
     fn infer(&self, inputs: &Facts) -> Result<Vec<Fact>> {
         let (x, to) = (inputs.need(0)?, inputs.need(1)?);
-        let unknown = to.count().filter(|&n| n <= MAX_RANK).map(|n| vec![Dim::Unknown; n]);
+        let unknown = to.count().and_then(infer::unknown);
         let shape = infer::broadcast(x.shape(), to.ints.as_deref().or(unknown.as_deref()))?;
         let ints = match (x.ints.as_deref(), shape.as_deref()) {
             (Some([one]), Some([Dim::Is(n @ 0..=64)])) => Some(vec![one.clone(); *n as usize]),

@@ -46,6 +46,7 @@ pub mod loss;
 pub mod matmul;
 pub mod max_unpool;
 pub mod modulo;
+pub mod multi_head;
 pub mod opaque;
 pub mod optimizer;
 pub mod optional;
@@ -68,6 +69,7 @@ pub mod rotary;
 pub mod scan;
 pub mod scatter;
 pub mod select;
+pub mod self_attention;
 pub mod sequence;
 pub mod shape;
 pub mod signal;
@@ -140,6 +142,7 @@ static FAMILIES: &[&[OpDef]] = &[
     matmul::DEFS,
     max_unpool::DEFS,
     modulo::DEFS,
+    multi_head::DEFS,
     optimizer::DEFS,
     optional::DEFS,
     other_norm::DEFS,
@@ -174,6 +177,7 @@ static FAMILIES: &[&[OpDef]] = &[
     scan::DEFS,
     scatter::DEFS,
     select::DEFS,
+    self_attention::DEFS,
     sequence::DEFS,
     shape::DEFS,
     signal::DEFS,

@@ -19,13 +19,21 @@ pub struct Recurrent {
     kind: Kind,
     direction: Direction,
     hidden: Option<i64>,
-    /// The functions as they were read: names, first and second parameters.
-    named: (Option<Vec<String>>, Option<Vec<f32>>, Option<Vec<f32>>),
+    /// The functions as they were read.
+    named: Named,
     /// The functions of all directions.
     gates: Vec<Gate>,
     clip: Option<f32>,
     /// The batch comes first.
     batch_first: bool,
+}
+
+/// Names of functions and their first and second parameters.
+#[derive(Clone, Debug, Default)]
+struct Named {
+    names: Option<Vec<String>>,
+    alpha: Option<Vec<f32>>,
+    beta: Option<Vec<f32>>,
 }
 
 /// Which cell; the order is that of [`DEFS`].
@@ -73,17 +81,17 @@ impl Kind {
             "bidirectional" => Direction::Both,
             other => return Err(Error::invalid(format!("there is no direction {other:?}"))),
         };
-        let named = (
-            r.attrs.opt_texts("activations")?,
-            r.attrs.opt_floats("activation_alpha")?,
-            r.attrs.opt_floats("activation_beta")?,
-        );
+        let named = Named {
+            names: r.attrs.opt_texts("activations")?,
+            alpha: r.attrs.opt_floats("activation_alpha")?,
+            beta: r.attrs.opt_floats("activation_beta")?,
+        };
         let clip = r.attrs.opt_float("clip")?;
         if clip.is_some_and(|c| c.is_nan() || c < 0.0) {
             return Err(Error::invalid("clip must not be negative"));
         }
         let default = self.functions();
-        let names: Vec<&str> = match &named.0 {
+        let names: Vec<&str> = match &named.names {
             Some(names) => names.iter().map(String::as_str).collect(),
             None => default.repeat(if direction == Direction::Both { 2 } else { 1 }),
         };
@@ -91,7 +99,7 @@ impl Kind {
         if names.len() != count {
             return Err(Error::invalid(format!("{} activations instead of {count}", names.len())));
         }
-        let gates = read_gates(&names, named.1.as_deref(), named.2.as_deref())?;
+        let gates = read_gates(&names, named.alpha.as_deref(), named.beta.as_deref())?;
         let hidden = r.attrs.opt_int("hidden_size")?;
         let batch_first = r.attrs.flag_or("layout", false)?;
         Ok(Arc::new(Recurrent { kind: self, direction, hidden, named, gates, clip, batch_first }))
@@ -107,7 +115,7 @@ impl Kind {
                 kind: self,
                 direction,
                 hidden: Some(4),
-                named: (None, None, None),
+                named: Named::default(),
                 gates,
                 clip,
                 batch_first,
@@ -408,7 +416,7 @@ impl Op for Recurrent {
     }
 
     fn attrs(&self) -> Attrs {
-        let (names, alpha, beta) = self.named.clone();
+        let Named { names, alpha, beta } = self.named.clone();
         let texts = |v: Vec<String>| Attr::Texts(v.into_iter().map(Into::into).collect());
         let direction = match self.direction {
             Direction::Forward => None,

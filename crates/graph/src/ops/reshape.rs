@@ -235,11 +235,11 @@ impl Op for Reshape {
         let rank = || match (self.kind, x.rank(), length) {
             (Kind::Reshape, _, Some(n)) => Some(n),
             (Kind::Squeeze, Some(r), Some(n)) => r.checked_sub(n),
-            (Kind::Unsqueeze, Some(r), Some(n)) => Some(r + n),
+            (Kind::Unsqueeze, Some(r), Some(n)) => r.checked_add(n),
             (Kind::Flatten, ..) => Some(2),
             _ => None,
         };
-        let shape = shape.or_else(|| rank().map(|r| vec![Dim::Unknown; r]));
+        let shape = shape.or_else(|| infer::unknown(rank()?));
         let ints = x.ints.clone().filter(|_| shape.as_ref().is_some_and(|s| s.len() <= 1));
         Ok(vec![Fact::maybe(x.dtype(), shape).with_ints(ints)])
     }

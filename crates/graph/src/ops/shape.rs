@@ -4,9 +4,9 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::ops::cells::filled;
-use crate::ops::reshape::MAX_RANK;
 use crate::{Attr, Attrs, DType, Dim, Error, Fact, Op, Result, Tensor, ValueId};
 
 /// `Shape`: the sizes of a tensor, or some of them.
@@ -171,8 +171,8 @@ impl Op for ConstantOfShape {
         let list = inputs.need(0)?;
         let shape = match (&list.ints, list.count()) {
             (Some(dims), _) => Some(dims.clone()),
-            (None, Some(rank)) if rank <= MAX_RANK => Some(vec![Dim::Unknown; rank]),
-            _ => None,
+            (None, Some(rank)) => infer::unknown(rank),
+            (None, None) => None,
         };
         let number = self.value.as_ref().filter(|v| v.dtype().is_int()).and_then(|v| v.to_ints().ok());
         let ints = match (number.as_deref(), shape.as_deref()) {
@@ -214,38 +214,4 @@ pub(crate) fn zeros_like(cx: &mut GradCx, x: ValueId) -> Result<ValueId> {
     let dtype = cx.graph.value(x).fact.dtype().unwrap_or(DType::F32);
     let shape = cx.graph.add_op("grad_shape", Shape::new(), &[x])?;
     cx.graph.add_op("grad_zeros", ConstantOfShape::of(Tensor::zeros(dtype, &[1])?), &[shape])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Graph;
-    use crate::ops::concat::Concat;
-    use crate::ops::gather::Gather;
-    use crate::ops::reshape::Reshape;
-
-    /// As exporters write `x.reshape(x.shape[0], -1, 12, 64)`.
-    #[test]
-    fn shape_arithmetic_keeps_names() {
-        let mut g = Graph::new("test");
-        let (batch, sequence) = (Dim::named("batch"), Dim::named("sequence"));
-        let dims = vec![batch.clone(), sequence.clone(), Dim::Is(768)];
-        let x = g.add_input("x", Fact::tensor(DType::F32, dims)).unwrap();
-        let zero = g.add_constant("zero", Tensor::scalar(0i64));
-        let axes = g.add_constant("axes", Tensor::vector(&[0i64]));
-        let rest = g.add_constant("rest", Tensor::vector(&[-1i64, 12, 64]));
-        let shape = g.add_op("shape", Shape::new(), &[x]).unwrap();
-        let first = g.add_op("first", Gather::new(0), &[shape, zero]).unwrap();
-        let first = g.add_op("first", Reshape::unsqueeze(), &[first, axes]).unwrap();
-        let target = g.add_op("target", Concat::new(0), &[first, rest]).unwrap();
-        let y = g.add_op("y", Reshape::new(), &[x, target]).unwrap();
-        let want = [batch, sequence, Dim::Is(12), Dim::Is(64)];
-        assert_eq!(g.value(y).fact.shape(), Some(&want[..]));
-    }
-
-    #[test]
-    fn negative_sizes_are_errors() {
-        assert!(sizes(&[2, -1]).is_err());
-        assert_eq!(sizes(&[2, 0]).unwrap(), [2, 0]);
-    }
 }
