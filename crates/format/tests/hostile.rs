@@ -34,18 +34,23 @@ fn survive(read: impl FnOnce() -> Result<Model, String>, size: usize, cpu: &Cpu)
     let done = memory::watched(|| {
         catch_unwind(AssertUnwindSafe(|| match read() {
             Ok(model) => {
-                // What is read can also be written, or the writer says why not.
-                let _ = format::onnx::to_bytes(&model);
+                let _ = format::onnx::upgrade(&mut model.clone(), 21);
+                // What is read can also be written and read again, or the writer says why not.
+                if let Ok(written) = format::onnx::to_bytes(&model) {
+                    if let Err(e) = format::onnx::read_bytes(written.into()) {
+                        return Err(format!("what was written cannot be read: {e}"));
+                    }
+                }
                 let _ = plan(model, cpu);
-                true
+                Ok(true)
             }
-            Err(_) => false,
+            Err(_) => Ok(false),
         }))
     });
     match done {
         (Err(_), _) => Err("it panics".into()),
         (_, peak) if peak > size + SPARE => Err(format!("it takes {peak} bytes for a file of {size}")),
-        (Ok(read), _) => Ok(read),
+        (Ok(read), _) => read,
     }
 }
 
