@@ -19,11 +19,16 @@ pub fn map(path: &Path) -> Result<Bytes> {
 }
 
 /// Writes a file under a temporary name in the same folder, syncs it, and gives it its name. When something fails,
-/// nothing is left behind and an older file of that name stays as it was.
+/// nothing is left behind and an older file of that name stays as it was. A device or a pipe is written to.
 ///
 /// # Errors
 /// When the folder cannot be written to or is full.
 pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
+    if std::fs::metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir()) {
+        let file = std::fs::File::options().write(true).open(path).map_err(Error::io(path))?;
+        let mut out = std::io::BufWriter::with_capacity(1 << 20, file);
+        return fill(&mut out).and_then(|()| out.flush()).map_err(Error::io(path));
+    }
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]

@@ -57,10 +57,12 @@ impl Data {
 /// # Errors
 /// [`Error::Invalid`] when it overflows.
 pub fn count(shape: &[usize]) -> Result<usize> {
+    // Also without elements, the product of the other sizes fits, so that products of some sizes never overflow.
     shape
         .iter()
-        .try_fold(1usize, |n, &d| n.checked_mul(d))
+        .try_fold(1usize, |n, &d| n.checked_mul(d.max(1)))
         .filter(|&n| n <= isize::MAX as usize)
+        .map(|n| if shape.contains(&0) { 0 } else { n })
         .ok_or_else(|| Error::invalid(format!("a tensor of shape {shape:?} is too big")))
 }
 
@@ -212,7 +214,9 @@ impl Tensor {
     /// The same tensor in memory of its own, aligned for its element type, unless it is so already.
     pub fn aligned(self) -> Tensor {
         match &self.data {
-            Data::View(bytes) if bytes.as_ptr() as usize % 16 != 0 || !cfg!(target_endian = "little") => {
+            Data::View(bytes)
+                if !(bytes.as_ptr() as usize).is_multiple_of(16) || !cfg!(target_endian = "little") =>
+            {
                 Tensor { data: Data::Own(Arc::new(Buf::copy_of(bytes))), ..self }
             }
             _ => self,
@@ -514,6 +518,7 @@ mod tests {
     fn absurd_shapes_are_errors() {
         assert!(Tensor::zeros(DType::F32, &[usize::MAX, 2]).is_err());
         assert!(Tensor::zeros(DType::F32, &[1 << 50]).is_err());
+        assert!(Tensor::zeros(DType::F32, &[0, 1 << 40, 1 << 40]).is_err());
         assert!(Tensor::from_bytes(DType::F32, &[3], Bytes::from(vec![0; 8])).is_err());
     }
 

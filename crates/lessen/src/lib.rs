@@ -1,1 +1,39 @@
-//! x
+//! Makes big trained models small, and proves that they still do their job: open, compare, save, run, measure.
+//!
+//! A [`Model`] is opened from a file, a [`Runner`] runs it, [`answer::Answerer`] shows it the examples of a data
+//! set. [`eval`](eval::eval) says how good it is, [`compare`](compare::compare) how far two models are apart,
+//! [`bench`] what a run costs and [`inspect`](inspect::inspect) what the model is made of.
+#![forbid(unsafe_code)]
+
+pub mod answer;
+pub mod bench;
+pub mod compare;
+pub mod error;
+pub mod eval;
+pub mod feed;
+pub mod inspect;
+pub mod model;
+pub mod receipt;
+pub mod runner;
+pub mod shapes;
+pub mod shrink;
+
+pub use error::{Error, Result};
+pub use graph::{DType, Datum, Dim, Fact, Tensor};
+pub use kernel::Cpu;
+pub use learn::{data, image, text};
+pub use model::Model;
+pub use runner::Runner;
+
+/// The operators that can be run, in all versions that are read differently.
+pub fn operators() -> impl Iterator<Item = &'static graph::OpDef> {
+    graph::ops::all()
+}
+
+/// Writes a file. It is complete or not there at all: written under another name, synced and renamed.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write_file(path: &std::path::Path, bytes: &[u8]) -> Result<()> {
+    Ok(format::file::write(path, |out| out.write_all(bytes))?)
+}

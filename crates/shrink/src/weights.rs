@@ -21,7 +21,7 @@ pub struct Weight {
 }
 
 /// Weights with fewer elements are not worth a scale of their own.
-pub const MIN_LEN: usize = 256;
+pub const MIN_LEN: usize = 64;
 
 /// The f32 weights of a graph that shrinkers may touch, in the order of the nodes.
 ///

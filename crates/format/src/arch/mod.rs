@@ -35,7 +35,7 @@ pub fn open(folder: &Path) -> Result<Model> {
         model.set_metadata("classes", names);
     }
     if let Some(length) = max_length(folder, &config) {
-        model.set_metadata("lessen.max_length", length.to_string());
+        model.set_metadata("lessen.max_tokens", length.to_string());
     }
     Ok(model)
 }

@@ -41,6 +41,14 @@ fn write_limited(model: &Model, path: &Path, inside: usize) -> crate::Result<()>
     crate::file::write(path, |out| out.write_all(&proto.encode_to_vec()))
 }
 
+/// Size in bytes of a model's ONNX file, with that of its weights if it has one.
+///
+/// # Errors
+/// When an operator has no ONNX form.
+pub fn size(model: &Model) -> Result<usize> {
+    Ok(to_proto(model)?.encoded_len())
+}
+
 /// A model as the bytes of an ONNX file.
 ///
 /// # Errors

@@ -47,6 +47,8 @@ fn samples(name: &str) -> Vec<Sample> {
         )
         .grads(&[1]),
         Sample::new(op(), vec![ramp(&[2, 3, 4]), Tensor::scalar(3f32)]),
+        Sample::new(op(), vec![ramp(&[2, 3, 2, 4]), ramp(&[2, 1, 1, 4])]),
+        Sample::new(op(), vec![ramp(&[2, 1, 4]), ramp(&[3, 1])]),
         Sample::new(op(), vec![Tensor::vector(&[7i64, -7]), Tensor::vector(&[2i64, 2])]),
         Sample::new(op(), vec![Tensor::vector(&[200u8, 3]), Tensor::scalar(100u8)]),
     ]
@@ -165,5 +167,33 @@ impl Op for Binary {
 
     fn as_any(&self) -> &dyn Any {
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn f32_and_f64_agree_for_all_broadcasts() {
+        let cpu = kernel::Cpu::new(1).unwrap();
+        let shapes: [&[usize]; 9] =
+            [&[2, 3, 4], &[4], &[3, 1], &[2, 1, 4], &[2, 1, 1], &[], &[1, 3, 4], &[2, 3, 1], &[1, 1, 1]];
+        for name in ["Add", "Sub", "Mul", "Div"] {
+            for (sa, sb) in shapes.iter().flat_map(|a| shapes.iter().map(move |b| (a, b))) {
+                let op = Binary::named(name).unwrap();
+                let run = |dtype| {
+                    let input =
+                        |s: &[usize]| Some(crate::ops::cast::cast(ramp(s), dtype, true).unwrap().into());
+                    let inputs = Inputs::new(vec![input(sa), input(sb)]);
+                    op.run(&RunCx::new(&cpu, 1), inputs).unwrap().remove(0)
+                };
+                let (got, want) = (run(DType::F32), run(DType::F64));
+                assert_eq!(got.shape(), want.shape());
+                for (x, y) in got.to_f32().unwrap().iter().zip(want.to_f32().unwrap().iter()) {
+                    assert!((x - y).abs() <= 1e-6 * (1.0 + y.abs()), "{name} {sa:?} {sb:?}: {x}, not {y}");
+                }
+            }
+        }
     }
 }

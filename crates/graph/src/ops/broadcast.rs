@@ -131,6 +131,7 @@ pub(crate) fn combine_f32(
     b: Tensor,
 ) -> Result<Tensor> {
     let swap = a.len() < b.len() || (a.shape() == b.shape() && !a.is_unique() && b.is_unique());
+    let kept = op;
     let (mut a, b, op) = if swap { (b, a, turned) } else { (a, b, op) };
     let walk = Walk::new(a.shape(), b.shape())?;
     let elements = b.as_slice::<f32>()?;
@@ -146,10 +147,16 @@ pub(crate) fn combine_f32(
             })
         }
         _ => Tensor::build(&walk.shape, |out: &mut [f32]| {
-            walk.apply(a.as_slice()?, elements, out, |x: f32, y: f32| {
-                let mut one = [x];
-                vec::binary_assign(cpu, op, &mut one, Right::Scalar(y));
-                one[0]
+            let (a, b) = (a.as_slice::<f32>()?, elements);
+            let (back, (n, sa, sb)) = (if swap { kept } else { turned }, walk.axes[walk.axes.len() - 1]);
+            walk.runs(|po, pa, pb| {
+                let out = &mut out[po..po + n];
+                match (sa, sb) {
+                    (1, 1) => vec::binary(cpu, op, &a[pa..pa + n], Right::Same(&b[pb..pb + n]), out),
+                    (0, 1) => vec::binary(cpu, back, &b[pb..pb + n], Right::Scalar(a[pa]), out),
+                    (1, _) => vec::binary(cpu, op, &a[pa..pa + n], Right::Scalar(b[pb]), out),
+                    _ => vec::binary(cpu, op, &a[pa..pa + 1], Right::Scalar(b[pb]), out),
+                }
             });
             Ok(())
         }),

@@ -122,7 +122,9 @@ pub(crate) fn concat(tensors: Vec<Tensor>, axis: usize) -> Result<Tensor> {
                 first.shape()
             )));
         }
-        shape[axis] += t.shape()[axis];
+        shape[axis] = shape[axis]
+            .checked_add(t.shape()[axis])
+            .ok_or_else(|| Error::invalid("the concatenated tensor is too big"))?;
     }
     let tensors = tensors.into_iter().map(spread).collect::<Result<Vec<_>>>()?;
     pack(dtype, by_cell!(tensors[0].dtype(), join(&tensors, &shape, axis))?)
@@ -234,8 +236,8 @@ impl Split {
     fn cut(&self, size: usize, given: Option<Vec<i64>>, outputs: usize) -> Result<Vec<usize>> {
         let Some(parts) = given.or_else(|| self.parts.clone()) else {
             let n = match self.count {
-                Some(n) => usize::try_from(n).ok().filter(|&n| n > 0 && n <= size.max(outputs)),
-                None => Some(outputs).filter(|&n| n > 0 && size % n == 0),
+                Some(n) => usize::try_from(n).ok().filter(|&n| n > 0 && n == outputs),
+                None => Some(outputs).filter(|&n| n > 0 && size.is_multiple_of(n)),
             };
             let n =
                 n.ok_or_else(|| Error::invalid(format!("size {size} cannot be cut into {outputs} parts")))?;

@@ -310,3 +310,48 @@ impl Op for Loop {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kernel::{Cpu, Isa};
+
+    use super::*;
+    use crate::op::Reader;
+    use crate::ops::binary::Binary;
+    use crate::run::Program;
+    use crate::{Node, Value};
+
+    /// A loop whose body adds a value of the surrounding graph to what it carries.
+    #[test]
+    fn bodies_read_what_surrounds_them() {
+        let mut body = Graph::new("body");
+        let step = body.add_free("i", Fact::tensor(DType::I64, vec![]));
+        let go_on = body.add_free("go_on", Fact::tensor(DType::Bool, vec![]));
+        let sum = body.add_free("sum", Fact::tensor(DType::F32, vec![]));
+        let outer = body.add_free("outer", Fact::tensor(DType::F32, vec![]));
+        body.inputs = vec![step, go_on, sum];
+        body.captures = vec![("outer".into(), outer)];
+        let next = body.add_op("next", Binary::named("Add").unwrap(), &[sum, outer]).unwrap();
+        body.outputs = vec![go_on, next, next];
+        let attrs = Attrs::new().with("body", Attr::Graph(Arc::new(body)));
+        let op = (DEFS[1].read)(&Reader { attrs: &attrs, version: 13, inputs: 3, outputs: 2 }).unwrap();
+
+        let mut graph = Graph::new("main");
+        let outer = graph.add_input("outer", Fact::tensor(DType::F32, vec![])).unwrap();
+        let trips = graph.add_constant("trips", Tensor::scalar(3i64));
+        let zero = graph.add_constant("zero", Tensor::scalar(0f32));
+        let mut node = Node::new(op, vec![Some(trips), None, Some(zero)]);
+        node.captures = vec![outer];
+        for name in ["sum", "sums"] {
+            node.outputs.push(Some(graph.add_value(Value::named(name)).unwrap()));
+        }
+        graph.outputs = node.outputs.iter().flatten().copied().collect();
+        graph.add_node(node).unwrap();
+        graph.check().unwrap();
+        graph.infer().unwrap();
+        let program = Program::new(Arc::new(graph), &Cpu::with_isa(Isa::Scalar, 1).unwrap()).unwrap();
+        let made = program.run(vec![Some(Tensor::scalar(2f32).into())], vec![], &mut ()).unwrap();
+        assert_eq!(made[0].tensor().unwrap().item::<f32>().unwrap(), 6.0);
+        assert_eq!(made[1].tensor().unwrap().as_slice::<f32>().unwrap(), [2.0, 4.0, 6.0]);
+    }
+}

@@ -149,15 +149,23 @@ pub(crate) fn slice_places(shape: &[usize], indices: &Tensor, batch: usize) -> R
     let vectors: usize = size[..size.len() - 1].iter().product();
     let per = vectors.checked_div(batches).unwrap_or(0);
     let volume: usize = shape[batch..].iter().product();
-    let places = (0..vectors).map(|v| {
+    let mut places = room(vectors)?;
+    for v in 0..vectors {
         let own = &ids[v * depth..(v + 1) * depth];
         let mut at = v / per.max(1) * volume;
         for (k, &id) in own.iter().enumerate() {
             at += place(id, shape[batch + k])? * strides[batch + k];
         }
-        Ok(at)
-    });
-    Ok((places.collect::<Result<_>>()?, slice))
+        places.push(at);
+    }
+    Ok((places, slice))
+}
+
+/// An empty list with room for so many places.
+fn room(n: usize) -> Result<Vec<usize>> {
+    let mut places = Vec::new();
+    places.try_reserve_exact(n).map_err(|_| Error::Memory(n.saturating_mul(size_of::<usize>())))?;
+    Ok(places)
 }
 
 /// The runs of `n` elements that start at these places, one after the other.
@@ -195,8 +203,8 @@ pub(crate) fn gather(x: Tensor, indices: &Tensor, axis: usize) -> Result<Tensor>
     if crate::tensor::count(&shape)? == 0 {
         return Tensor::zeros(x.dtype(), &shape);
     }
-    let places: Vec<usize> =
-        (0..outer).flat_map(|o| ids.iter().map(move |id| (o * size + id) * inner)).collect();
+    let mut places = room(outer * ids.len())?;
+    places.extend((0..outer).flat_map(|o| ids.iter().map(move |id| (o * size + id) * inner)));
     take_runs(x, &places, inner, &shape)
 }
 

@@ -229,10 +229,10 @@ impl Op for Gemm {
             None => Ok(Dim::Unknown),
         };
         let [ta, tb] = self.transposed.map(usize::from);
-        if let (Dim::Is(k), Dim::Is(rows)) = (side(a, 1 - ta)?, side(b, tb)?) {
-            if k != rows {
-                return Err(Error::invalid(format!("cannot multiply {k} columns with {rows} rows")));
-            }
+        if let (Dim::Is(k), Dim::Is(rows)) = (side(a, 1 - ta)?, side(b, tb)?)
+            && k != rows
+        {
+            return Err(Error::invalid(format!("cannot multiply {k} columns with {rows} rows")));
         }
         Ok(vec![Fact::maybe(a.dtype().or(b.dtype()), Some(vec![side(a, ta)?, side(b, 1 - tb)?]))])
     }

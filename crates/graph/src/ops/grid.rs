@@ -212,6 +212,9 @@ impl Op for GridSample {
         if a.len() < 3 || b.len() != a.len() || a[0] != b[0] || b[b.len() - 1] != a.len() - 2 {
             return Err(Error::invalid(format!("a grid of shape {b:?} for images of shape {a:?}")));
         }
+        if a.len() > 6 {
+            return Err(Error::unsupported(format!("GridSample on {} axes", a.len() - 2)));
+        }
         let out = [&a[..2], &b[1..b.len() - 1]].concat();
         if a[2..].contains(&0) && !out.contains(&0) {
             return Err(Error::invalid(format!("cannot sample images of shape {a:?}")));

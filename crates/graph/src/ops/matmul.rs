@@ -261,7 +261,7 @@ impl MatMul {
             let tall = a.steps[1] == 1 && a.steps[0] == a.cols && a.batch_step == a.rows * a.cols;
             match (single, right) {
                 (Some(right), _) if tall => {
-                    let rows = if n == 0 { 0 } else { count / n };
+                    let rows = count.checked_div(n).unwrap_or(0);
                     matmul(cx.cpu, View::new(data, rows, a.cols), right, out, n, &post);
                 }
                 (Some(right), _) => {
@@ -396,10 +396,10 @@ impl Op for MatMul {
         let (Some((ab, m, ak)), Some((bb, bk, n))) = (known(0), known(1)) else {
             return Ok(vec![Fact::maybe(dtype, None)]);
         };
-        if let (Dim::Is(x), Dim::Is(y)) = (&ak, &bk) {
-            if x != y {
-                return Err(Error::invalid(format!("cannot multiply {x} columns with {y} rows")));
-            }
+        if let (Dim::Is(x), Dim::Is(y)) = (&ak, &bk)
+            && x != y
+        {
+            return Err(Error::invalid(format!("cannot multiply {x} columns with {y} rows")));
         }
         let batch = infer::broadcast(Some(&ab), Some(&bb))?.unwrap_or_default();
         let vectors = [inputs.rank(0) == Some(1), inputs.rank(1) == Some(1)];

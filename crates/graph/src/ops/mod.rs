@@ -6,6 +6,7 @@ use crate::op::{OpDef, Reader};
 use crate::{Op, Result};
 
 pub mod arg;
+pub mod attention;
 pub mod batch_norm;
 pub mod binary;
 pub mod bitcast;
@@ -22,10 +23,14 @@ pub mod constant;
 pub mod control;
 pub mod conv;
 pub mod conv_grad;
+pub mod conv_transpose;
 pub mod crop;
 pub mod cumulative;
+pub mod deform_conv;
 pub mod depth;
+pub mod dft;
 pub mod diagonal;
+pub mod einsum;
 pub mod expand;
 pub mod fuse;
 pub mod gather;
@@ -33,15 +38,19 @@ pub mod gelu;
 pub mod gemm;
 pub mod global_pool;
 pub mod grid;
+pub mod group_norm;
 pub mod identity;
 pub mod layer_norm;
 pub mod layer_norm_grad;
 pub mod loss;
 pub mod matmul;
+pub mod max_unpool;
 pub mod modulo;
+pub mod multi_head;
 pub mod opaque;
 pub mod optimizer;
 pub mod optional;
+pub mod other_norm;
 pub mod pad;
 pub mod pool;
 pub mod pool_grad;
@@ -51,15 +60,19 @@ pub mod prelu;
 pub mod quantized;
 pub mod random;
 pub mod range;
+pub mod recurrent;
 pub mod reduce;
 pub mod reshape;
 pub mod resize;
 pub mod reverse;
+pub mod rotary;
 pub mod scan;
 pub mod scatter;
 pub mod select;
+pub mod self_attention;
 pub mod sequence;
 pub mod shape;
+pub mod signal;
 pub mod slice;
 pub mod softmax;
 pub mod strings;
@@ -76,7 +89,9 @@ mod calculus;
 mod cells;
 mod family;
 mod function;
+mod gate;
 mod halves;
+mod heads;
 mod number;
 
 #[cfg(test)]
@@ -86,6 +101,7 @@ mod every_op;
 #[rustfmt::skip]
 static FAMILIES: &[&[OpDef]] = &[
     arg::DEFS,
+    attention::DEFS,
     batch_norm::DEFS,
     binary::DEFS,
     bitcast::DEFS,
@@ -93,19 +109,23 @@ static FAMILIES: &[&[OpDef]] = &[
     boxes::DEFS,
     call::DEFS,
     cast::DEFS,
+    choose::DEFS,
     clip::DEFS,
     col2im::DEFS,
     compare::DEFS,
-    choose::DEFS,
     concat::DEFS,
     constant::DEFS,
     control::DEFS,
     conv::DEFS,
     conv_grad::DEFS,
+    conv_transpose::DEFS,
     crop::DEFS,
     cumulative::DEFS,
+    deform_conv::DEFS,
     depth::DEFS,
+    dft::DEFS,
     diagonal::DEFS,
+    einsum::DEFS,
     expand::DEFS,
     gather::DEFS,
     gelu::CONTRIB,
@@ -113,15 +133,19 @@ static FAMILIES: &[&[OpDef]] = &[
     gemm::DEFS,
     global_pool::DEFS,
     grid::DEFS,
+    group_norm::DEFS,
     identity::DEFS,
     layer_norm::DEFS,
     layer_norm_grad::DEFS,
     loss::DEFS,
     loss::GRAD,
     matmul::DEFS,
+    max_unpool::DEFS,
     modulo::DEFS,
+    multi_head::DEFS,
     optimizer::DEFS,
     optional::DEFS,
+    other_norm::DEFS,
     pad::DEFS,
     pool::DEFS,
     pool_grad::DEFS,
@@ -143,16 +167,20 @@ static FAMILIES: &[&[OpDef]] = &[
     quantized::table::DEFS,
     random::DEFS,
     range::DEFS,
+    recurrent::DEFS,
     reduce::DEFS,
     reduce::SPREAD,
     reshape::DEFS,
     resize::DEFS,
     reverse::DEFS,
+    rotary::DEFS,
     scan::DEFS,
     scatter::DEFS,
     select::DEFS,
+    self_attention::DEFS,
     sequence::DEFS,
     shape::DEFS,
+    signal::DEFS,
     slice::DEFS,
     softmax::DEFS,
     softmax::GRAD,

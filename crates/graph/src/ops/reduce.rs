@@ -157,7 +157,7 @@ impl Reduce {
     }
 }
 
-fn float(how: How, x: impl Iterator<Item = f64> + Clone + ExactSizeIterator) -> f64 {
+fn float(how: How, x: impl ExactSizeIterator<Item = f64> + Clone) -> f64 {
     let beyond = |a: f64, b: f64, better: bool| if better || b.is_nan() { b } else { a };
     match how {
         How::Sum => x.sum(),
@@ -177,7 +177,7 @@ fn float(how: How, x: impl Iterator<Item = f64> + Clone + ExactSizeIterator) -> 
     }
 }
 
-fn int<T: Number>(how: How, x: impl Iterator<Item = T> + Clone + ExactSizeIterator) -> T {
+fn int<T: Number>(how: How, x: impl ExactSizeIterator<Item = T> + Clone) -> T {
     let wide = x.clone().map(T::to_i128);
     match how {
         How::Sum => T::from_i128(wide.sum()),
@@ -185,7 +185,7 @@ fn int<T: Number>(how: How, x: impl Iterator<Item = T> + Clone + ExactSizeIterat
         How::Max => x.reduce(|a, b| if b > a { b } else { a }).unwrap_or(T::from_f64(f64::NEG_INFINITY)),
         How::Min => x.reduce(|a, b| if b < a { b } else { a }).unwrap_or(T::from_f64(f64::INFINITY)),
         How::Prod => x.fold(T::from_i128(1), T::times),
-        How::SumSquares => T::from_i128(wide.map(|v| v * v).fold(0, i128::wrapping_add)),
+        How::SumSquares => T::from_i128(wide.map(|v| v.wrapping_mul(v)).fold(0, i128::wrapping_add)),
         How::SumAbs => T::from_i128(wide.map(i128::abs).sum()),
         How::Norm | How::LogSum | How::LogSumExp => T::from_f64(float(how, x.map(T::to_f64))),
     }

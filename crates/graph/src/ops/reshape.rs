@@ -9,6 +9,9 @@ use crate::op::{Facts, GradCx, Inputs, OpDef, Reader, RunCx, Sample, ramp};
 use crate::ops::shape::Shape;
 use crate::{Attrs, Dim, Error, Fact, Op, Result, Tensor, ValueId};
 
+/// Highest rank that inference follows.
+pub(crate) const MAX_RANK: usize = 64;
+
 /// Another shape for the same elements.
 #[derive(Debug)]
 pub struct Reshape {
@@ -228,7 +231,7 @@ impl Op for Reshape {
             _ => None,
         };
         // Without the numbers of the second input, its length still tells the rank.
-        let length = given.and_then(Fact::count);
+        let length = given.and_then(Fact::count).filter(|&n| n <= MAX_RANK);
         let rank = || match (self.kind, x.rank(), length) {
             (Kind::Reshape, _, Some(n)) => Some(n),
             (Kind::Squeeze, Some(r), Some(n)) => r.checked_sub(n),

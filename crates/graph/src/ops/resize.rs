@@ -15,6 +15,9 @@ mod weights;
 
 use weights::{Coordinate, Filter, Nearest, Taps};
 
+/// Fewest elements that a thread computes in one go.
+const MIN_TASK: usize = 1 << 14;
+
 /// `Resize` and `Upsample`.
 #[derive(Debug)]
 pub struct Resize {
@@ -22,7 +25,7 @@ pub struct Resize {
     attrs: Attrs,
     filter: Filter,
     axes: Option<Vec<i64>>,
-    /// The size keeps the proportions: (the sizes are upper bounds).
+    /// The proportions stay: the sizes are upper bounds (true) or lower bounds.
     policy: Option<bool>,
 }
 
@@ -111,6 +114,13 @@ struct Target {
     scales: Vec<f32>,
 }
 
+/// What the inputs say.
+struct Given {
+    scales: Option<Vec<f32>>,
+    sizes: Option<Vec<i64>>,
+    region: Option<Vec<f32>>,
+}
+
 impl Resize {
     fn axes(&self, rank: usize) -> Result<Vec<usize>> {
         match &self.axes {
@@ -161,17 +171,18 @@ impl Resize {
         Ok(target)
     }
 
-    /// Where scales, sizes and region of interest come from.
-    fn given(&self, inputs: &Inputs) -> Result<(Option<Vec<f32>>, Option<Vec<i64>>, Option<Vec<f32>>)> {
+    fn given(&self, inputs: &Inputs) -> Result<Given> {
         let floats = |i: usize| -> Result<Option<Vec<f32>>> {
             let list = inputs.get(i)?.filter(|t| !t.is_empty());
             list.map(|t| Ok(t.to_f32()?.into_owned())).transpose()
         };
         if self.line < 2 {
             let fixed = self.attrs.opt_floats("scales")?;
-            return Ok((if fixed.is_some() { fixed } else { floats(1)? }, None, None));
+            let scales = if fixed.is_some() { fixed } else { floats(1)? };
+            return Ok(Given { scales, sizes: None, region: None });
         }
-        Ok((floats(2)?, inputs.ints(3)?.filter(|s| !s.is_empty()), floats(1)?))
+        let sizes = inputs.ints(3)?.filter(|s| !s.is_empty());
+        Ok(Given { scales: floats(2)?, sizes, region: floats(1)? })
     }
 }
 
@@ -209,13 +220,13 @@ impl Op for Resize {
     }
 
     fn run(&self, cx: &RunCx, mut inputs: Inputs) -> Result<Vec<Tensor>> {
-        let (scales, sizes, roi) = self.given(&inputs)?;
+        let given = self.given(&inputs)?;
         let x = inputs.take(0)?;
-        let target = self.target(x.shape(), scales.as_deref(), sizes.as_deref())?;
+        let target = self.target(x.shape(), given.scales.as_deref(), given.sizes.as_deref())?;
         count(&target.sizes)?;
         let axes = self.axes(x.rank())?;
         let crops = self.filter.coordinate == Coordinate::Crop;
-        let roi = roi.filter(|_| crops);
+        let roi = given.region.filter(|_| crops);
         if crops && roi.as_ref().is_none_or(|r| r.len() != 2 * axes.len()) {
             return Err(Error::invalid("tf_crop_and_resize needs a region of interest"));
         }
@@ -233,7 +244,7 @@ impl Op for Resize {
             if old == 0 && new > 0 {
                 return Err(Error::invalid(format!("cannot resize shape {:?}", x.shape())));
             }
-            // The memory for the result is had before plans of its size are made.
+            // A plan has entries for each element of the axis, also when other axes are empty.
             if new > 1 << 28 {
                 return Err(Error::unsupported(format!("resizing an axis to {new} elements")));
             }
@@ -307,14 +318,24 @@ fn pick<T: Cell>(x: &Tensor, axis: usize, taps: &Taps) -> Result<Tensor> {
 }
 
 /// Weighted sums along one axis.
-fn resample(_: &RunCx, x: &Tensor, axis: usize, taps: &Taps) -> Result<Tensor> {
+fn resample(cx: &RunCx, x: &Tensor, axis: usize, taps: &Taps) -> Result<Tensor> {
     let mut shape = x.shape().to_vec();
     let old = shape[axis];
     shape[axis] = taps.len();
     let inner: usize = shape[axis + 1..].iter().product();
+    let (from_size, to_size) = (old * inner, taps.len() * inner);
     let from = x.as_slice::<f32>()?;
     Tensor::build(&shape, |to: &mut [f32]| {
-        weights::apply(from, to, old, inner, taps);
+        if !to.is_empty() {
+            // As many planes a task as make it worth the hand-over.
+            let planes = (MIN_TASK / to_size).max(1);
+            cx.cpu.pool().for_chunks_mut(to, planes * to_size, |task, to| {
+                let from = &from[task * planes * from_size..];
+                for (from, to) in from.chunks_exact(from_size).zip(to.chunks_exact_mut(to_size)) {
+                    weights::apply(from, to, inner, taps);
+                }
+            });
+        }
         Ok(())
     })
 }

@@ -65,6 +65,9 @@ impl Op for ReverseSequence {
         if let Some(n) = lengths.iter().find(|&&n| n < 0 || n as usize > shape[self.time]) {
             return Err(Error::invalid(format!("length {n} of a sequence of {}", shape[self.time])));
         }
+        if x.is_empty() {
+            return Ok(vec![x]);
+        }
         let strides = steps(&shape);
         let mut index = [0, 0];
         let mut places = Vec::new();

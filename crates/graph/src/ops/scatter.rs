@@ -288,6 +288,9 @@ impl Op for TensorScatter {
         if axis == 0 || new.len() != old.len() || (0..old.len()).any(|i| i != axis && old[i] != new[i]) {
             return Err(Error::invalid(format!("update of shape {new:?} does not fit cache {old:?}")));
         }
+        if updates.is_empty() {
+            return Ok(vec![x]);
+        }
         let starts = inputs.ints(2)?.unwrap_or_else(|| vec![0; old[0]]);
         if starts.len() != old[0] {
             return Err(Error::invalid(format!("{} write indices for a batch of {}", starts.len(), old[0])));

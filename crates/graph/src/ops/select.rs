@@ -311,6 +311,12 @@ impl Op for Unique {
             None => (x.reshaped(&[flat])?, 0),
         };
         let rows = x.shape()[axis];
+        if x.is_empty() && rows > 0 {
+            return Err(Error::unsupported(format!(
+                "unique slices of an empty tensor of shape {:?}",
+                x.shape()
+            )));
+        }
         let order: Vec<usize> = [axis].into_iter().chain((0..x.rank()).filter(|&a| a != axis)).collect();
         let ranks = ranks(&super::transpose::transpose(cx.cpu, x.clone(), &order)?, rows)?;
         let count = ranks.iter().max().map_or(0, |m| m + 1);

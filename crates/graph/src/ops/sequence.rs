@@ -10,6 +10,9 @@ use crate::ops::control::{nameless, stack, with_graphs};
 use crate::ops::gather::place;
 use crate::{Attr, Attrs, DType, Datum, Error, Fact, Graph, Op, Result, Tensor, Type};
 
+/// Most items that an empty tensor is split into.
+const MAX_EMPTY: usize = 1 << 20;
+
 /// An operator on sequences.
 #[derive(Debug)]
 pub struct Sequence {
@@ -139,6 +142,10 @@ impl Sequence {
         let axis = infer::axis(self.attrs.int_or("axis", 0)?, x.rank())?;
         let size = x.shape()[axis];
         let drop_axis = cut.is_none() && !self.attrs.flag_or("keepdims", true)?;
+        // Without elements an axis may be of any length.
+        if x.is_empty() && size > MAX_EMPTY {
+            return Err(Error::unsupported(format!("splitting an empty tensor of shape {:?}", x.shape())));
+        }
         let parts = match cut {
             None => vec![1; size],
             Some((0, list)) => {

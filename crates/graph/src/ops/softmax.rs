@@ -217,3 +217,21 @@ impl Op for SoftmaxGrad {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_has_no_shares() {
+        let cpu = kernel::Cpu::new(1).unwrap();
+        for def in DEFS {
+            for shape in [[2, 0], [0, 3]] {
+                let reader = Reader { attrs: &Attrs::new(), version: def.since, inputs: 1, outputs: 1 };
+                let op = (def.read)(&reader).unwrap();
+                let inputs = Inputs::new(vec![Some(ramp(&shape).into())]);
+                assert_eq!(op.run(&RunCx::new(&cpu, 1), inputs).unwrap()[0].shape(), shape);
+            }
+        }
+    }
+}

@@ -10,6 +10,7 @@ mod fold;
 mod fuse;
 mod identity;
 pub mod pattern;
+mod quantized;
 
 /// A pass.
 pub struct Pass {
@@ -32,6 +33,7 @@ pub static RUN: &[Pass] = &[
     Pass { name: "identity", apply: identity::remove },
     Pass { name: "fold", apply: fold::fold },
     Pass { name: "batchnorm", apply: batchnorm::fold },
+    Pass { name: "quantized", apply: quantized::quantized },
     Pass { name: "dequantize", apply: fold::fold_all },
     Pass { name: "compose", apply: fuse::compose::fuse },
     Pass { name: "attention", apply: fuse::attention::fuse },
@@ -53,8 +55,8 @@ pub fn run(graph: &mut Graph, passes: &[Pass], cpu: &Cpu) -> Result<()> {
             let made = (pass.apply)(graph, cpu).map_err(|e| e.at(pass.name, "pass"))?;
             if made > 0 {
                 tracing::debug!(pass = pass.name, changes = made, "tidy");
-                remove_dead(graph);
                 graph.sort()?;
+                remove_dead(graph);
                 graph.check().map_err(|e| e.at(pass.name, "pass"))?;
             }
             changes += made;

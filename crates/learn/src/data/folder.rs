@@ -22,7 +22,12 @@ const MAX_DECODED: u64 = 1 << 30;
 
 /// Does a file that starts so hold an image?
 pub(super) fn is_image(head: &[u8]) -> bool {
-    ::image::guess_format(head).is_ok_and(|format| format.reading_enabled())
+    match ::image::guess_format(head) {
+        // Two letters are too few to tell a picture from a text; the reserved field is 0.
+        Ok(ImageFormat::Bmp) => head.get(6..10) == Some(&[0; 4]),
+        Ok(format) => format.reading_enabled(),
+        Err(_) => false,
+    }
 }
 
 /// Decodes an image file that was read into memory: PNG, JPEG, BMP, GIF (its first picture) or WebP, whatever it

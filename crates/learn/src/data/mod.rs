@@ -170,7 +170,7 @@ pub fn open(path: &Path, options: &Options) -> Result<Box<dyn Dataset>> {
         };
     }
     let head = source::head(path)?;
-    if head.starts_with(b"PK") {
+    if head.starts_with(b"PK\x03\x04") || head.starts_with(b"PK\x05\x06") {
         return Ok(Box::new(arrays::Arrays::open(path, npz::read(path, options.limit)?, options)?));
     }
     if head.starts_with(npy::MAGIC) {

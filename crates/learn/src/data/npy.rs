@@ -60,8 +60,13 @@ pub fn write(path: &Path, tensor: &Tensor) -> Result<()> {
     })
 }
 
-/// Calls `fill` with a new file beside `path`, which takes the place of `path` once all is on disk.
+/// Calls `fill` with a new file beside `path`, which takes the place of `path` once all is on disk. A device or a
+/// pipe cannot be replaced: it is written to.
 pub(super) fn write_file(path: &Path, fill: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<()> {
+    if std::fs::metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir()) {
+        let mut file = File::options().write(true).open(path).map_err(Error::io(path))?;
+        return fill(&mut file).map_err(Error::io(path));
+    }
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
     builder.prefix(".lessen-").suffix(".tmp");

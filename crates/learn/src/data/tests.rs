@@ -150,6 +150,18 @@ fn arrays_with_labels() {
 }
 
 #[test]
+fn the_digits_that_numpy_wrote() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/digits/test.npz");
+    let data = usual(&path).unwrap();
+    assert_eq!(data.len(), 899);
+    let Input::Arrays(arrays) = data.get(898).unwrap().input else { panic!() };
+    assert_eq!((arrays[0].0.as_str(), arrays[0].1.shape()), ("image", &[1, 1, 8, 8][..]));
+    let ink: f32 = arrays[0].1.as_slice::<f32>().unwrap().iter().sum();
+    assert!((17.9375 - ink).abs() < 1e-4, "{ink}");
+    assert_eq!(data.target(898), Target::Class(0));
+}
+
+#[test]
 fn one_array() {
     let place = Place::new();
     let path = place.root().join("a.npy");
@@ -225,6 +237,19 @@ fn tables_without_header() {
     let pairs: String = (0..50).map(|i| format!("question {i}\tanswer {i}\n")).collect();
     assert!(failure(&place.put("e.tsv", pairs)).contains("header row"));
     assert!(failure(&place.put("f.csv", "a,b,c,d\n")).contains("4 columns"));
+}
+
+#[test]
+fn texts_that_start_like_other_files() {
+    let place = Place::new();
+    for start in ["BMW drives well", "PK is a code", "GIF"] {
+        let data = usual(&place.put("a.tsv", format!("{start}\t1\nb\t0\n"))).unwrap();
+        assert_eq!(texts(&*data)[0], text(start, Target::Class(1)));
+    }
+    let mut bmp = std::io::Cursor::new(Vec::new());
+    ::image::RgbImage::new(2, 2).write_to(&mut bmp, ::image::ImageFormat::Bmp).unwrap();
+    let data = usual(&place.put("picture", bmp.into_inner())).unwrap();
+    assert!(matches!(data.get(0).unwrap().input, Input::Image(_)));
 }
 
 #[test]

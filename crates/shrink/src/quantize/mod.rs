@@ -6,7 +6,7 @@ pub mod matmul_dynamic;
 pub mod qdq;
 
 use graph::op::Reader;
-use graph::{Attrs, Graph, Node, NodeId, ValueId};
+use graph::{Attrs, Graph, Node, NodeId, Tensor, ValueId};
 
 use crate::Result;
 
@@ -38,5 +38,26 @@ fn add_many(
     let reader = Reader { attrs: &attrs, version, inputs: inputs.len(), outputs };
     let op = graph::ops::read("", kind, &reader)?;
     let node = Node::new(op, inputs.iter().copied().map(Some).collect());
-    Ok(graph.add_with_outputs(name, node, outputs, before)?.1)
+    let (id, made) = graph.add_with_outputs(name, node, outputs, before)?;
+    // Names of nodes are for people, and cost bytes in small models: those of the outputs say enough.
+    if let Some(node) = graph.node_mut(id) {
+        node.name.clear();
+    }
+    Ok(made)
+}
+
+/// Constants by their number, so that equal ones are kept once.
+#[derive(Default)]
+struct Constants(Vec<(Tensor, ValueId)>);
+
+impl Constants {
+    /// The constant of this number, added under a name like this when there is none yet.
+    fn get(&mut self, graph: &mut Graph, like: &str, tensor: Tensor) -> ValueId {
+        if let Some((_, id)) = self.0.iter().find(|(t, _)| *t == tensor) {
+            return *id;
+        }
+        let id = graph.add_constant(like, tensor.clone());
+        self.0.push((tensor, id));
+        id
+    }
 }

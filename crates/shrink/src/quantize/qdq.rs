@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use graph::op::WeightKind;
 use graph::{Attrs, DType, Graph, Node, NodeId, Tensor, ValueId};
 
+use super::Constants;
 use super::grid::{Grid, Kind, search_s8};
 use crate::calibrate::Stats;
 use crate::weights::{Channels, Weight};
@@ -14,7 +15,7 @@ use crate::{Error, Result};
 /// Operators that move or join numbers: what they read on a grid, they give back on a grid.
 const CARRIERS: &[&str] = &["Add", "AveragePool", "Concat", "GlobalAveragePool", "MaxPool"];
 /// Operators whose output has the very numbers of their input: it stays on the same grid.
-const SAME: &[&str] = &["Flatten", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze"];
+const SAME: &[&str] = &["Flatten", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"];
 
 /// The values that must lie on a grid when these weights are quantized: what their products read and make, and what
 /// passes between them through additions, pools and the like.
@@ -27,7 +28,9 @@ pub fn values(graph: &Graph, weights: &[&Weight]) -> HashSet<ValueId> {
         let follows = if chosen.contains(&id) {
             on_grid.extend(node.input(0).filter(|&x| is_f32(graph, x)));
             true
-        } else if CARRIERS.contains(&node.kind()) || SAME.contains(&node.kind()) {
+        } else if stays(graph, node) {
+            node.input(0).is_some_and(|v| on_grid.contains(&v))
+        } else if CARRIERS.contains(&node.kind()) {
             let mut moving = node.inputs.iter().flatten().filter(|&&v| is_f32(graph, v));
             moving.all(|v| on_grid.contains(v)) && node.input(0).is_some_and(|v| on_grid.contains(&v))
         } else {
@@ -41,6 +44,13 @@ pub fn values(graph: &Graph, weights: &[&Weight]) -> HashSet<ValueId> {
         }
     }
     on_grid
+}
+
+/// Does the node give back numbers of its input only, or zeros, which every grid has?
+fn stays(graph: &Graph, node: &Node) -> bool {
+    let zero = |v| graph.constant(v).and_then(|t| t.to_f32().ok()).is_some_and(|t| t.iter().all(|&x| x == 0.0));
+    let zeros = node.kind() != "Pad" || node.input(2).is_none_or(zero);
+    zeros && SAME.contains(&node.kind()) && node.op.domain().is_empty()
 }
 
 fn is_f32(graph: &Graph, id: ValueId) -> bool {
@@ -128,7 +138,7 @@ pub fn rewrite(
 ) -> Result<HashMap<NodeId, f64>> {
     let on_grid = values(graph, weights);
     let grids = grids(graph, &on_grid, stats)?;
-    let mut writer = Writer { graph, version, grids };
+    let mut writer = Writer { graph, version, grids, zeros: Constants::default() };
     let mut ordered: Vec<ValueId> = on_grid.into_iter().collect();
     ordered.sort();
     // Products first: they look at what they read before it moves behind its pair.
@@ -150,7 +160,7 @@ fn grids(graph: &Graph, on_grid: &HashSet<ValueId>, stats: &Stats) -> Result<Has
     let made = graph.nodes().flat_map(|(_, n)| n.outputs.iter().flatten().copied().collect::<Vec<_>>());
     for value in inputs.chain(made).filter(|v| on_grid.contains(v)) {
         let from =
-            graph.producer(value).filter(|(_, n)| SAME.contains(&n.kind())).and_then(|(_, n)| n.input(0));
+            graph.producer(value).filter(|(_, n)| stays(graph, n)).and_then(|(_, n)| n.input(0));
         let grid = match from.and_then(|v| grids.get(&v)) {
             Some(&grid) => grid,
             None => {
@@ -170,6 +180,7 @@ struct Writer<'a> {
     graph: &'a mut Graph,
     version: i64,
     grids: HashMap<ValueId, Grid>,
+    zeros: Constants,
 }
 
 impl Writer<'_> {
@@ -178,7 +189,7 @@ impl Writer<'_> {
         let grid = self.grids[&value];
         let name = self.graph.value(value).name.clone();
         let scale = self.graph.add_constant(&format!("{name}.s"), Tensor::scalar(grid.scale));
-        let zero = self.graph.add_constant(&format!("{name}.z"), Tensor::scalar(grid.zero as u8));
+        let zero = self.zeros.get(self.graph, "zero", Tensor::scalar(grid.zero as u8));
         let readers: Vec<NodeId> = self.graph.readers().swap_remove(value.index());
         let first = readers.first().copied();
         let q =
@@ -207,8 +218,9 @@ impl Writer<'_> {
             .and_then(|n| n.input(0))
             .and_then(|x| self.grids.get(&x))
             .map(|g| g.scale);
-        let ids = [(".c", codes), (".s", scales.clone()), (".z", zeros)]
-            .map(|(end, t)| self.graph.add_constant(&format!("{name}{end}"), t));
+        let codes = self.graph.add_constant(&format!("{name}.c"), codes);
+        let scale = self.graph.add_constant(&format!("{name}.s"), scales.clone());
+        let ids = [codes, scale, self.zeros.get(self.graph, "zeros", zeros)];
         let attrs = Attrs::new().int("axis", axis as i64);
         let before = Some(weight.node);
         let d = self.node("DequantizeLinear", &format!("{name}.d"), &ids, attrs, before)?;
@@ -238,12 +250,10 @@ impl Writer<'_> {
         let codes: Vec<i32> =
             bias.iter().zip(&steps).map(|(b, s)| (b / s).round_ties_even() as i32).collect();
         let name = self.graph.value(value).name.clone();
-        let ids = [
-            (".c", Tensor::vector(&codes)),
-            (".s", Tensor::vector(&steps)),
-            (".z", Tensor::vector(&vec![0i32; codes.len()])),
-        ]
-        .map(|(end, t)| self.graph.add_constant(&format!("{name}{end}"), t));
+        let zeros = Tensor::vector(&vec![0i32; codes.len()]);
+        let codes = self.graph.add_constant(&format!("{name}.c"), Tensor::vector(&codes));
+        let scale = self.graph.add_constant(&format!("{name}.s"), Tensor::vector(&steps));
+        let ids = [codes, scale, self.zeros.get(self.graph, "zeros", zeros)];
         let attrs = Attrs::new().int("axis", 0);
         let d = self.node("DequantizeLinear", &format!("{name}.d"), &ids, attrs, Some(weight.node))?;
         self.graph.set_input(weight.node, 2, Some(d));

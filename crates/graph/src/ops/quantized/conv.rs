@@ -120,6 +120,7 @@ fn samples(form: Form) -> Vec<Sample> {
     let own = Attrs::new().float("lo", 0.0).float("hi", 0.6);
     [
         make(plain(), &[2, 3, 5, 4], &[4, 3, 3, 3], false, false),
+        make(plain(), &[0, 3, 5, 4], &[4, 3, 3, 3], false, false),
         make(same, &[1, 2, 5, 6], &[3, 2, 3, 3], true, false),
         make(grouped, &[1, 4, 5, 6], &[4, 2, 3, 3], true, false),
         make(plain(), &[2, 3, 7], &[4, 3, 3], true, false),
@@ -159,6 +160,11 @@ impl QConv {
 
     fn pack(&self, cpu: &kernel::Cpu, w: &Tensor, zeros: Option<&Tensor>) -> Result<PackedByteConv> {
         let shape = w.shape();
+        if w.is_empty() {
+            return Err(Error::unsupported(format!(
+                "a quantised convolution with weights of shape {shape:?}"
+            )));
+        }
         // Weights fit an image of their own size whatever the window.
         let image: Vec<usize> = shape
             .iter()

@@ -75,7 +75,8 @@ impl Grid {
             let step = if self.inner == 1 { self.block } else { 1 };
             for at in (0..self.axis).step_by(step) {
                 let block = at / self.block;
-                let elements = base + at * self.inner..base + (at + step).min(self.axis) * self.inner;
+                let elements =
+                    base + at * self.inner..base + at.saturating_add(step).min(self.axis) * self.inner;
                 match self.separate && self.inner > 1 {
                     true => run(elements, Params::From(first + block * self.inner)),
                     false => run(elements, Params::One(first + block)),
@@ -114,6 +115,7 @@ mod tests {
         assert_eq!(places(&[2, 3], &[2, 2], 1, 2), [0, 0, 1, 2, 2, 3]);
         assert_eq!(places(&[3, 2], &[2, 2], 0, 2), [0, 1, 0, 1, 2, 3]);
         assert_eq!(places(&[2, 2, 2], &[2, 1, 2], 1, 2), [0, 1, 0, 1, 2, 3, 2, 3]);
+        assert_eq!(places(&[2, 2], &[2, 1], 1, i64::MAX), [0, 0, 1, 1]);
         assert!(Grid::new(&[2, 3], &[2], 1, 0).is_err());
         assert!(Grid::new(&[2, 3], &[2, 3], 1, 2).is_err());
         assert!(Grid::new(&[2, 3], &[2, 2], 5, 2).is_err());

@@ -150,6 +150,11 @@ fn samples(form: Form) -> Vec<Sample> {
         found.extend(make(Attrs::new(), &one(a.clone(), b.clone(), false)));
         found.extend(make(Attrs::new(), &one(a, b, true)));
     }
+    for (m, k, n) in [(3, 0, 2), (0, 4, 2), (2, 3, 0)] {
+        if let (Ok(a), Ok(b)) = (operand(&[m, k]), operand(&[k, n])) {
+            found.extend(make(Attrs::new(), &one(a, b, false)));
+        }
+    }
     if let (Ok(a), Ok(b)) = (operand(&[2, 3, 5]), operand(&[5, 4]))
         && form != Form::Gemm
     {
@@ -512,7 +517,7 @@ impl Op for QMatMul {
 
     fn mul_adds(&self, inputs: &Facts, outputs: &[Fact]) -> u64 {
         let depth = inputs.get(self.place(B)).and_then(Fact::sizes).and_then(|s| {
-            let at = s.len().checked_sub(if self.turned[1] { 1 } else { 2 }).unwrap_or(0);
+            let at = s.len().saturating_sub(if self.turned[1] { 1 } else { 2 });
             s.get(at).copied()
         });
         let count = outputs.first().and_then(Fact::count);

@@ -4,6 +4,8 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use kernel::Cpu;
+
 use super::codes::{Code, Grid8, Rounder, grid8, in_range};
 use super::slots::Bounds;
 use crate::op::{Facts, Inputs, OpDef, Reader, RunCx, Sample, ramp};
@@ -93,32 +95,45 @@ impl QPair {
 
     fn combine<T: Code + Into<i32>>(
         &self,
+        cpu: &Cpu,
         a: &Tensor,
         b: &Tensor,
         [ga, gb, gy]: [Grid8; 3],
     ) -> Result<Tensor> {
         let range = self.bounds.codes(gy.scale, gy.zero, in_range(T::DTYPE, gy.zero)?);
         let rounder = Rounder::new(range, gy.zero);
-        let walk = Walk::new(a.shape(), b.shape())?;
-        Tensor::build(&walk.shape, |out: &mut [T]| {
-            let (x, y) = (a.as_slice::<T>()?, b.as_slice::<T>()?);
-            let (ra, rb) = (ga.scale / gy.scale, gb.scale / gy.scale);
-            match self.kind {
-                Kind::Add | Kind::OwnAdd => walk.apply(x, y, out, |x, y| {
-                    let (x, y): (i32, i32) = (x.into(), y.into());
-                    T::from_i32(rounder.code((x - ga.zero) as f32 * ra + (y - gb.zero) as f32 * rb))
-                }),
-                Kind::Mul => {
-                    let factor = ga.scale * gb.scale / gy.scale;
-                    walk.apply(x, y, out, |x, y| {
-                        let (x, y): (i32, i32) = (x.into(), y.into());
-                        T::from_i32(rounder.code(((x - ga.zero) * (y - gb.zero)) as f32 * factor))
-                    });
-                }
-            }
-            Ok(())
-        })
+        let (ra, rb) = (ga.scale / gy.scale, gb.scale / gy.scale);
+        let factor = ga.scale * gb.scale / gy.scale;
+        let add = |x: T, y: T| {
+            let sum = (x.into() - ga.zero) as f32 * ra + (y.into() - gb.zero) as f32 * rb;
+            T::from_i32(rounder.code(sum))
+        };
+        let multiply = |x: T, y: T| {
+            T::from_i32(rounder.code(((x.into() - ga.zero) * (y.into() - gb.zero)) as f32 * factor))
+        };
+        match self.kind {
+            Kind::Add | Kind::OwnAdd => elements(cpu, a, b, add),
+            Kind::Mul => elements(cpu, a, b, multiply),
+        }
     }
+}
+
+/// Both tensors' elements combined; on all threads when the shapes are equal.
+fn elements<T: Code>(cpu: &Cpu, a: &Tensor, b: &Tensor, f: impl Fn(T, T) -> T + Sync) -> Result<Tensor> {
+    const CHUNK: usize = 1 << 14;
+    let walk = Walk::new(a.shape(), b.shape())?;
+    let (x, y) = (a.as_slice::<T>()?, b.as_slice::<T>()?);
+    Tensor::build(&walk.shape, |out: &mut [T]| {
+        if a.shape() != b.shape() {
+            walk.apply(x, y, out, f);
+            return Ok(());
+        }
+        cpu.pool().for_chunks_mut(out, CHUNK, |i, out| {
+            let pairs = x[i * CHUNK..].iter().zip(&y[i * CHUNK..]);
+            out.iter_mut().zip(pairs).for_each(|(o, (&x, &y))| *o = f(x, y));
+        });
+        Ok(())
+    })
 }
 
 impl Op for QPair {
@@ -135,13 +150,13 @@ impl Op for QPair {
         Ok(vec![Fact::maybe(a.dtype().or(b.dtype()), infer::broadcast(a.shape(), b.shape())?)])
     }
 
-    fn run(&self, _: &RunCx, inputs: Inputs) -> Result<Vec<Tensor>> {
+    fn run(&self, cx: &RunCx, inputs: Inputs) -> Result<Vec<Tensor>> {
         let (a, b) = (inputs.need(0)?, inputs.need(3)?);
         let grid = |at| grid8(&inputs, at, at + 1, a.dtype());
         let grids = [grid(1)?, grid(4)?, grid(6)?];
         Ok(vec![match a.dtype() {
-            DType::U8 => self.combine::<u8>(a, b, grids)?,
-            DType::I8 => self.combine::<i8>(a, b, grids)?,
+            DType::U8 => self.combine::<u8>(cx.cpu, a, b, grids)?,
+            DType::I8 => self.combine::<i8>(cx.cpu, a, b, grids)?,
             other => return Err(Error::unsupported(format!("{} of {other}", self.name()))),
         }])
     }

@@ -135,30 +135,17 @@ impl Op for QAverage {
         let data = bytes(x)?;
         let mut y = Tensor::zeros(dtype, &out_shape)?;
         let outs: usize = axes.iter().map(|a| a.out).product();
-        for (i, code) in y.bytes_mut()?.iter_mut().enumerate() {
-            let (plane, rest) = (i / (outs * depth).max(1), i % (outs * depth).max(1));
-            let (mut place, channel) = (rest / depth, rest % depth);
-            // Offsets of the pixels that the window sees.
-            let mut pixels = vec![0usize];
-            let (mut step, mut counted) = (1, 1);
-            for (axis, &size) in axes.iter().zip(sizes).rev() {
-                let at = place % axis.out;
-                let (_, taps, first) = axis.taps(at);
-                let inside = (0..taps).map(|t| (first + t * axis.dilation) * step);
-                pixels = inside.flat_map(|p| pixels.iter().map(move |o| o + p)).collect();
-                let padded = axis.begin + size + axis.end;
-                counted *= (0..axis.kernel).filter(|k| at * axis.stride + k * axis.dilation < padded).count();
-                place /= axis.out;
-                step *= size;
+        let codes = y.bytes_mut()?;
+        for place in 0..outs {
+            let (pixels, padded) = window_at(&axes, place);
+            let count = if self.count_padding { padded } else { pixels.len() };
+            for (plane, channel) in (0..planes).flat_map(|p| (0..depth).map(move |c| (p, c))) {
+                let code = |p: &usize| byte(data, (plane * area + p) * depth + channel) - from.zero;
+                let sum: i64 = pixels.iter().map(|p| i64::from(code(p))).sum();
+                let code = rounder.code(mean(sum, count, from) / to.scale);
+                codes[(plane * outs + place) * depth + channel] = code as u8;
             }
-            let sum: i64 = pixels
-                .iter()
-                .map(|p| i64::from(byte(data, (plane * area + p) * depth + channel) - from.zero))
-                .sum();
-            let count = if self.count_padding { counted } else { pixels.len() };
-            *code = rounder.code(mean(sum, count, from) / to.scale) as u8;
         }
-        debug_assert_eq!(planes * outs * depth, y.len());
         Ok(vec![y])
     }
 
@@ -167,6 +154,24 @@ impl Op for QAverage {
     }
 }
 
+/// The offsets of the pixels that the window at a place sees, and how many there are with padding.
+fn window_at(axes: &[Axis], mut place: usize) -> (Vec<usize>, usize) {
+    let mut pixels = vec![0usize];
+    let (mut step, mut count) = (1, 1usize);
+    for axis in axes.iter().rev() {
+        let at = place % axis.out;
+        place /= axis.out;
+        let (_, taps, first) = axis.taps(at);
+        let inside = (0..taps).map(|t| (first + t * axis.dilation) * step);
+        pixels = inside.flat_map(|p| pixels.iter().map(move |o| o + p)).collect();
+        let room = (axis.begin + axis.size + axis.end).saturating_sub(at * axis.stride);
+        count = axis.kernel.min(room.div_ceil(axis.dilation)).saturating_mul(count);
+        step *= axis.size;
+    }
+    (pixels, count)
+}
+
+/// The mean of `count` codes above the zero point.
 fn mean(sum: i64, count: usize, grid: Grid8) -> f32 {
     (sum as f64 * f64::from(grid.scale) / count.max(1) as f64) as f32
 }

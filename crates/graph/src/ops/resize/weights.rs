@@ -220,43 +220,33 @@ impl Taps {
     }
 }
 
-/// Fills `to` with the weighted sums of `from` along an axis of `old` elements with `inner` elements each.
-pub(super) fn apply(from: &[f32], to: &mut [f32], old: usize, inner: usize, taps: &Taps) {
-    let new = taps.len();
-    if to.is_empty() {
-        return;
-    }
-    for (o, out) in to.chunks_exact_mut(new * inner).enumerate() {
-        let from = &from[o * old * inner..(o + 1) * old * inner];
-        for (row, (taps, fill)) in out.chunks_exact_mut(inner).zip(taps.each()) {
-            if let Some(fill) = fill {
-                row.fill(fill);
-                continue;
-            }
-            if inner == 1 {
-                row[0] = taps.iter().map(|&(at, w)| f64::from(from[at]) * w).sum::<f64>() as f32;
-                continue;
-            }
-            let line = |at: usize| &from[at * inner..(at + 1) * inner];
-            match *taps {
-                [(a, wa), (b, wb)] => {
-                    let (wa, wb) = (wa as f32, wb as f32);
-                    for ((t, &x), &y) in row.iter_mut().zip(line(a)).zip(line(b)) {
-                        *t = x * wa + y * wb;
-                    }
+/// Fills `to` with the weighted sums of `from` along its first axis, whose elements are rows of `inner` numbers.
+pub(super) fn apply(from: &[f32], to: &mut [f32], inner: usize, taps: &Taps) {
+    for (row, (taps, fill)) in to.chunks_exact_mut(inner).zip(taps.each()) {
+        if let Some(fill) = fill {
+            row.fill(fill);
+            continue;
+        }
+        let line = |at: usize| &from[at * inner..(at + 1) * inner];
+        match *taps {
+            _ if inner == 1 => row[0] = taps.iter().map(|&(at, w)| from[at] * w as f32).sum(),
+            [(a, wa), (b, wb)] => {
+                let (wa, wb) = (wa as f32, wb as f32);
+                for ((t, &x), &y) in row.iter_mut().zip(line(a)).zip(line(b)) {
+                    *t = x * wa + y * wb;
                 }
-                _ => {
-                    for &(at, w) in taps {
-                        let w = w as f32;
-                        row.iter_mut().zip(line(at)).for_each(|(t, &x)| *t += x * w);
-                    }
+            }
+            _ => {
+                for &(at, w) in taps {
+                    let w = w as f32;
+                    row.iter_mut().zip(line(at)).for_each(|(t, &x)| *t += x * w);
                 }
             }
         }
     }
 }
 
-/// The same in f64; `shape` becomes the new one.
+/// Weighted sums along an axis in f64; `shape` becomes the new one.
 ///
 /// # Errors
 /// When the result is too big.

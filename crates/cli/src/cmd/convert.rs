@@ -1,0 +1,93 @@
+//! `lessen convert`: one file format to another.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use lessen::inspect::{Inspection, inspect};
+use lessen::receipt::bytes;
+use lessen::{Cpu, Model};
+use serde_json::json;
+
+use super::Done;
+use crate::flags::Common;
+
+/// Read a model, check it, and write it as ONNX.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  lessen convert minilm/ minilm.onnx
+  lessen convert old.onnx new.onnx --json")]
+pub struct Convert {
+    /// The model: an ONNX file, or a folder with config.json and model.safetensors.
+    input: PathBuf,
+    /// The file to write. It is complete or not there at all.
+    output: PathBuf,
+}
+
+impl Convert {
+    pub fn run(self, common: &Common) -> Result<Done> {
+        let cpu = common.cpu()?;
+        let model = Model::open(&self.input)?;
+        let before = inspect(&model, &[], &cpu)?;
+        model.save(&self.output).context("the model cannot be written")?;
+        let after = look(&self.output, &cpu).context("the file that was written cannot be read back")?;
+        let changes = changes(&before, &after);
+        let size = |i: &Inspection| i.file_bytes.unwrap_or(0);
+        let mut text = format!(
+            "{} -> {}\n{} -> {}\n",
+            self.input.display(),
+            self.output.display(),
+            bytes(size(&before)),
+            bytes(size(&after))
+        );
+        if changes.is_empty() {
+            text += "operators, weights, inputs, outputs and entries are the same\n";
+        }
+        for change in &changes {
+            text += &format!("changed: {change}\n");
+        }
+        Done::new(
+            text,
+            json!({
+                "input": self.input,
+                "output": self.output,
+                "bytes": {"before": size(&before), "after": size(&after), "unit": "bytes"},
+                "changes": changes,
+            }),
+        )
+    }
+}
+
+fn look(path: &std::path::Path, cpu: &Cpu) -> lessen::Result<Inspection> {
+    inspect(&Model::open(path)?, &[], cpu)
+}
+
+fn changes(before: &Inspection, after: &Inspection) -> Vec<String> {
+    let mut changes = Vec::new();
+    let counts = |i: &Inspection| -> BTreeMap<String, usize> {
+        i.operators.iter().map(|o| (format!("{} {}", o.domain, o.name), o.count)).collect()
+    };
+    let (was, is) = (counts(before), counts(after));
+    for name in was.keys().chain(is.keys().filter(|name| !was.contains_key(*name))) {
+        let count = |of: &BTreeMap<String, usize>| of.get(name).copied().unwrap_or(0);
+        if count(&was) != count(&is) {
+            changes.push(format!("operator {}: {} -> {}", name.trim(), count(&was), count(&is)));
+        }
+    }
+    let ports = |ports: &[lessen::inspect::Port]| {
+        ports.iter().map(|p| format!("{} {}", p.name, p.fact)).collect::<Vec<_>>().join("; ")
+    };
+    let mut pair = |what: &str, was: String, is: String| {
+        if was != is {
+            changes.push(format!("{what}: {was} -> {is}"));
+        }
+    };
+    pair("inputs", ports(&before.inputs), ports(&after.inputs));
+    pair("outputs", ports(&before.outputs), ports(&after.outputs));
+    pair("weights", before.weights.len().to_string(), after.weights.len().to_string());
+    pair("bytes of weights", before.weight_bytes.to_string(), after.weight_bytes.to_string());
+    pair("versions", format!("{:?}", before.opsets), format!("{:?}", after.opsets));
+    pair("entries", format!("{:?}", before.metadata), format!("{:?}", after.metadata));
+    changes
+}

@@ -1,0 +1,207 @@
+//! `lessen shrink`: a smaller model that still does its job, with a receipt.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use lessen::answer::Task;
+use lessen::data::{self, Dataset};
+use lessen::receipt::bytes;
+use lessen::shrink::{Choice, Lose, Receipt, shrink};
+
+use super::{Done, table};
+use crate::flags::{Columns, Common, Opening, Showing};
+use crate::page;
+
+/// Exit code when a goal is missed.
+const MISSED: u8 = 2;
+/// The example that is shrunk when no model is named.
+const EXAMPLE: [&str; 2] = ["examples/digits/digits.onnx", "examples/digits/test.npz"];
+
+/// Make a model smaller: 8-bit weights and activations, measured on data held aside.
+#[derive(Debug, Args)]
+#[command(after_help = "Without a model, the example in examples/digits is shrunk.
+
+The data are shared out three ways: calibration, search, and the examples that the receipt's numbers are from. When
+more is lost than --lose allows, weights are given back to f32, the most harmful first, until it holds. When a goal
+cannot be met the exit code is 2, the weights that hurt are named, and nothing is written unless --force is given.
+
+Examples:
+  lessen shrink
+  lessen shrink resnet.onnx --data images/ --lose 1% -o small.onnx
+  lessen shrink minilm/ --data sts.csv.gz --smaller 3.5 --lose 0.5 -o minilm-int8.onnx
+  lessen shrink model.onnx -o small.onnx              (no data: only what needs none, nothing is proven)")]
+pub struct Shrink {
+    /// The model: an ONNX file, or a folder with config.json and model.safetensors.
+    model: Option<PathBuf>,
+    /// Labelled or unlabelled examples: a folder of images by class, .npz, CSV/TSV/JSONL (perhaps .gz), or IDX.
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
+    /// The file to write [default: MODEL-int8.onnx in the current folder]. The receipt goes beside it, as .html.
+    #[arg(short, long, value_name = "PATH")]
+    output: Option<PathBuf>,
+    /// The file must become at least this many times smaller.
+    #[arg(long, value_name = "TIMES", value_parser = positive)]
+    smaller: Option<f64>,
+    /// At most this much may be lost: 0.5 is half a point of accuracy (0.005 of a correlation), 1% a hundredth of
+    /// the original's metric.
+    #[arg(long, value_name = "LOSS")]
+    lose: Option<Lose>,
+    /// Write the model even when a goal is missed.
+    #[arg(long)]
+    force: bool,
+    /// What the model is for: classify, similarity or agree [default: what the data are for].
+    #[arg(long, value_name = "TASK")]
+    task: Option<Task>,
+    #[command(flatten)]
+    columns: Columns,
+    #[command(flatten)]
+    opening: Opening,
+    #[command(flatten)]
+    showing: Showing,
+}
+
+fn positive(text: &str) -> std::result::Result<f64, String> {
+    match text.trim_end_matches(['x', 'X']).parse::<f64>() {
+        Ok(n) if n.is_finite() && n > 0.0 => Ok(n),
+        _ => Err(format!("{text:?} is not a number above 0")),
+    }
+}
+
+impl Shrink {
+    pub fn run(self, common: &Common) -> Result<Done> {
+        let (model_path, data_path) = match &self.model {
+            Some(model) => (model.clone(), self.data.clone()),
+            None => example(self.data.as_deref())?,
+        };
+        let output = self.output.clone().unwrap_or_else(|| default_output(&model_path));
+        if same_file(&model_path, &output) {
+            bail!("{} is the model itself; name another file with -o", output.display());
+        }
+        if output.is_dir() {
+            bail!("{} is a folder; name a file with -o", output.display());
+        }
+        let model = self.opening.open(&model_path)?;
+        let data = data_path.map(|path| data::open(&path, &self.columns.options(&model))).transpose()?;
+        let bar = common.spinner();
+        let tell = |what: &str| bar.set_message(what.to_owned());
+        let (small, receipt) = shrink(
+            &model,
+            data.as_deref().map(|d| d as &dyn Dataset),
+            self.smaller,
+            self.lose,
+            self.task,
+            &self.showing.options(),
+            &common.cpu()?,
+            &tell,
+        )?;
+        bar.finish_and_clear();
+
+        let written = receipt.met || self.force;
+        let page_path = output.with_extension("html");
+        if written {
+            small.save(&output).context("the model cannot be written")?;
+            page::write(&receipt, &page_path).context("the receipt cannot be written")?;
+        }
+        let mut text = words(&receipt);
+        for missed in &receipt.missed {
+            text += &format!("goal missed: {missed}\n");
+        }
+        match (written, receipt.met) {
+            (true, _) => {
+                text += &format!("written: {}, receipt: {}\n", output.display(), page_path.display());
+            }
+            (false, _) => {
+                text += &format!("weights that hurt: {}\n", hurting(&receipt).join(", "));
+                text += "nothing was written; --force writes the model all the same\n";
+            }
+        }
+        let mut json = serde_json::to_value(&receipt)?;
+        json["output"] =
+            written.then_some(&output).map_or(serde_json::Value::Null, |p| p.display().to_string().into());
+        json["weights_that_hurt"] = hurting(&receipt).into();
+        let code = if receipt.met { 0 } else { MISSED };
+        Ok(Done { text, json, code })
+    }
+}
+
+/// The example of the repository, when the command runs in it.
+fn example(data: Option<&Path>) -> Result<(PathBuf, Option<PathBuf>)> {
+    let [model, test] = EXAMPLE.map(PathBuf::from);
+    if !model.is_file() {
+        bail!("name a model: lessen shrink MODEL --data PATH (the example {} is not here)", model.display());
+    }
+    Ok((model, Some(data.map_or(test, Path::to_owned))))
+}
+
+fn default_output(model: &Path) -> PathBuf {
+    let stem = model.file_stem().and_then(|s| s.to_str()).unwrap_or("model");
+    PathBuf::from(format!("{stem}-int8.onnx"))
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    match (a.canonicalize(), b.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => false,
+    }
+}
+
+/// The weights that do most harm: those given back, else those with the greatest error.
+fn hurting(receipt: &Receipt) -> Vec<String> {
+    if !receipt.given_back.is_empty() || receipt.met {
+        return receipt.given_back.clone();
+    }
+    let mut changed: Vec<_> = receipt.plan.changed().collect();
+    changed.sort_by(|a, b| b.error.total_cmp(&a.error));
+    changed.iter().take(5).map(|s| s.node.clone()).collect()
+}
+
+fn words(receipt: &Receipt) -> String {
+    let mut rows = vec![vec![String::new(), "before".into(), "after".into(), String::new()]];
+    let size = |n: f64| bytes(n as u64);
+    rows.push(vec![
+        "size of the file".into(),
+        size(receipt.bytes_before.value),
+        size(receipt.bytes_after.value),
+        format!("{:.2} times smaller", receipt.smaller.value),
+    ]);
+    if let Some(quality) = &receipt.quality {
+        let digits = if quality.before.unit == "%" { 2 } else { 4 };
+        rows.push(vec![
+            quality.metric.clone(),
+            format!("{:.digits$}", quality.before),
+            format!("{:.digits$}", quality.after),
+            format!("lost {:.digits$}", quality.lost),
+        ]);
+    }
+    if let Some(speed) = &receipt.speed {
+        rows.push(vec![
+            format!("time of one run, {} threads", speed.threads),
+            format!("{:.3}", speed.before),
+            format!("{:.3}", speed.after),
+            format!("{:.2} times faster", speed.faster.value),
+        ]);
+    }
+    let mut text = table(&rows);
+    match &receipt.data {
+        Some(shares) => {
+            text += &format!(
+                "{}: {} examples to calibrate, {} to decide, {} for these numbers (intervals are of 95 %)\n",
+                shares.data, shares.calibration, shares.search, shares.verify
+            );
+        }
+        None => text += "nothing was measured: no data (--data PATH)\n",
+    }
+    let count = |choice| receipt.plan.steps.iter().filter(|s| s.choice == choice).count();
+    text += &format!(
+        "weights: {} static int8, {} dynamic int8, {} int8 tables, {} kept in f32\n",
+        count(Choice::Int8Static),
+        count(Choice::Int8Dynamic),
+        count(Choice::Int8Rows),
+        count(Choice::Keep)
+    );
+    if !receipt.given_back.is_empty() {
+        text += &format!("given back to f32, most harmful first: {}\n", receipt.given_back.join(", "));
+    }
+    text
+}

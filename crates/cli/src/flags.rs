@@ -1,0 +1,165 @@
+//! Flags that several commands share.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use lessen::answer::{self, Task};
+use lessen::data::{self, Dataset};
+use lessen::image::Preprocess;
+use lessen::{Cpu, Error, Model};
+
+/// Flags of every command.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Common {
+    /// Number of threads; 0 means one for each core.
+    #[arg(long, global = true, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+    /// Print one JSON object.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Print no warnings and no progress.
+    #[arg(long, global = true)]
+    pub quiet: bool,
+}
+
+impl Common {
+    /// The processor to run on.
+    pub fn cpu(&self) -> Result<Cpu> {
+        Ok(Cpu::new(self.threads).map_err(Error::Input)?)
+    }
+
+    /// A progress bar over `total` steps; it is shown on terminals only.
+    pub fn progress(&self, total: usize) -> ProgressBar {
+        if self.quiet {
+            return ProgressBar::hidden();
+        }
+        let style = ProgressStyle::with_template("{bar:40} {pos}/{len}  {elapsed} of about {duration}");
+        let bar = ProgressBar::new(total as u64);
+        style.map(|style| bar.clone().with_style(style)).unwrap_or(bar)
+    }
+}
+
+impl Common {
+    /// A line that says what is being done; it is shown on terminals only.
+    pub fn spinner(&self) -> ProgressBar {
+        if self.quiet {
+            return ProgressBar::hidden();
+        }
+        let style = ProgressStyle::with_template("{spinner} {elapsed} {msg}");
+        let bar = ProgressBar::new_spinner();
+        bar.enable_steady_tick(std::time::Duration::from_millis(200));
+        style.map(|style| bar.clone().with_style(style)).unwrap_or(bar)
+    }
+}
+
+/// How a model is opened.
+#[derive(Clone, Debug, Args)]
+pub struct Opening {
+    /// The tokenizer: tokenizer.json, vocab.txt, or a folder with one of them [default: beside the model].
+    #[arg(long, value_name = "PATH")]
+    pub tokenizer: Option<PathBuf>,
+    /// Cut texts to this many tokens.
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<usize>,
+    /// How images are prepared, such as
+    /// resize=256,crop=224x224,color=rgb,mean=0.485:0.456:0.406,std=0.229:0.224:0.225,layout=nchw
+    /// [default: what the model's metadata say].
+    #[arg(long, value_name = "STEPS", value_parser = Preprocess::from_str)]
+    pub preprocess: Option<Preprocess>,
+}
+
+impl Opening {
+    /// Opens a model.
+    pub fn open(&self, path: &std::path::Path) -> Result<Model> {
+        let mut model = Model::open(path)?;
+        match &self.tokenizer {
+            Some(tokenizer) => model.set_tokenizer(tokenizer, self.max_tokens)?,
+            None if self.max_tokens.is_some() => model.limit_tokens(self.max_tokens)?,
+            None => {}
+        }
+        if let Some(preprocess) = &self.preprocess {
+            model.set_preprocess(preprocess.clone())?;
+        }
+        Ok(model)
+    }
+}
+
+/// How examples are shown to a model.
+#[derive(Clone, Debug, Args)]
+pub struct Showing {
+    /// Most examples at once, where the model leaves that open.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub batch: usize,
+    /// The output that is the answer [default: chosen by the task].
+    #[arg(long, value_name = "NAME")]
+    pub output_name: Option<String>,
+    /// Let NaN and infinity in the input through.
+    #[arg(long)]
+    pub allow_nan: bool,
+}
+
+impl Showing {
+    /// The same as options of the library.
+    pub fn options(&self) -> answer::Options {
+        let mut options = answer::Options { output: self.output_name.clone(), ..Default::default() };
+        options.feed.batch = self.batch;
+        options.feed.allow_nan = self.allow_nan;
+        options
+    }
+}
+
+/// The data to judge by.
+#[derive(Clone, Debug, Args)]
+pub struct Data {
+    /// A folder of images by class, .npz, CSV/TSV/JSONL (perhaps .gz), or IDX.
+    #[arg(long = "data", value_name = "PATH")]
+    pub path: PathBuf,
+    #[command(flatten)]
+    pub columns: Columns,
+    /// What the model is for: classify, similarity or agree [default: what the data are for].
+    #[arg(long, value_name = "TASK")]
+    pub task: Option<Task>,
+}
+
+/// Where the parts of an example stand.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Columns {
+    /// The column of the text, or of the first text of a pair.
+    #[arg(long, value_name = "NAME")]
+    pub text_column: Option<String>,
+    /// The column of the second text of a pair.
+    #[arg(long, value_name = "NAME")]
+    pub text_b_column: Option<String>,
+    /// The column or array of the class.
+    #[arg(long, value_name = "NAME")]
+    pub label_column: Option<String>,
+    /// The column or array of the score.
+    #[arg(long, value_name = "NAME")]
+    pub score_column: Option<String>,
+}
+
+impl Columns {
+    /// The same as options of the reader. The model's names of the classes put folders in its order.
+    pub fn options(&self, model: &Model) -> data::Options {
+        data::Options {
+            text: self.text_column.clone(),
+            text_b: self.text_b_column.clone(),
+            label: self.label_column.clone(),
+            score: self.score_column.clone(),
+            classes: model.classes(),
+            ..Default::default()
+        }
+    }
+}
+
+impl Data {
+    /// Opens the data for this model, and finds the task.
+    pub fn open(&self, model: &Model) -> Result<(Box<dyn Dataset>, Task)> {
+        let data = data::open(&self.path, &self.columns.options(model)).context("the data cannot be used")?;
+        let task = self.task.unwrap_or_else(|| Task::guess(model, data.as_ref()));
+        Ok((data, task))
+    }
+}

@@ -1,0 +1,206 @@
+//! How good a model is on data whose answers are known.
+
+use std::time::Instant;
+
+use learn::data::{Dataset, Target};
+use learn::score::{self, Interval};
+use serde::Serialize;
+
+use crate::answer::{Answer, Answerer, Task};
+use crate::receipt::Number;
+use crate::{Error, Result};
+
+/// The seed of every bootstrap.
+pub(crate) const SEED: u64 = 1;
+
+/// How good a model is.
+#[derive(Clone, Debug, Serialize)]
+pub struct Eval {
+    /// What it was asked to do.
+    pub task: Task,
+    /// What the data are.
+    pub data: String,
+    /// Number of examples.
+    pub examples: usize,
+    /// The name of [`Eval::value`].
+    pub metric: &'static str,
+    /// The metric.
+    pub value: Number,
+    /// What became of each class, for [`Task::Classify`].
+    pub classes: Vec<Class>,
+    /// Time that all examples took, with reading them.
+    pub time: Number,
+}
+
+/// What became of one class.
+#[derive(Clone, Debug, Serialize)]
+pub struct Class {
+    /// Its index.
+    pub class: usize,
+    /// Its name.
+    pub name: Option<String>,
+    /// Number of its examples.
+    pub examples: usize,
+    /// How many of them were answered right.
+    pub recall: Number,
+}
+
+/// Answers and truths of all examples of a task.
+#[derive(Clone, Debug)]
+pub enum Judged {
+    /// Classes.
+    Classes(Vec<usize>, Vec<usize>),
+    /// Scores.
+    Scores(Vec<f64>, Vec<f64>),
+}
+
+impl Judged {
+    /// No examples yet.
+    ///
+    /// # Errors
+    /// For [`Task::Agree`], which needs a second model.
+    pub fn new(task: Task) -> Result<Judged> {
+        match task {
+            Task::Classify => Ok(Judged::Classes(Vec::new(), Vec::new())),
+            Task::Similarity => Ok(Judged::Scores(Vec::new(), Vec::new())),
+            Task::Agree => Err(Error::input(
+                "the data have neither labels nor scores to judge by; compare with another model instead: \
+                 lessen compare A B --data PATH",
+            )),
+        }
+    }
+
+    /// Adds the answer to an example of this name.
+    ///
+    /// # Errors
+    /// When the answer or the truth is not of the task's kind.
+    pub fn add(&mut self, id: impl Fn() -> String, answer: &Answer, target: Target) -> Result<()> {
+        match (self, target) {
+            (Judged::Classes(answers, truths), Target::Class(truth)) => {
+                let numbers = answer.outputs.first().map_or(0, Vec::len);
+                let class = answer.class().ok_or_else(|| {
+                    Error::input(match numbers {
+                        0 | 1 => format!(
+                            "the model answers with {numbers} number(s) an example; to classify it takes one for each class"
+                        ),
+                        _ => format!("the model answers {} with NaN", id()),
+                    })
+                })?;
+                if truth >= numbers {
+                    return Err(Error::input(format!(
+                        "{} is of class {truth}, but the model knows only {numbers} classes",
+                        id()
+                    )));
+                }
+                answers.push(class);
+                truths.push(truth);
+            }
+            (Judged::Scores(answers, truths), Target::Score(truth)) => {
+                answers.push(answer.score.filter(|s| s.is_finite()).ok_or_else(|| {
+                    Error::input(format!("the model answers {} with no finite number", id()))
+                })?);
+                truths.push(truth);
+            }
+            // Classes that are degrees, such as 0 to 5.
+            (Judged::Scores(answers, truths), Target::Class(truth)) => {
+                answers.push(answer.score.unwrap_or(f64::NAN));
+                truths.push(truth as f64);
+            }
+            (Judged::Classes(..), _) => {
+                return Err(Error::input(format!("{} has no class to judge by", id())));
+            }
+            (Judged::Scores(..), _) => {
+                return Err(Error::input(format!("{} has no score to judge by", id())));
+            }
+        }
+        Ok(())
+    }
+
+    /// The metric of the task: its name, and its value with an interval.
+    ///
+    /// # Errors
+    /// When there are too few examples.
+    pub fn metric(&self) -> Result<(&'static str, Number)> {
+        Ok(match self {
+            Judged::Classes(answers, truths) => {
+                ("top-1 accuracy", percent(score::accuracy_interval(answers, truths)?))
+            }
+            Judged::Scores(answers, truths) => {
+                let interval = score::with_interval(score::spearman, answers, truths, SEED)?;
+                ("Spearman correlation", number(interval, ""))
+            }
+        })
+    }
+
+    /// This metric less that of `before`, over the same examples.
+    ///
+    /// # Errors
+    /// When there are too few examples, or those of `before` are of another kind.
+    pub fn difference(&self, before: &Judged) -> Result<Number> {
+        Ok(match (before, self) {
+            (Judged::Classes(a, truths), Judged::Classes(b, _)) => {
+                Number { unit: "points", ..percent(score::accuracy_difference(a, b, truths)?) }
+            }
+            (Judged::Scores(a, truths), Judged::Scores(b, _)) => {
+                number(score::difference(score::spearman, a, b, truths, SEED)?, "")
+            }
+            _ => return Err(Error::input("the models were judged by different tasks")),
+        })
+    }
+}
+
+/// An interval as a number of this unit.
+pub fn number(interval: Interval, unit: &'static str) -> Number {
+    Number::within(interval.value, interval.low, interval.high, unit)
+}
+
+/// A share as per cent.
+pub fn percent(share: Interval) -> Number {
+    number(share, "").scaled(100.0, "%")
+}
+
+/// Judges a model on all examples of a data set. `progress` is told how many are done.
+///
+/// # Errors
+/// When an example cannot be read, does not fit the model, or has no known answer.
+pub fn eval(answerer: &Answerer, data: &dyn Dataset, mut progress: impl FnMut(usize)) -> Result<Eval> {
+    let start = Instant::now();
+    let mut judged = Judged::new(answerer.task())?;
+    let all: Vec<usize> = (0..data.len()).collect();
+    let mut done = 0;
+    answerer.each(data, &all, |i, answer| {
+        judged.add(|| name_of(data, i), &answer, data.target(i))?;
+        done += 1;
+        progress(done);
+        Ok(())
+    })?;
+    let (metric, value) = judged.metric()?;
+    let names = data.classes();
+    let classes = match &judged {
+        Judged::Scores(..) => Vec::new(),
+        Judged::Classes(answers, truths) => score::by_class(answers, truths)
+            .into_iter()
+            .filter(|(_, count)| count.truth > 0)
+            .map(|(class, count)| Class {
+                class,
+                name: names.and_then(|n| n.get(class)).cloned(),
+                examples: count.truth,
+                recall: percent(score::wilson(count.right, count.truth)),
+            })
+            .collect(),
+    };
+    Ok(Eval {
+        task: answerer.task(),
+        data: data.describe(),
+        examples: data.len(),
+        metric,
+        value,
+        classes,
+        time: Number::exact(start.elapsed().as_secs_f64(), "s"),
+    })
+}
+
+/// What an example is called in reports.
+pub(crate) fn name_of(data: &dyn Dataset, i: usize) -> String {
+    data.get(i).map_or_else(|_| format!("example {i}"), |e| e.id)
+}

