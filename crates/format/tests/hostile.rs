@@ -13,7 +13,7 @@ use graph::run::Session;
 use graph::{Model, tidy};
 use kernel::Cpu;
 use lessen_format as format;
-use lessen_format::onnx::proto::{ModelProto, StringStringEntryProto, TensorProto};
+use lessen_format::onnx::proto::{GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto};
 use prost::Message;
 use small::*;
 
@@ -34,18 +34,23 @@ fn survive(read: impl FnOnce() -> Result<Model, String>, size: usize, cpu: &Cpu)
     let done = memory::watched(|| {
         catch_unwind(AssertUnwindSafe(|| match read() {
             Ok(model) => {
-                // What is read can also be written, or the writer says why not.
-                let _ = format::onnx::to_bytes(&model);
+                let _ = format::onnx::upgrade(&mut model.clone(), 21);
+                // What is read can also be written and read again, or the writer says why not.
+                if let Ok(written) = format::onnx::to_bytes(&model)
+                    && let Err(e) = format::onnx::read_bytes(written.into())
+                {
+                    return Err(format!("what was written cannot be read: {e}"));
+                }
                 let _ = plan(model, cpu);
-                true
+                Ok(true)
             }
-            Err(_) => false,
+            Err(_) => Ok(false),
         }))
     });
     match done {
         (Err(_), _) => Err("it panics".into()),
         (_, peak) if peak > size + SPARE => Err(format!("it takes {peak} bytes for a file of {size}")),
-        (Ok(read), _) => Ok(read),
+        (Ok(read), _) => read,
     }
 }
 
@@ -77,7 +82,7 @@ fn broken(good: &[u8], dice: &mut Dice) -> Vec<u8> {
             3 => bytes[at..end].fill([0, 255, 127, 128][dice.below(4)]),
             4 => bytes.truncate(at.max(4)),
             // A length or number of many bytes in place of one.
-            5 => drop(bytes.splice(at..=at, [0xff, 0xff, 0xff, 0xff, 0x07 | 0x80 * (run as u8 & 1), 0x01])),
+            5 => drop(bytes.splice(at..=at, [0xff, 0xff, 0xff, 0xff, 7 | ((run as u8 & 1) << 7), 0x01])),
             6 => {
                 let piece = bytes[at..end].to_vec();
                 bytes.splice(at..at, piece);
@@ -268,7 +273,7 @@ fn refusal(name: &str, bytes: Vec<u8>) -> String {
 }
 
 /// A model of these nodes with an input `x` and an output `y`, both 2 by 3.
-fn nodes(nodes: Vec<lessen_format::onnx::proto::NodeProto>) -> ModelProto {
+fn nodes(nodes: Vec<NodeProto>) -> ModelProto {
     model(graph(nodes, vec![info("x", FLOAT, &[2, 3])], vec![info("y", FLOAT, &[2, 3])], Vec::new()))
 }
 
@@ -286,7 +291,7 @@ fn nested(depth: usize) -> ModelProto {
         vec![info("o", FLOAT, &[2, 3])],
         Vec::new(),
     );
-    let wrap = |inner: lessen_format::onnx::proto::GraphProto, out: &str| {
+    let wrap = |inner: GraphProto, out: &str| {
         let branches = vec![body("then_branch", inner.clone()), body("else_branch", leaf.clone())];
         node("If", &["c"], &[out], branches)
     };
@@ -435,9 +440,7 @@ fn bodies_and_calls_nest_as_deep_as_models_need_and_no_deeper() {
         .map(|i| {
             let inner = nested(20);
             let mut nodes = inner.graph.unwrap().node;
-            fn deepest<'a>(
-                nodes: &'a mut Vec<lessen_format::onnx::proto::NodeProto>,
-            ) -> &'a mut lessen_format::onnx::proto::NodeProto {
+            fn deepest(nodes: &mut Vec<NodeProto>) -> &mut NodeProto {
                 let node = &mut nodes[0];
                 match node.op_type() {
                     "If" => deepest(&mut node.attribute[0].g.as_mut().unwrap().node),

@@ -147,3 +147,34 @@ fn versions_out_of_range_are_refused() {
     assert_eq!(model.opsets[""], 22);
     assert!(format::onnx::read_bytes(Bytes::new()).is_err());
 }
+
+#[test]
+fn what_unknown_operators_hold_is_kept_and_raised() {
+    // A graph in an operator of another domain reads a weight of the graph around it.
+    let mut body = Graph::new("body");
+    let w = body.add_free("w", Fact::default());
+    body.captures.push(("w".into(), w));
+    let attrs = Attrs::new().ints("axes", &[0]);
+    let reader = Reader { attrs: &attrs, version: 11, inputs: 1, outputs: 1 };
+    let squeeze = Node::new(ops::read("", "Squeeze", &reader).unwrap(), vec![Some(w)]);
+    let (_, made) = body.add_with_outputs("o", squeeze, 1, None).unwrap();
+    body.outputs.push(made[0]);
+    let attrs = Attrs::new().with("body", Attr::Graph(body.into()));
+    let mut graph = Graph::new("g");
+    let w = graph.add_constant("w", Tensor::vector(&[1f32]));
+    let reader = Reader { attrs: &attrs, version: 1, inputs: 0, outputs: 1 };
+    let mut node = Node::new(ops::read("elsewhere", "Search", &reader).unwrap(), Vec::new());
+    node.captures.push(w);
+    let (_, made) = graph.add_with_outputs("y", node, 1, None).unwrap();
+    graph.outputs.push(made[0]);
+    let opsets = [(String::new(), 11), ("elsewhere".into(), 1)].into();
+    let mut model = Model { graph, opsets, ir_version: 6, ..Model::default() };
+    upgrade(&mut model, 13).unwrap();
+    let again = rewritten(&model);
+    assert!(again.find("w").is_some_and(|w| again.constant(w).is_some()), "the weight is written");
+    let (_, node) = again.nodes().next().unwrap();
+    let body = node.op.bodies()[0];
+    let (_, squeeze) = body.nodes().next().unwrap();
+    assert_eq!(squeeze.inputs.len(), 2);
+    assert_eq!(body.captures[0].0, "w");
+}

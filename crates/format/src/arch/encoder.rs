@@ -39,7 +39,7 @@ pub(super) fn build(
         blocks: size(blocks)?,
         epsilon: config["layer_norm_eps"].as_f64().unwrap_or(1e-12) as f32,
     };
-    if shape.width % shape.heads != 0 || shape.blocks > MAX_BLOCKS {
+    if !shape.width.is_multiple_of(shape.heads) || shape.blocks > MAX_BLOCKS {
         return Err(Error::invalid(format!(
             "config.json asks for {} blocks, {} heads of {} in all",
             shape.blocks, shape.heads, shape.width

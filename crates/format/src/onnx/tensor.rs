@@ -108,7 +108,7 @@ pub(super) fn dense(proto: &SparseTensorProto, external: Option<&External>) -> R
     if size == 0 {
         return Err(Error::unsupported(format!("a sparse tensor of type {}", values.dtype())));
     }
-    let dense = total.checked_mul(size).unwrap_or(usize::MAX);
+    let dense = total.saturating_mul(size);
     if dense > MAX_DENSE && total / MAX_SPARSITY > values.len() {
         let (name, few) = (proto.values.as_ref().map_or("", |v| v.name()), values.len());
         let what = format!("sparse tensor {name:?}: {few} elements of {total} take too much memory");

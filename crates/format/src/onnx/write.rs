@@ -29,8 +29,13 @@ const PAGE: u64 = 1 << 16;
 /// # Errors
 /// When an operator has no ONNX form, or the files cannot be written.
 pub fn write(model: &Model, path: &Path) -> crate::Result<()> {
+    write_limited(model, path, MAX_INSIDE)
+}
+
+/// As [`write`], with another size from which on the weights go to a file beside.
+fn write_limited(model: &Model, path: &Path, inside: usize) -> crate::Result<()> {
     let mut proto = to_proto(model).map_err(crate::Error::model(path))?;
-    if proto.encoded_len() > MAX_INSIDE {
+    if proto.encoded_len() > inside {
         write_outside(&mut proto, path)?;
     }
     crate::file::write(path, |out| out.write_all(&proto.encode_to_vec()))
@@ -337,4 +342,62 @@ fn type_to_proto(ty: &Type) -> Option<TypeProto> {
         Type::Other(bytes) => return TypeProto::decode(bytes.clone()).ok(),
     };
     Some(TypeProto { denotation: None, value: Some(value) })
+}
+
+#[cfg(test)]
+mod tests {
+    use graph::op::Reader;
+    use graph::{DType, Fact, Tensor};
+
+    use super::*;
+
+    /// `x + small + big + big`, in which the second is made by a node.
+    fn model() -> Model {
+        let mut graph = Graph::new("g");
+        let big: Vec<f32> = (0..2000).map(|i| i as f32).collect();
+        let x = graph.add_input("x", Fact::tensor(DType::F32, vec![Dim::named("n")])).unwrap();
+        let small = graph.add_constant("small", Tensor::scalar(1f32));
+        let first = graph.add_constant("first", Tensor::vector(&big));
+        let second = graph.add_constant("second", Tensor::vector(&big[..1500]).reshaped(&[1500, 1]).unwrap());
+        graph.value_mut(second).home = Home::Node("maker".into(), "value");
+        let mut sum = x;
+        for constant in [small, first, second] {
+            let attrs = graph::Attrs::new();
+            let reader = Reader { attrs: &attrs, version: 17, inputs: 2, outputs: 1 };
+            let node =
+                Node::new(graph::ops::read("", "Add", &reader).unwrap(), vec![Some(sum), Some(constant)]);
+            sum = graph.add_with_outputs("sum", node, 1, None).unwrap().1[0];
+        }
+        graph.outputs.push(sum);
+        Model { graph, opsets: [(String::new(), 17)].into(), ir_version: 8, ..Model::default() }
+    }
+
+    #[test]
+    fn weights_beside_are_found_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.onnx");
+        let model = model();
+        write_limited(&model, &path, 1000).unwrap();
+        assert!(std::fs::metadata(&path).unwrap().len() < 1000);
+        let data = std::fs::metadata(folder.path().join("m.onnx.data")).unwrap().len();
+        assert_eq!(data, PAGE + 6000, "two tensors, each on a page of its own");
+        let again = super::super::read(&path).unwrap();
+        for name in ["small", "first", "second"] {
+            let of = |m: &Model| m.graph.constant(m.graph.find(name).unwrap()).unwrap().clone();
+            assert_eq!(of(&again), of(&model), "{name}");
+        }
+        // Over the files that the weights are mapped from.
+        write_limited(&again, &path, 1000).unwrap();
+        let third = super::super::read(&path).unwrap();
+        assert_eq!(to_bytes(&third).unwrap(), to_bytes(&model).unwrap());
+    }
+
+    #[test]
+    fn small_models_stay_in_one_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.onnx");
+        write(&model(), &path).unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert_eq!(std::fs::read(&path).unwrap(), to_bytes(&model()).unwrap());
+    }
 }

@@ -44,6 +44,20 @@ def passes(what):
         return False
 
 
+def compare(got, want, case):
+    if isinstance(want, list):
+        assert isinstance(got, list) and len(got) == len(want), "another sequence"
+        for pair in zip(got, want):
+            compare(*pair, case)
+        return
+    got, want = np.asarray(got), np.asarray(want)
+    assert got.dtype == want.dtype, "another type"
+    if got.dtype.kind in "OUS":
+        np.testing.assert_array_equal(got, want)
+    else:
+        np.testing.assert_allclose(got, want, rtol=case["rtol"], atol=case["atol"])
+
+
 def check(folder, before, after):
     if passes(lambda: onnx.checker.check_model(before)):
         onnx.checker.check_model(after)
@@ -61,12 +75,7 @@ def check(folder, before, after):
                 raise RuntimeError("it does not run any more")
             continue
         for got, want in zip(run(after, feed), run(before, feed)):
-            got, want = np.asarray(got), np.asarray(want)
-            assert got.dtype == want.dtype, "another type"
-            if got.dtype.kind in "OUS":
-                np.testing.assert_array_equal(got, want)
-            else:
-                np.testing.assert_allclose(got, want, rtol=case["rtol"], atol=case["atol"])
+            compare(got, want, case)
 
 
 def main(rewrite, folder, *versions):

@@ -2,9 +2,10 @@
 //! and written again; running one is an error.
 
 use std::any::Any;
+use std::sync::Arc;
 
 use crate::op::{Facts, Inputs, OpDef, RunCx};
-use crate::{Attrs, Error, Fact, Op, Result, Tensor};
+use crate::{Attr, Attrs, Error, Fact, Graph, Op, Result, Tensor};
 
 /// An operator that nobody here knows.
 #[derive(Debug)]
@@ -25,7 +26,7 @@ static DEF: OpDef = OpDef {
     name: "Opaque",
     domain: "lessen",
     since: 1,
-    read: |r| Ok(std::sync::Arc::new(Opaque::new("lessen", "Opaque", r.attrs.clone()))),
+    read: |r| Ok(Arc::new(Opaque::new("lessen", "Opaque", r.attrs.clone()))),
     samples: Vec::new,
 };
 
@@ -53,6 +54,32 @@ impl Op for Opaque {
     fn run(&self, _: &RunCx, _: Inputs) -> Result<Vec<Tensor>> {
         let dot = if self.domain.is_empty() { "" } else { "." };
         Err(Error::unsupported(format!("operator {}{dot}{}", self.domain, self.name)))
+    }
+
+    fn bodies(&self) -> Vec<&Arc<Graph>> {
+        let graphs = self.attrs.iter().map(|(_, attr)| match attr {
+            Attr::Graph(g) => std::slice::from_ref(g),
+            Attr::Graphs(all) => all.as_slice(),
+            _ => &[],
+        });
+        graphs.flatten().collect()
+    }
+
+    fn with_bodies(&self, bodies: Vec<Arc<Graph>>) -> Result<Arc<dyn Op>> {
+        if bodies.len() != self.bodies().len() {
+            return Err(Error::invalid(format!("{} has another number of bodies", self.name)));
+        }
+        let mut bodies = bodies.into_iter();
+        let mut new = Attrs::new();
+        for (name, attr) in self.attrs.iter() {
+            let attr = match attr {
+                Attr::Graph(g) => Attr::Graph(bodies.next().unwrap_or_else(|| g.clone())),
+                Attr::Graphs(all) => Attr::Graphs(bodies.by_ref().take(all.len()).collect()),
+                other => other.clone(),
+            };
+            new.set(name, attr);
+        }
+        Ok(Arc::new(Opaque::new(&self.domain, &self.name, new)))
     }
 
     fn is_pure(&self) -> bool {
