@@ -84,12 +84,14 @@ pub struct Answer {
     pub outputs: Vec<Vec<f32>>,
     /// How much two texts mean the same, for [`Task::Similarity`].
     pub score: Option<f64>,
+    /// True when the first output is a row of numbers, which may stand for classes; false for maps and sequences.
+    pub is_row: bool,
 }
 
 impl Answer {
-    /// The class with the greatest number; `None` when the output has less than two numbers, or NaN.
+    /// The class with the greatest number; `None` when the output has less than two numbers, or NaN, or is no row.
     pub fn class(&self) -> Option<usize> {
-        let values = self.outputs.first().filter(|v| v.len() > 1)?;
+        let values = self.outputs.first().filter(|v| v.len() > 1 && self.is_row)?;
         let mut best = 0;
         for (i, value) in values.iter().enumerate() {
             if value.is_nan() {
@@ -192,10 +194,12 @@ impl Answerer {
         if self.task != Task::Similarity || self.is_cross() {
             let prepared = inputs.iter().map(|i| self.feeder.prepare(i)).collect::<Result<Vec<_>>>()?;
             let outputs = self.run(&prepared)?.into_iter();
+            let rank = self.outputs.first().and_then(|&i| self.runner.outputs()[i].1.rank());
+            let is_row = rank.is_none_or(|rank| rank <= 2);
             return Ok(outputs
                 .map(|outputs| {
                     let score = (self.task == Task::Similarity).then(|| first(&outputs));
-                    Answer { outputs, score }
+                    Answer { outputs, score, is_row }
                 })
                 .collect());
         }
@@ -212,7 +216,7 @@ impl Answerer {
         let mut answers = Vec::with_capacity(inputs.len());
         while let (Some(Some(a)), Some(Some(b))) = (vectors.next(), vectors.next()) {
             let score = Some(cosine(&a, &b));
-            answers.push(Answer { outputs: vec![[a, b].concat()], score });
+            answers.push(Answer { outputs: vec![[a, b].concat()], score, is_row: true });
         }
         Ok(answers)
     }
@@ -386,7 +390,8 @@ mod tests {
 
     #[test]
     fn classes_are_the_first_greatest() {
-        let class = |values: &[f32]| Answer { outputs: vec![values.to_vec()], score: None }.class();
+        let class =
+            |values: &[f32]| Answer { outputs: vec![values.to_vec()], score: None, is_row: true }.class();
         assert_eq!(class(&[1.0, 3.0, 3.0]), Some(1));
         assert_eq!(class(&[1.0]), None);
         assert_eq!(class(&[1.0, f32::NAN]), None);

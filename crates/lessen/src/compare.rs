@@ -298,7 +298,7 @@ mod tests {
     use super::*;
 
     fn answer(values: &[f32]) -> Answer {
-        Answer { outputs: vec![values.to_vec()], score: None }
+        Answer { outputs: vec![values.to_vec()], score: None, is_row: true }
     }
 
     #[test]

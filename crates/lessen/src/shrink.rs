@@ -329,7 +329,7 @@ impl<'a> DataJudge<'a> {
 
     /// A score as the receipt gives it: shares in per cent, with intervals.
     fn quality(&self, score: Score) -> Quality {
-        let share = self.task != Task::Similarity;
+        let share = self.task != Task::Similarity && !score.metric.starts_with("cosine");
         let (factor, unit, points) = if share { (100.0, "%", "points") } else { (1.0, "", "") };
         let interval = |value: f64| match share {
             true => {

@@ -12,6 +12,10 @@ use crate::calibrate::Stats;
 use crate::weights::{Channels, Weight};
 use crate::{Error, Result};
 
+/// The stem of the names of scales and of what stands between grids: they are many, and their bytes count in small
+/// models. A number follows.
+const SHORT: &str = "q";
+
 /// Operators that move or join numbers: what they read on a grid, they give back on a grid.
 const CARRIERS: &[&str] = &["Add", "AveragePool", "Concat", "GlobalAveragePool", "MaxPool"];
 /// Operators whose output has the very numbers of their input: it stays on the same grid.
@@ -48,7 +52,8 @@ pub fn values(graph: &Graph, weights: &[&Weight]) -> HashSet<ValueId> {
 
 /// Does the node give back numbers of its input only, or zeros, which every grid has?
 fn stays(graph: &Graph, node: &Node) -> bool {
-    let zero = |v| graph.constant(v).and_then(|t| t.to_f32().ok()).is_some_and(|t| t.iter().all(|&x| x == 0.0));
+    let zero =
+        |v| graph.constant(v).and_then(|t| t.to_f32().ok()).is_some_and(|t| t.iter().all(|&x| x == 0.0));
     let zeros = node.kind() != "Pad" || node.input(2).is_none_or(zero);
     zeros && SAME.contains(&node.kind()) && node.op.domain().is_empty()
 }
@@ -159,8 +164,7 @@ fn grids(graph: &Graph, on_grid: &HashSet<ValueId>, stats: &Stats) -> Result<Has
     let inputs = graph.inputs.iter().copied();
     let made = graph.nodes().flat_map(|(_, n)| n.outputs.iter().flatten().copied().collect::<Vec<_>>());
     for value in inputs.chain(made).filter(|v| on_grid.contains(v)) {
-        let from =
-            graph.producer(value).filter(|(_, n)| stays(graph, n)).and_then(|(_, n)| n.input(0));
+        let from = graph.producer(value).filter(|(_, n)| stays(graph, n)).and_then(|(_, n)| n.input(0));
         let grid = match from.and_then(|v| grids.get(&v)) {
             Some(&grid) => grid,
             None => {
@@ -187,15 +191,12 @@ impl Writer<'_> {
     /// Puts a `QuantizeLinear`/`DequantizeLinear` pair behind a value; all its readers read the pair.
     fn pair(&mut self, value: ValueId) -> Result<()> {
         let grid = self.grids[&value];
-        let name = self.graph.value(value).name.clone();
-        let scale = self.graph.add_constant(&format!("{name}.s"), Tensor::scalar(grid.scale));
+        let scale = self.graph.add_constant(SHORT, Tensor::scalar(grid.scale));
         let zero = self.zeros.get(self.graph, "zero", Tensor::scalar(grid.zero as u8));
         let readers: Vec<NodeId> = self.graph.readers().swap_remove(value.index());
         let first = readers.first().copied();
-        let q =
-            self.node("QuantizeLinear", &format!("{name}.q"), &[value, scale, zero], Attrs::new(), first)?;
-        let d =
-            self.node("DequantizeLinear", &format!("{name}.d"), &[q, scale, zero], Attrs::new(), first)?;
+        let q = self.node("QuantizeLinear", SHORT, &[value, scale, zero], Attrs::new(), first)?;
+        let d = self.node("DequantizeLinear", SHORT, &[q, scale, zero], Attrs::new(), first)?;
         for reader in readers {
             let inputs = self.graph.node(reader).map(|n| n.inputs.clone()).unwrap_or_default();
             for (i, input) in inputs.into_iter().enumerate() {
@@ -219,11 +220,11 @@ impl Writer<'_> {
             .and_then(|x| self.grids.get(&x))
             .map(|g| g.scale);
         let codes = self.graph.add_constant(&format!("{name}.c"), codes);
-        let scale = self.graph.add_constant(&format!("{name}.s"), scales.clone());
+        let scale = self.graph.add_constant(SHORT, scales.clone());
         let ids = [codes, scale, self.zeros.get(self.graph, "zeros", zeros)];
         let attrs = Attrs::new().int("axis", axis as i64);
         let before = Some(weight.node);
-        let d = self.node("DequantizeLinear", &format!("{name}.d"), &ids, attrs, before)?;
+        let d = self.node("DequantizeLinear", SHORT, &ids, attrs, before)?;
         self.graph.set_input(weight.node, weight.used.input, Some(d));
         if let Some(input_scale) = input_scale {
             self.bias(weight, &scales, input_scale)?;
@@ -252,10 +253,10 @@ impl Writer<'_> {
         let name = self.graph.value(value).name.clone();
         let zeros = Tensor::vector(&vec![0i32; codes.len()]);
         let codes = self.graph.add_constant(&format!("{name}.c"), Tensor::vector(&codes));
-        let scale = self.graph.add_constant(&format!("{name}.s"), Tensor::vector(&steps));
+        let scale = self.graph.add_constant(SHORT, Tensor::vector(&steps));
         let ids = [codes, scale, self.zeros.get(self.graph, "zeros", zeros)];
         let attrs = Attrs::new().int("axis", 0);
-        let d = self.node("DequantizeLinear", &format!("{name}.d"), &ids, attrs, Some(weight.node))?;
+        let d = self.node("DequantizeLinear", SHORT, &ids, attrs, Some(weight.node))?;
         self.graph.set_input(weight.node, 2, Some(d));
         Ok(())
     }
