@@ -440,7 +440,7 @@ fn bodies_and_calls_nest_as_deep_as_models_need_and_no_deeper() {
         .map(|i| {
             let inner = nested(20);
             let mut nodes = inner.graph.unwrap().node;
-            fn deepest(nodes: &mut Vec<NodeProto>) -> &mut NodeProto {
+            fn deepest(nodes: &mut [NodeProto]) -> &mut NodeProto {
                 let node = &mut nodes[0];
                 match node.op_type() {
                     "If" => deepest(&mut node.attribute[0].g.as_mut().unwrap().node),

@@ -16,8 +16,10 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 
-# Operators that draw random numbers.
+# Operators that draw random numbers, and masked scores that onnxruntime shows as -inf from version 25 on, as the
+# least number before.
 DRAWS = ("test_bernoulli", "test_training_dropout")
+MASKED = tuple(f"test_attention_4d_with_past_and_present_qk_matmul_bias_{n}d_mask_causal" for n in (3, 4))
 
 
 def tensor(folder, item):
@@ -80,7 +82,7 @@ def check(folder, before, after):
 
 def main(rewrite, folder, *versions):
     out = pathlib.Path(tempfile.mkdtemp())
-    folders = [f for f in sorted(pathlib.Path(folder).iterdir()) if not f.name.startswith(DRAWS)]
+    folders = [f for f in sorted(pathlib.Path(folder).iterdir()) if not f.name.startswith(DRAWS) and f.name not in MASKED]
     jobs = [(f, v) for f in folders for v in versions]
     lines = "".join(f"{f}/model.onnx\t{out}/{f.name}.{v}.onnx\t{v}\n" for f, v in jobs)
     answers = subprocess.run([rewrite], input=lines, capture_output=True, text=True, check=True).stdout.splitlines()
