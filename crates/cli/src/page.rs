@@ -55,7 +55,7 @@ fn page(receipt: &Receipt, json: &str) -> String {
         );
     }
     weights(&mut html, receipt);
-    let _ = write!(html, "<h2>All numbers</h2><pre>{}</pre></html>\n", escape(json));
+    let _ = writeln!(html, "<h2>All numbers</h2><pre>{}</pre></html>", escape(json));
     html
 }
 

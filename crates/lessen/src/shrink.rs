@@ -141,22 +141,33 @@ impl std::str::FromStr for Lose {
     }
 }
 
-/// Shrinks a model. Without data only what needs none is done, and nothing is proven. `progress` is told what is
-/// being done.
+/// What is asked for, and the data to prove it on.
+#[derive(Default)]
+pub struct Request<'a> {
+    /// Examples. Without them only what needs none is done, and nothing is proven.
+    pub data: Option<&'a dyn Dataset>,
+    /// The file must become at least this many times smaller.
+    pub smaller: Option<f64>,
+    /// At most this much may be lost.
+    pub lose: Option<Lose>,
+    /// What the model is for; guessed from the data when not given.
+    pub task: Option<Task>,
+    /// How examples are shown and answers read.
+    pub options: Options,
+}
+
+/// Shrinks a model. `progress` is told what is being done.
 ///
 /// # Errors
 /// When the data do not fit the model, the model cannot be run, or a weight is damaged. A goal that is missed is no
 /// error: see [`Receipt::met`].
 pub fn shrink(
     model: &Model,
-    data: Option<&dyn Dataset>,
-    smaller: Option<f64>,
-    lose: Option<Lose>,
-    task: Option<Task>,
-    options: &Options,
+    request: &Request,
     cpu: &Cpu,
     progress: &dyn Fn(&str),
 ) -> Result<(Model, Receipt)> {
+    let Request { data, smaller, lose, task, ref options } = *request;
     let watch = Stopwatch::start();
     let mut original = model.inner().clone();
     let version = original.opsets.get("").copied().unwrap_or(shrink::search::MIN_OPSET);

@@ -7,7 +7,7 @@ use clap::Args;
 use lessen::answer::Task;
 use lessen::data::{self, Dataset};
 use lessen::receipt::bytes;
-use lessen::shrink::{Choice, Lose, Receipt, shrink};
+use lessen::shrink::{Choice, Lose, Receipt, Request, shrink};
 
 use super::{Done, table};
 use crate::flags::{Columns, Common, Opening, Showing};
@@ -85,16 +85,14 @@ impl Shrink {
         let data = data_path.map(|path| data::open(&path, &self.columns.options(&model))).transpose()?;
         let bar = common.spinner();
         let tell = |what: &str| bar.set_message(what.to_owned());
-        let (small, receipt) = shrink(
-            &model,
-            data.as_deref().map(|d| d as &dyn Dataset),
-            self.smaller,
-            self.lose,
-            self.task,
-            &self.showing.options(),
-            &common.cpu()?,
-            &tell,
-        )?;
+        let request = Request {
+            data: data.as_deref().map(|d| d as &dyn Dataset),
+            smaller: self.smaller,
+            lose: self.lose,
+            task: self.task,
+            options: self.showing.options(),
+        };
+        let (small, receipt) = shrink(&model, &request, &common.cpu()?, &tell)?;
         bar.finish_and_clear();
 
         let written = receipt.met || self.force;

@@ -1,0 +1,141 @@
+//! The search, with a judge who knows which weights hurt.
+
+use std::collections::HashSet;
+
+use graph::op::{Reader, ramp};
+use graph::run::Session;
+use graph::{Attrs, DType, Datum, Dim, Fact, Graph, Model, Node, Tensor, ValueId};
+use kernel::{Cpu, Isa};
+use lessen_shrink::{Choice, Error, Goal, Judge, Part, Result, Score, shrink};
+
+const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+
+fn op(g: &mut Graph, kind: &str, name: &str, inputs: &[ValueId]) -> ValueId {
+    let attrs = Attrs::new();
+    let reader = Reader { attrs: &attrs, version: 17, inputs: inputs.len(), outputs: 1 };
+    let op = graph::ops::read("", kind, &reader).unwrap();
+    let node = Node::new(op, inputs.iter().copied().map(Some).collect());
+    g.add_with_outputs(name, node, 1, None).unwrap().1[0]
+}
+
+/// Five products of 16 x 16 weights in a row, rectified.
+fn model() -> Model {
+    let mut g = Graph::new("chain");
+    let mut x = g.add_input("x", Fact::tensor(DType::F32, vec![Dim::named("n"), Dim::Is(16)])).unwrap();
+    for name in NAMES {
+        let w = g.add_constant(name, ramp(&[16, 16]));
+        x = op(&mut g, "MatMul", &format!("product_{name}"), &[x, w]);
+        x = op(&mut g, "Relu", &format!("relu_{name}"), &[x]);
+    }
+    g.outputs.push(x);
+    Model { graph: g, opsets: [(String::new(), 17)].into(), ir_version: 8, ..Model::default() }
+}
+
+/// Each quantized weight of `harm` costs so much.
+struct Knows {
+    harm: Vec<(&'static str, f64)>,
+}
+
+/// The weights that are still read as f32.
+fn kept(model: &Model) -> HashSet<String> {
+    let g = &model.graph;
+    let read = g.nodes().flat_map(|(_, n)| n.reads().collect::<Vec<_>>());
+    read.filter(|&v| g.constant(v).is_some_and(|t| t.dtype() == DType::F32))
+        .map(|v| g.value(v).name.clone())
+        .collect()
+}
+
+impl Judge for Knows {
+    fn calibration(
+        &self,
+        _: &Session,
+        run: &mut dyn FnMut(Vec<(String, Datum)>) -> Result<()>,
+    ) -> Result<()> {
+        run(vec![("x".into(), Datum::Tensor(ramp(&[8, 16])))])
+    }
+
+    fn can_calibrate(&self) -> bool {
+        true
+    }
+
+    fn score(&self, model: &Model, _: Part) -> Result<Option<Score>> {
+        let kept = kept(model);
+        let lost: f64 = self.harm.iter().filter(|(name, _)| !kept.contains(*name)).map(|(_, h)| h).sum();
+        Ok(Some(Score {
+            metric: "accuracy".into(),
+            original: 0.9,
+            value: 0.9 - lost,
+            lost: (lost, lost),
+            examples: 10,
+            distance: lost,
+        }))
+    }
+
+    fn bytes(&self, model: &Model) -> Result<usize> {
+        let g = &model.graph;
+        let used: HashSet<ValueId> = g.nodes().flat_map(|(_, n)| n.reads().collect::<Vec<_>>()).collect();
+        Ok(used.into_iter().filter_map(|v| g.constant(v)).map(|t| t.bytes().len()).sum())
+    }
+}
+
+fn cpu() -> Cpu {
+    Cpu::with_isa(Isa::best(), 1).unwrap()
+}
+
+#[test]
+fn everything_is_quantized_when_nothing_hurts() {
+    let judge = Knows { harm: vec![] };
+    let outcome = shrink(&model(), &Goal { smaller: Some(3.0), lose: Some(0.0) }, &judge, &cpu()).unwrap();
+    assert!(outcome.missed.is_empty(), "{:?}", outcome.missed);
+    assert_eq!(outcome.plan.changed().count(), 5);
+    assert!(outcome.plan.steps.iter().all(|s| s.choice == Choice::Int8Dynamic && s.error < 1e-4));
+    // The result still runs, near the original.
+    let run = |m: Model| {
+        let session = Session::new(m.graph, &cpu()).unwrap();
+        let x = Datum::Tensor(ramp(&[3, 16]));
+        session.run(vec![("x", x)]).unwrap()[0].tensor().unwrap().as_slice::<f32>().unwrap().to_vec()
+    };
+    let (want, got) = (run(model()), run(outcome.model));
+    let scale = want.iter().fold(0f32, |m, v| m.max(v.abs()));
+    assert!(want.iter().zip(&got).all(|(a, b)| (a - b).abs() < 0.1 * scale), "{want:?}\n{got:?}");
+}
+
+#[test]
+fn the_weights_that_hurt_are_given_back_and_no_others() {
+    let judge = Knows { harm: vec![("d", 0.03), ("b", 0.2), ("e", 0.001)] };
+    let outcome = shrink(&model(), &Goal { smaller: None, lose: Some(0.005) }, &judge, &cpu()).unwrap();
+    assert_eq!(outcome.given_back, ["product_b", "product_d"]);
+    assert!(outcome.missed.is_empty());
+    let kept: Vec<&str> =
+        outcome.plan.steps.iter().filter(|s| s.choice == Choice::Keep).map(|s| s.weight.as_str()).collect();
+    assert_eq!(kept, ["b", "d"]);
+}
+
+#[test]
+fn goals_that_cannot_be_met_are_said_to_be_missed() {
+    let judge = Knows { harm: vec![("a", 0.1)] };
+    let goal = Goal { smaller: Some(3.5), lose: Some(0.05) };
+    let outcome = shrink(&model(), &goal, &judge, &cpu()).unwrap();
+    assert_eq!(outcome.given_back, ["product_a"]);
+    assert!(outcome.missed.len() == 1 && outcome.missed[0].contains("times smaller"), "{:?}", outcome.missed);
+}
+
+#[test]
+fn damaged_weights_are_named() {
+    let mut broken = model();
+    let id = broken.graph.find("c").unwrap();
+    let mut values = vec![0.5f32; 256];
+    values[7] = f32::NAN;
+    broken.graph.set_constant(id, Tensor::new(&[16, 16], &values).unwrap());
+    let error = shrink(&broken, &Goal::default(), &Knows { harm: vec![] }, &cpu()).unwrap_err();
+    assert!(matches!(&error, Error::Weight { weight, .. } if weight == "c"), "{error}");
+    assert!(error.to_string().contains("1 of 256"));
+}
+
+#[test]
+fn old_operators_are_refused_with_their_version() {
+    let mut old = model();
+    old.opsets.insert(String::new(), 11);
+    let error = shrink(&old, &Goal::default(), &Knows { harm: vec![] }, &cpu()).unwrap_err();
+    assert!(error.to_string().contains("version 11"), "{error}");
+}
