@@ -65,6 +65,38 @@ pub(crate) fn zip<A: Copy, B: Copy, C>(to: &mut [C], a: &[A], b: &[B], f: impl F
     to_rest.iter_mut().zip(a_rest).zip(b_rest).for_each(|((to, &a), &b)| *to = f(a, b));
 }
 
+/// `to[y * width + x] = f(a[y * pitch + x], b[y * width + x])`, such that short rows are fast too.
+///
+/// # Panics
+/// When `a` or `b` is too short, or `width` is zero and `to` is not empty.
+#[inline(always)]
+pub(crate) fn zip_rows<A: Copy, B: Copy, C>(
+    to: &mut [C],
+    width: usize,
+    a: &[A],
+    pitch: usize,
+    b: &[B],
+    f: impl Fn(A, B) -> C,
+) {
+    if pitch == width {
+        return zip(to, a, b, f);
+    }
+    for at in (0..to.len()).step_by(width) {
+        let (to, a, b) = (&mut to[at..], &a[at / width * pitch..], &b[at..]);
+        for x in (0..width).step_by(16) {
+            let (to, a, b) = (&mut to[x..], &a[x..], &b[x..]);
+            // What is written past the end of a row is overwritten with the next row.
+            match (to.first_chunk_mut::<16>(), a.first_chunk::<16>(), b.first_chunk::<16>()) {
+                (Some(to), Some(a), Some(b)) => *to = std::array::from_fn(|i| f(a[i], b[i])),
+                _ => {
+                    let left = (width - x).min(16);
+                    zip(&mut to[..left], &a[..left], &b[..left], &f);
+                }
+            }
+        }
+    }
+}
+
 /// `to[i] = f(from[0][i * stride], from[1][i * stride], ...)`.
 ///
 /// # Panics

@@ -1,5 +1,6 @@
 //! Cuts a convolution into tasks and runs them.
 
+use super::depth::Plan;
 use super::field::Field;
 use super::tile::{Step, Tile};
 use crate::{Buf, Pool};
@@ -59,7 +60,7 @@ impl Panels {
     }
 
     /// The weights of one panel and block.
-    fn part(&self, group: usize, panel: usize, unit: usize) -> &[u32] {
+    pub fn part(&self, group: usize, panel: usize, unit: usize) -> &[u32] {
         let column = self.taps * self.tile.rows;
         let len = self.block.min(self.units - unit) * column;
         let start = (group * self.units + unit) * self.panels() * column + panel * len;
@@ -76,6 +77,8 @@ pub(super) struct Geometry {
     /// Where the first output's first tap lies, as pixels before the input.
     pub pad: [isize; 2],
     pub field: Field,
+    /// How to compute it without the driver, where that is faster.
+    pub direct: Option<Plan>,
 }
 
 /// A rectangle of one image's output.
@@ -211,7 +214,7 @@ pub(super) fn run(pool: &Pool, packed: &Panels, geometry: &Geometry, body: &impl
         let view = View { image, y, x, rows, cols, pitch: cols + geometry.field.margin[1] };
         let panels = panels..packed.panels().min(panels + cut.panels);
         let groups = groups..packed.groups.min(groups + cut.groups);
-        with_scratch(|scratch| task_of(packed, geometry, body, &view, panels, groups, scratch));
+        task_of(packed, geometry, body, &view, panels, groups);
     });
 }
 
@@ -222,7 +225,6 @@ fn task_of(
     view: &View,
     panels: std::ops::Range<usize>,
     groups: std::ops::Range<usize>,
-    scratch: &mut Buf,
 ) {
     let tile = packed.tile;
     let field = &geometry.field;
@@ -236,93 +238,92 @@ fn task_of(
     let near = planes_len <= NEAR_WORDS;
     let alone = near && packed.units <= packed.block;
     let total = planes_len + if alone { 1 } else { panels.len() } * tile.rows * sums_len;
-    if scratch.len() < total * 4 {
-        *scratch = Buf::zeroed(total * 4);
-    }
-    let (planes, sums) = words_mut(scratch)[..total].split_at_mut(planes_len);
+    with_scratch(total, |scratch| {
+        let (planes, sums) = scratch.split_at_mut(planes_len);
 
-    let taps: Vec<usize> =
-        field.taps.iter().map(|t| t.plane * plane_len + t.shift[0] * view.pitch + t.shift[1]).collect();
-    let spans: Vec<Span> = field
-        .origins
-        .iter()
-        .enumerate()
-        .map(|(plane, &origin)| {
-            let inside = |axis: usize, first: usize, len: usize| {
-                inside(
-                    geometry.in_size[axis],
-                    geometry.stride[axis],
-                    geometry.pad[axis],
-                    origin[axis],
-                    first,
-                    len,
-                )
-            };
-            let (rows, y) = inside(0, view.y, plane_rows);
-            let (cols, x) = inside(1, view.x, view.pitch);
-            Span { start: plane * plane_len, origin, rows, y, cols, x }
-        })
-        .collect();
-    if spans.iter().any(|s| s.rows != (0..plane_rows) || s.cols != (0..view.pitch)) {
-        planes.fill(body.pad());
-    }
-
-    let parts = vectors.div_ceil(tile.run.len());
-    let finish = |sums: &[u32], panel: usize, group: usize| {
-        let first = panel * tile.rows;
-        for row in 0..tile.rows.min(packed.channels - first) {
-            body.finish(&sums[row * sums_len..][..pixels], view, group * packed.channels + first + row);
-        }
-    };
-    for group in groups {
-        let mut start = 0;
-        while start < packed.units.max(1) {
-            let units = packed.block.min(packed.units - start);
-            for unit in 0..units {
-                let planes = &mut planes[unit * unit_len..][..unit_len];
-                body.fill(planes, view, group, start + unit, &spans);
-            }
-            let step = |sums: &mut [u32], panel: usize, part: usize| {
-                let from = part * vectors / parts;
-                let count = (part + 1) * vectors / parts - from;
-                let row = if alone { 0 } else { (panel - panels.start) * tile.rows * sums_len };
-                let step = Step {
-                    weights: packed.part(group, panel, start).as_ptr(),
-                    planes: planes.as_ptr().wrapping_add(from * tile.lanes),
-                    taps: &taps,
-                    units,
-                    unit_len,
-                    sums: sums[row + from * tile.lanes..].as_mut_ptr(),
-                    sums_len,
-                    first: start == 0,
+        let taps: Vec<usize> =
+            field.taps.iter().map(|t| t.plane * plane_len + t.shift[0] * view.pitch + t.shift[1]).collect();
+        let spans: Vec<Span> = field
+            .origins
+            .iter()
+            .enumerate()
+            .map(|(plane, &origin)| {
+                let inside = |axis: usize, first: usize, len: usize| {
+                    inside(
+                        geometry.in_size[axis],
+                        geometry.stride[axis],
+                        geometry.pad[axis],
+                        origin[axis],
+                        first,
+                        len,
+                    )
                 };
-                // SAFETY: the tile was selected for an available instruction set. The part of the weights has
-                // `taps * units * rows` words. The last pixel read is that of the last tap of the last unit:
-                // its plane reaches `pixels` words past the tap, the vectors fewer than 16 words more, and 64
-                // words follow the last unit. The last sum lies `sums_len >= vectors * lanes` words after its
-                // row's start, and each panel has `rows` rows.
-                unsafe { tile.run[count - 1](&step) }
-            };
-            if near {
-                for panel in panels.clone() {
-                    (0..parts).for_each(|part| step(sums, panel, part));
-                    if alone {
-                        finish(sums, panel, group);
+                let (rows, y) = inside(0, view.y, plane_rows);
+                let (cols, x) = inside(1, view.x, view.pitch);
+                Span { start: plane * plane_len, origin, rows, y, cols, x }
+            })
+            .collect();
+        if spans.iter().any(|s| s.rows != (0..plane_rows) || s.cols != (0..view.pitch)) {
+            planes.fill(body.pad());
+        }
+
+        let parts = vectors.div_ceil(tile.run.len());
+        let finish = |sums: &[u32], panel: usize, group: usize| {
+            let first = panel * tile.rows;
+            for row in 0..tile.rows.min(packed.channels - first) {
+                body.finish(&sums[row * sums_len..][..pixels], view, group * packed.channels + first + row);
+            }
+        };
+        for group in groups {
+            let mut start = 0;
+            while start < packed.units.max(1) {
+                let units = packed.block.min(packed.units - start);
+                for unit in 0..units {
+                    let planes = &mut planes[unit * unit_len..][..unit_len];
+                    body.fill(planes, view, group, start + unit, &spans);
+                }
+                let step = |sums: &mut [u32], panel: usize, part: usize| {
+                    let from = part * vectors / parts;
+                    let count = (part + 1) * vectors / parts - from;
+                    let row = if alone { 0 } else { (panel - panels.start) * tile.rows * sums_len };
+                    let step = Step {
+                        weights: packed.part(group, panel, start).as_ptr(),
+                        planes: planes.as_ptr().wrapping_add(from * tile.lanes),
+                        taps: &taps,
+                        units,
+                        unit_len,
+                        sums: sums[row + from * tile.lanes..].as_mut_ptr(),
+                        sums_len,
+                        first: start == 0,
+                    };
+                    // SAFETY: the tile was selected for an available instruction set. The part of the weights has
+                    // `taps * units * rows` words. The last pixel read is that of the last tap of the last unit:
+                    // its plane reaches `pixels` words past the tap, the vectors fewer than 16 words more, and 64
+                    // words follow the last unit. The last sum lies `sums_len >= vectors * lanes` words after its
+                    // row's start, and each panel has `rows` rows.
+                    unsafe { tile.run[count - 1](&step) }
+                };
+                if near {
+                    for panel in panels.clone() {
+                        (0..parts).for_each(|part| step(sums, panel, part));
+                        if alone {
+                            finish(sums, panel, group);
+                        }
+                    }
+                } else {
+                    for part in 0..parts {
+                        panels.clone().for_each(|panel| step(sums, panel, part));
                     }
                 }
-            } else {
-                for part in 0..parts {
-                    panels.clone().for_each(|panel| step(sums, panel, part));
+                start += packed.block;
+            }
+            if !alone {
+                for (nth, panel) in panels.clone().enumerate() {
+                    finish(&sums[nth * tile.rows * sums_len..], panel, group);
                 }
             }
-            start += packed.block;
         }
-        if !alone {
-            for (nth, panel) in panels.clone().enumerate() {
-                finish(&sums[nth * tile.rows * sums_len..], panel, group);
-            }
-        }
-    }
+    });
 }
 
 /// The outputs `first..first + len` of a plane whose pixel lies inside the input, and the pixel of the first.
@@ -350,15 +351,18 @@ fn odd_lines(len: usize) -> usize {
     (len.div_ceil(16) | 1) * 16
 }
 
-fn with_scratch<R>(work: impl FnOnce(&mut Buf) -> R) -> R {
+/// Calls `work` with `len` words of this thread, which hold anything.
+pub(super) fn with_scratch(len: usize, work: impl FnOnce(&mut [u32])) {
     thread_local! {
         static SCRATCH: Cell<Option<Buf>> = const { Cell::new(None) };
     }
     SCRATCH.with(|cell| {
         let mut scratch = cell.take().unwrap_or_else(|| Buf::zeroed(0));
-        let result = work(&mut scratch);
+        if scratch.len() < len * 4 {
+            scratch = Buf::zeroed(len * 4);
+        }
+        work(&mut words_mut(&mut scratch)[..len]);
         cell.set(Some(scratch));
-        result
     })
 }
 

@@ -1,10 +1,11 @@
 //! Convolution in `f32`.
 
+use super::depth::{self, Plan};
 use super::driver::{Body, Geometry, Out, Panels, Span, View, as_reals, run};
 use super::field::Field;
 use super::tile::{Tile, Words};
 use super::{Activation, ConvShape, bounded};
-use crate::wide::{Loops, gather, wide, zip};
+use crate::wide::{Loops, gather, wide, zip_rows};
 use crate::{Cpu, Isa};
 
 /// A function of single values, applied to a slice of them.
@@ -78,6 +79,7 @@ impl PackedConv {
             stride: shape.stride,
             pad: shape.pad_begin.map(|p| p as isize),
             field: Field::new(shape.kernel, shape.dilation, shape.stride, out_size, 1),
+            direct: Plan::new(self.isa, Words::Real, panels, &shape, [4, 1]),
         };
         run_real(cpu, self.isa, panels, &geometry, input, out, epilogue, &Raster::whole(out_size));
     }
@@ -134,7 +136,10 @@ pub(super) fn run_real(
     );
     assert!(epilogue.residual.is_none_or(|r| r.len() == out.len()), "the residual has the output's length");
     let body = Real { isa, input, out: Out::new(out), panels, geometry, epilogue, raster };
-    run(cpu.pool(), panels, geometry, &body);
+    match &geometry.direct {
+        Some(plan) => depth::run(cpu.pool(), panels, plan, &body),
+        None => run(cpu.pool(), panels, geometry, &body),
+    }
 }
 
 struct Real<'a> {
@@ -161,6 +166,21 @@ impl Body for Real<'_> {
 
     fn finish(&self, sums: &[u32], view: &View, channel: usize) {
         wide(self.isa, Finish { body: self, sums: as_reals(sums), view, channel });
+    }
+}
+
+impl depth::Body for Real<'_> {
+    fn clear(&self, plane: &mut [u32]) {
+        plane.fill(0);
+    }
+
+    fn copy(&self, plane: &mut [u32], plan: &Plan, nth: usize, y: usize) {
+        let pixel = |x: f32| x.to_bits();
+        wide(self.isa, depth::Copy { plan, input: self.input, nth, y, plane, padding: 0, pixel });
+    }
+
+    fn finish(&self, sums: &[u32], _: &mut [u32], _: &Plan, view: &View, channel: usize) {
+        Body::finish(self, sums, view, channel);
     }
 }
 
@@ -210,16 +230,18 @@ impl Loops for Finish<'_> {
         let channels = body.panels.groups * body.panels.channels;
         let plane = (view.image * channels + channel) * size[0] * size[1];
         let bias = epilogue.bias.map_or(0.0, |b| b[channel]);
-        let whole = view.pitch == view.cols && view.cols == size[1] && step == [1, 1];
+        // Whole rows lie side by side in the output.
+        let whole = view.cols == size[1] && step == [1, 1];
         let (rows, cols) = if whole { (1, view.rows * view.cols) } else { (view.rows, view.cols) };
         let len = (cols - 1) * step[1] + 1;
         for row in 0..rows {
-            let sums = &sums[row * view.pitch..][..cols];
+            let sums = &sums[row * view.pitch..];
             let at = plane + ((view.y + row) * step[0] + first[0]) * size[1] + view.x * step[1] + first[1];
             // SAFETY: tasks compute different outputs, and their ranges do not interleave.
             let out = unsafe { body.out.slice(at, len) };
             let residual = epilogue.residual.map(|r| &r[at..][..len]);
             let bounds = epilogue.activation.bounds();
+            let width = view.cols;
             if step[1] > 1 {
                 for (i, (out, sum)) in out.iter_mut().step_by(step[1]).zip(sums).enumerate() {
                     let x = sum + bias + residual.map_or(0.0, |r| r[i * step[1]]);
@@ -231,10 +253,14 @@ impl Loops for Finish<'_> {
                 continue;
             }
             match (residual, bounds) {
-                (None, None) => zip(out, sums, sums, |sum, _| sum + bias),
-                (None, Some(b)) => zip(out, sums, sums, |sum, _| bounded(sum + bias, b)),
-                (Some(r), None) => zip(out, sums, r, |sum, r| sum + bias + r),
-                (Some(r), Some(b)) => zip(out, sums, r, |sum, r| bounded(sum + bias + r, b)),
+                (None, None) => zip_rows(out, width, sums, view.pitch, sums, |sum, _| sum + bias),
+                (None, Some(b)) => {
+                    zip_rows(out, width, sums, view.pitch, sums, |sum, _| bounded(sum + bias, b))
+                }
+                (Some(r), None) => zip_rows(out, width, sums, view.pitch, r, |sum, r| sum + bias + r),
+                (Some(r), Some(b)) => {
+                    zip_rows(out, width, sums, view.pitch, r, |sum, r| bounded(sum + bias + r, b))
+                }
             }
             if let Some(then) = epilogue.then {
                 then(out);

@@ -7,12 +7,13 @@
 //! input channel, a word holds neighbouring taps of the kernel's row instead of channels. All of them give the
 //! same integers.
 
+use super::depth::{self, Plan};
 use super::driver::{Body, Geometry, Out, Panels, Span, View, run};
 use super::field::Field;
 use super::float::per_group;
 use super::tile::{Tile, Words};
 use super::{Activation, ConvShape, bounded};
-use crate::wide::{Loops, gather, wide, zip};
+use crate::wide::{Loops, gather, wide, zip_rows};
 use crate::{Cpu, Isa};
 
 /// Bytes, unsigned or signed.
@@ -201,10 +202,20 @@ impl PackedByteConv {
             stride: shape.stride,
             pad: shape.pad_begin.map(|p| p as isize),
             field: Field::new(shape.kernel, shape.dilation, shape.stride, out_size, self.along),
+            direct: Plan::new(
+                self.isa,
+                self.words,
+                &self.panels,
+                &shape,
+                [4 / lanes(self.words), self.along],
+            ),
         };
         let body =
             ByteBody { packed: self, geometry: &geometry, dilation: shape.dilation[1], input, zero, sink };
-        run(cpu.pool(), &self.panels, &geometry, &body);
+        match &geometry.direct {
+            Some(plan) => depth::run(cpu.pool(), &self.panels, plan, &body),
+            None => run(cpu.pool(), &self.panels, &geometry, &body),
+        }
     }
 }
 
@@ -273,6 +284,16 @@ struct ByteBody<'a> {
     sink: Sink<'a>,
 }
 
+impl ByteBody<'_> {
+    /// What is missing from the sums of an output channel.
+    fn correction(&self, channel: usize) -> i32 {
+        match self.packed.words {
+            Words::Quad => self.packed.totals[channel].wrapping_mul(-self.zero),
+            _ => 0,
+        }
+    }
+}
+
 impl Body for ByteBody<'_> {
     fn pad(&self) -> u32 {
         match self.packed.words {
@@ -292,6 +313,45 @@ impl Body for ByteBody<'_> {
         wide(self.packed.isa, Finish { body: self, sums, view, channel });
     }
 }
+
+impl depth::Body for ByteBody<'_> {
+    fn clear(&self, plane: &mut [u32]) {
+        plane.fill(self.pad());
+    }
+
+    fn copy(&self, plane: &mut [u32], plan: &Plan, nth: usize, y: usize) {
+        let (input, flip) = self.input.raw();
+        let zero = self.zero;
+        match self.packed.words {
+            Words::Quad => {
+                let plane = parts_mut::<u8>(plane);
+                let pixel = |x: u8| x ^ flip;
+                wide(self.packed.isa, depth::Copy { plan, input, nth, y, plane, padding: zero as u8, pixel });
+            }
+            _ => {
+                let plane = parts_mut::<i16>(plane);
+                let pixel = |x: u8| (i32::from(x ^ flip) - zero) as i16;
+                wide(self.packed.isa, depth::Copy { plan, input, nth, y, plane, padding: 0, pixel });
+            }
+        }
+    }
+
+    fn finish(&self, sums: &[u32], spare: &mut [u32], plan: &Plan, view: &View, channel: usize) {
+        wide(self.packed.isa, FinishPhases { body: self, sums, spare, plan, view, channel });
+    }
+}
+
+/// Words as smaller integers.
+fn parts_mut<T: Part>(words: &mut [u32]) -> &mut [T] {
+    let len = words.len() * size_of::<u32>() / size_of::<T>();
+    // SAFETY: the same memory; a `Part` is aligned in any word, and any bits are one.
+    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), len) }
+}
+
+/// An integer no larger than a word.
+trait Part {}
+impl Part for u8 {}
+impl Part for i16 {}
 
 struct Fill<'a, const LANES: usize> {
     body: &'a ByteBody<'a>,
@@ -404,26 +464,27 @@ impl Loops for Finish<'_> {
         let Finish { body, sums, view, channel } = self;
         let size = body.geometry.out_size;
         let plane = (view.image * body.packed.totals.len() + channel) * size[0] * size[1];
-        let correction = match body.packed.words {
-            Words::Quad => body.packed.totals[channel].wrapping_mul(-body.zero),
-            _ => 0,
-        };
-        let whole = view.pitch == view.cols && view.cols == size[1];
+        let correction = body.correction(channel);
+        // Whole rows lie side by side in the output.
+        let whole = view.cols == size[1];
         let (rows, cols) = if whole { (1, view.rows * view.cols) } else { (view.rows, view.cols) };
+        let (width, pitch) = (view.cols, view.pitch);
         for row in 0..rows {
-            let sums = &sums[row * view.pitch..][..cols];
+            let sums = &sums[row * pitch..];
             let at = plane + (view.y + row) * size[1] + view.x;
             let exact = |s: u32| (s as i32).wrapping_add(correction);
-            let bytes = Requantize { sums, correction, channel, at };
+            let bytes = Requantize { sums, pitch, width, correction, channel, at };
             // SAFETY: tasks compute different outputs.
             unsafe {
                 match &body.sink {
-                    Sink::Sums(out) => zip(out.slice(at, cols), sums, sums, |s, _| exact(s)),
+                    Sink::Sums(out) => {
+                        zip_rows(out.slice(at, cols), width, sums, pitch, sums, |s, _| exact(s))
+                    }
                     Sink::Real(out, scale, bias, bounds) => {
                         let bias = bias.map_or(0.0, |b| b[channel]);
                         let scale = of(scale, channel);
                         let [lo, hi] = bounds.unwrap_or([f32::NEG_INFINITY, f32::INFINITY]);
-                        zip(out.slice(at, cols), sums, sums, |s, _| {
+                        zip_rows(out.slice(at, cols), width, sums, pitch, sums, |s, _| {
                             bounded(exact(s) as f32 * scale + bias, [lo, hi])
                         });
                     }
@@ -435,14 +496,86 @@ impl Loops for Finish<'_> {
     }
 }
 
+/// [`Finish`] for sums whose neighbours lie in different phases.
+struct FinishPhases<'a> {
+    body: &'a ByteBody<'a>,
+    sums: &'a [u32],
+    spare: &'a mut [u32],
+    plan: &'a Plan,
+    view: &'a View,
+    channel: usize,
+}
+
+impl Loops for FinishPhases<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let FinishPhases { body, sums, spare, plan, view, channel } = self;
+        let size = body.geometry.out_size;
+        let at = ((view.image * body.packed.totals.len() + channel) * size[0] + view.y) * size[1];
+        let len = view.rows * view.cols;
+        let correction = body.correction(channel);
+        // SAFETY: tasks compute different outputs.
+        unsafe {
+            match &body.sink {
+                Sink::U8(out, r) if r.residual.is_none() => {
+                    let rounding = Rounding::new(r, [0, 255], correction, channel);
+                    let bytes = pack(sums, spare, plan, |s| rounding.finish(rounding.scaled(s)) as u8);
+                    zip_rows(out.slice(at, len), view.cols, bytes, view.pitch, bytes, |x, _| x);
+                }
+                Sink::S8(out, r) if r.residual.is_none() => {
+                    let rounding = Rounding::new(r, [-128, 127], correction, channel);
+                    let bytes = pack(sums, spare, plan, |s| rounding.finish(rounding.scaled(s)) as u8);
+                    zip_rows(out.slice(at, len), view.cols, bytes, view.pitch, bytes, |x, _| x as i8);
+                }
+                _ => {
+                    for (phase, sums) in sums.chunks_exact(plan.phase_len).enumerate() {
+                        let to = spare[phase..].iter_mut().step_by(plan.phases);
+                        to.zip(sums).for_each(|(to, &sum)| *to = sum);
+                    }
+                    Finish { body, sums: spare, view, channel }.run();
+                }
+            }
+        }
+    }
+}
+
+/// Makes bytes of sums and brings those of all phases into one row.
+#[inline(always)]
+fn pack<'a>(sums: &[u32], spare: &'a mut [u32], plan: &Plan, byte: impl Fn(u32) -> u8) -> &'a [u8] {
+    let len = plan.phase_len;
+    let bytes = parts_mut::<u8>(spare);
+    let byte = |s: u32| u32::from(byte(s));
+    match plan.phases {
+        4 => {
+            let [a, b, c, d] = [0, 1, 2, 3].map(|phase| &sums[phase * len..][..len]);
+            for (i, to) in bytes.as_chunks_mut::<4>().0[..len].iter_mut().enumerate() {
+                let word = byte(a[i]) | byte(b[i]) << 8 | byte(c[i]) << 16 | byte(d[i]) << 24;
+                *to = word.to_le_bytes();
+            }
+        }
+        2 => {
+            let [a, b] = [0, 1].map(|phase| &sums[phase * len..][..len]);
+            for (i, to) in bytes.as_chunks_mut::<2>().0[..len].iter_mut().enumerate() {
+                *to = ((byte(a[i]) | byte(b[i]) << 8) as u16).to_le_bytes();
+            }
+        }
+        _ => bytes[..len].iter_mut().zip(sums).for_each(|(to, &s)| *to = byte(s) as u8),
+    }
+    bytes
+}
+
 /// One number for all channels, or that of the channel.
 fn of(list: &[f32], channel: usize) -> f32 {
     if list.len() == 1 { list[0] } else { list[channel] }
 }
 
-/// A row of sums of one channel on its way to the bytes at `at`.
+/// Rows of sums of one channel, `pitch` apart, on their way to the bytes at `at`.
 struct Requantize<'a> {
     sums: &'a [u32],
+    pitch: usize,
+    width: usize,
     correction: i32,
     channel: usize,
     at: usize,
@@ -451,26 +584,54 @@ struct Requantize<'a> {
 impl Requantize<'_> {
     #[inline(always)]
     fn write<T>(self, out: &mut [T], requant: &Requant, range: [i32; 2], cast: impl Fn(i32) -> T) {
-        let Requantize { sums, correction, channel, at } = self;
-        let add = correction.wrapping_add(requant.bias.map_or(0, |b| b[channel]));
-        let multiplier = of(requant.multiplier, channel);
-        let lo = requant.lo.clamp(range[0], range[1]);
-        let hi = requant.hi.clamp(lo, range[1]);
-        let (zero, least, most) = (requant.zero as f32, lo as f32, hi as f32);
-        let scaled = |s: u32| (s as i32).wrapping_add(add) as f32 * multiplier;
-        let finish = |x: f32| {
-            let x = x.round_ties_even() + zero;
-            let x = if x > least { x } else { least };
-            let x = if x < most { x } else { most };
-            // SAFETY: `x` is no NaN (it would have become `least`) and lies between two bytes.
-            cast(unsafe { x.to_int_unchecked::<i32>() })
-        };
+        let Requantize { sums, pitch, width, correction, channel, at } = self;
+        let rounding = Rounding::new(requant, range, correction, channel);
         let Some(residual) = requant.residual else {
-            return zip(out, sums, sums, |s, _| finish(scaled(s)));
+            return zip_rows(out, width, sums, pitch, sums, |s, _| cast(rounding.finish(rounding.scaled(s))));
         };
         let (bytes, flip) = residual.values.raw();
         let zero = residual.zero.wrapping_add(residual.values.offset());
         let other = |r: u8| i32::from(r ^ flip).wrapping_sub(zero) as f32 * residual.multiplier;
-        zip(out, sums, &bytes[at..], |s, r| finish(scaled(s) + other(r)));
+        zip_rows(out, width, sums, pitch, &bytes[at..], |s, r| {
+            cast(rounding.finish(rounding.scaled(s) + other(r)))
+        });
+    }
+}
+
+/// [`Requant`] of one channel, without the residual.
+struct Rounding {
+    add: i32,
+    multiplier: f32,
+    zero: f32,
+    least: f32,
+    most: f32,
+}
+
+impl Rounding {
+    #[inline(always)]
+    fn new(requant: &Requant, range: [i32; 2], correction: i32, channel: usize) -> Rounding {
+        let lo = requant.lo.clamp(range[0], range[1]);
+        let hi = requant.hi.clamp(lo, range[1]);
+        Rounding {
+            add: correction.wrapping_add(requant.bias.map_or(0, |b| b[channel])),
+            multiplier: of(requant.multiplier, channel),
+            zero: requant.zero as f32,
+            least: lo as f32,
+            most: hi as f32,
+        }
+    }
+
+    #[inline(always)]
+    fn scaled(&self, sum: u32) -> f32 {
+        (sum as i32).wrapping_add(self.add) as f32 * self.multiplier
+    }
+
+    #[inline(always)]
+    fn finish(&self, x: f32) -> i32 {
+        let x = x.round_ties_even() + self.zero;
+        let x = if x > self.least { x } else { self.least };
+        let x = if x < self.most { x } else { self.most };
+        // SAFETY: `x` is no NaN (it would have become `least`) and lies between two bytes.
+        unsafe { x.to_int_unchecked::<i32>() }
     }
 }

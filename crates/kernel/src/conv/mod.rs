@@ -6,6 +6,7 @@
 //! shifted. Sums of one output always run over the same blocks of input channels, then taps, then channels,
 //! so results depend neither on the tiles nor on the threads.
 
+mod depth;
 mod driver;
 mod field;
 mod float;

@@ -8,8 +8,11 @@ use crate::Isa;
 
 #[cfg(target_arch = "aarch64")]
 mod arm;
+mod slide;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+
+pub(super) use slide::{BLOCK, Run, Slide, Sweep};
 
 /// What one word holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +91,7 @@ trait Lanes: Copy {
     const LANES: usize;
     /// # Safety
     /// This and all other methods need the instruction set of the implementing type; `from` and `to` must
-    /// be valid for `LANES` words (one for `splat`).
+    /// be valid for `LANES` words (one for `splat`). `load` takes any address.
     unsafe fn zero() -> Self;
     unsafe fn load(from: *const u32) -> Self;
     unsafe fn splat(from: *const u32) -> Self;
@@ -148,7 +151,7 @@ impl Lanes for PlainReal {
     #[inline(always)]
     unsafe fn load(from: *const u32) -> Self {
         // SAFETY: four words are readable.
-        PlainReal(unsafe { from.cast::<[f32; 4]>().read() })
+        PlainReal(unsafe { from.cast::<[f32; 4]>().read_unaligned() })
     }
     #[inline(always)]
     unsafe fn splat(from: *const u32) -> Self {
@@ -178,7 +181,7 @@ impl Lanes for PlainPair {
     #[inline(always)]
     unsafe fn load(from: *const u32) -> Self {
         // SAFETY: four words are readable.
-        PlainPair(unsafe { from.cast::<[u32; 4]>().read() })
+        PlainPair(unsafe { from.cast::<[u32; 4]>().read_unaligned() })
     }
     #[inline(always)]
     unsafe fn splat(from: *const u32) -> Self {
@@ -218,10 +221,12 @@ const PLAIN_ROW: Tile = Tile {
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 const ARCH: &[(Isa, Words, Tile)] = &[];
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+const ARCH_SLIDES: &[(Isa, Words, Slide)] = &[];
 #[cfg(target_arch = "aarch64")]
-use arm::TILES as ARCH;
+use arm::{SLIDES as ARCH_SLIDES, TILES as ARCH};
 #[cfg(target_arch = "x86_64")]
-use x86::TILES as ARCH;
+use x86::{SLIDES as ARCH_SLIDES, TILES as ARCH};
 
 /// By instruction set, words and rows.
 const PLAIN: &[(Isa, Words, Tile)] = &[

@@ -186,7 +186,7 @@ impl PackedConvTranspose {
         if let Some(panels) = &self.blank {
             let field = Field::new([1, 1], [1, 1], [1, 1], size, 1);
             let (batch, in_size, stride, pad) = (shape.batch, shape.in_size, [1, 1], [0, 0]);
-            let geometry = Geometry { batch, in_size, out_size: size, stride, pad, field };
+            let geometry = Geometry { batch, in_size, out_size: size, stride, pad, field, direct: None };
             run_real(cpu, self.isa, panels, &geometry, input, out, epilogue, &Raster::whole(size));
         }
         for phase in &self.phases {
@@ -211,6 +211,7 @@ impl PackedConvTranspose {
                 stride: [1, 1],
                 pad,
                 field,
+                direct: None,
             };
             let raster = Raster { first, step: shape.stride, size };
             run_real(cpu, self.isa, &phase.panels, &geometry, input, out, epilogue, &raster);

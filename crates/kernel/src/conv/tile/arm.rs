@@ -1,6 +1,7 @@
 //! The inner loops for NEON, which every AArch64 processor has.
 
-use super::{Lanes, Tile, Words, plain};
+use super::slide::plain as sweep;
+use super::{BLOCK, Lanes, Slide, Tile, Words, plain};
 use crate::Isa;
 use std::arch::aarch64::*;
 
@@ -113,5 +114,26 @@ pub(super) const TILES: &[(Isa, Words, Tile)] = &[
                 plain::<Pair, 1, 6>,
             ],
         },
+    ),
+];
+
+/// By instruction set and words.
+pub(super) const SLIDES: &[(Isa, Words, Slide)] = &[
+    (
+        Isa::Neon,
+        Words::Real,
+        Slide {
+            lanes: 4,
+            rows: [sweep::<Real, 3, 3, 1, 1>, sweep::<Real, 5, 5, 1, 1>],
+            blocks: Some([
+                [sweep::<Real, 3, 3, BLOCK, 1>, sweep::<Real, 5, 5, BLOCK, 1>],
+                [sweep::<Real, 3, 3, BLOCK, 2>, sweep::<Real, 5, 5, BLOCK, 2>],
+            ]),
+        },
+    ),
+    (
+        Isa::Neon,
+        Words::Pair,
+        Slide { lanes: 4, rows: [sweep::<Pair, 3, 2, 1, 1>, sweep::<Pair, 5, 3, 1, 1>], blocks: None },
     ),
 ];

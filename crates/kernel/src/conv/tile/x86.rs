@@ -1,6 +1,7 @@
 //! The inner loops for SSE4.1, AVX2, AVX-512 and AVX-512 VNNI.
 
-use super::{Lanes, Step, Tile, Words, step};
+use super::slide::sweep;
+use super::{BLOCK, Lanes, Slide, Step, Sweep, Tile, Words, step};
 use crate::Isa;
 use std::arch::x86_64::*;
 
@@ -192,6 +193,32 @@ unsafe fn avx512<V: Lanes, const R: usize, const N: usize>(s: &Step) {
 unsafe fn vnni<V: Lanes, const R: usize, const N: usize>(s: &Step) {
     // SAFETY: the features are enabled here; the pointers are the caller's promise.
     unsafe { step::<V, R, N>(s) }
+}
+
+#[target_feature(enable = "sse4.1")]
+unsafe fn sse41_sweep<V: Lanes, const KH: usize, const KW: usize, const R: usize, const S: usize>(s: &Sweep) {
+    // SAFETY: the features are enabled here; the pointers are the caller's promise.
+    unsafe { sweep::<V, KH, KW, R, S>(s) }
+}
+
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2_sweep<V: Lanes, const KH: usize, const KW: usize, const R: usize, const S: usize>(s: &Sweep) {
+    // SAFETY: the features are enabled here; the pointers are the caller's promise.
+    unsafe { sweep::<V, KH, KW, R, S>(s) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn avx512_sweep<V: Lanes, const KH: usize, const KW: usize, const R: usize, const S: usize>(
+    s: &Sweep,
+) {
+    // SAFETY: the features are enabled here; the pointers are the caller's promise.
+    unsafe { sweep::<V, KH, KW, R, S>(s) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn vnni_sweep<V: Lanes, const KH: usize, const KW: usize, const R: usize, const S: usize>(s: &Sweep) {
+    // SAFETY: the features are enabled here; the pointers are the caller's promise.
+    unsafe { sweep::<V, KH, KW, R, S>(s) }
 }
 
 type Quad512 = Int512<true>;
@@ -404,6 +431,70 @@ pub(super) const TILES: &[(Isa, Words, Tile)] = &[
                 vnni::<Quad512, 4, 5>,
                 vnni::<Quad512, 4, 6>,
             ],
+        },
+    ),
+];
+
+/// By instruction set and words.
+pub(super) const SLIDES: &[(Isa, Words, Slide)] = &[
+    (
+        Isa::Sse41,
+        Words::Pair,
+        Slide {
+            lanes: 4,
+            rows: [sse41_sweep::<Pair128, 3, 2, 1, 1>, sse41_sweep::<Pair128, 5, 3, 1, 1>],
+            blocks: None,
+        },
+    ),
+    (
+        Isa::Avx2,
+        Words::Real,
+        Slide {
+            lanes: 8,
+            rows: [avx2_sweep::<Real256, 3, 3, 1, 1>, avx2_sweep::<Real256, 5, 5, 1, 1>],
+            blocks: Some([
+                [avx2_sweep::<Real256, 3, 3, BLOCK, 1>, avx2_sweep::<Real256, 5, 5, BLOCK, 1>],
+                [avx2_sweep::<Real256, 3, 3, BLOCK, 2>, avx2_sweep::<Real256, 5, 5, BLOCK, 2>],
+            ]),
+        },
+    ),
+    (
+        Isa::Avx2,
+        Words::Pair,
+        Slide {
+            lanes: 8,
+            rows: [avx2_sweep::<Pair256, 3, 2, 1, 1>, avx2_sweep::<Pair256, 5, 3, 1, 1>],
+            blocks: None,
+        },
+    ),
+    (
+        Isa::Avx512,
+        Words::Real,
+        Slide {
+            lanes: 16,
+            rows: [avx512_sweep::<Real512, 3, 3, 1, 1>, avx512_sweep::<Real512, 5, 5, 1, 1>],
+            blocks: Some([
+                [avx512_sweep::<Real512, 3, 3, BLOCK, 1>, avx512_sweep::<Real512, 5, 5, BLOCK, 1>],
+                [avx512_sweep::<Real512, 3, 3, BLOCK, 2>, avx512_sweep::<Real512, 5, 5, BLOCK, 2>],
+            ]),
+        },
+    ),
+    (
+        Isa::Avx512,
+        Words::Pair,
+        Slide {
+            lanes: 16,
+            rows: [avx512_sweep::<Pair512, 3, 2, 1, 1>, avx512_sweep::<Pair512, 5, 3, 1, 1>],
+            blocks: None,
+        },
+    ),
+    (
+        Isa::Avx512Vnni,
+        Words::Quad,
+        Slide {
+            lanes: 16,
+            rows: [vnni_sweep::<Quad512, 3, 1, 1, 1>, vnni_sweep::<Quad512, 5, 2, 1, 1>],
+            blocks: None,
         },
     ),
 ];
