@@ -144,8 +144,8 @@ fn number<T: Number>(x: &Tensor) -> Result<Tensor> {
         _ => T::from_f64(v as f64),
     };
     match x.dtype() {
-        F64 => convert(shape, &x.values::<f64>()?, |v| wide(v)),
-        String => convert(shape, &parse::<f64>(x)?, |v| wide(v)),
+        F64 => convert(shape, &x.values::<f64>()?, wide),
+        String => convert(shape, &parse::<f64>(x)?, wide),
         from if from.is_float() => convert(shape, &x.to_f32()?, |v: f32| wide(f64::from(v))),
         I64 | U64 if matches!(T::DTYPE, I64 | U64) => {
             Tensor::from_bytes(T::DTYPE, shape, bytes::Bytes::copy_from_slice(x.bytes())).map(Tensor::aligned)

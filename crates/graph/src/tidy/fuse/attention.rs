@@ -88,7 +88,7 @@ fn make(graph: &Graph, m: &Match) -> Option<(Arc<dyn Op>, Vec<ValueId>)> {
         return None;
     }
     let is_rows = |name: &str| graph.value(m.get(name)?).fact.rank().filter(|&r| r == 3);
-    (is_rows("q")?, is_rows("k")?, is_rows("v")?);
+    is_rows("q").and(is_rows("k")).and(is_rows("v"))?;
     let joined = graph.value(graph.node(m.node("join")?)?.output(0)?).fact.shape()?.to_vec();
     let value_width = heads("v.reshape")?.1;
     if joined.len() != 3 || joined[2].size() != Some(count * value_width) {

@@ -9,12 +9,15 @@ use crate::ops;
 use crate::tidy::pattern::{Match, Pattern, any, constant, either, number, op, replace};
 use crate::{Attrs, Graph, Node, NodeId, Op, Result, ValueId};
 
+/// An operator and its inputs.
+type Made = (Arc<dyn Op>, Vec<ValueId>);
+
 /// A pattern and the operator that it becomes.
 struct Rule {
     name: &'static str,
     pattern: fn() -> Pattern,
-    /// The operator and its inputs; `None` when the match does not qualify after all.
-    make: fn(&Graph, &Match) -> Option<(Arc<dyn Op>, Vec<ValueId>)>,
+    /// What it becomes; `None` when the match does not qualify after all.
+    make: fn(&Graph, &Match) -> Option<Made>,
 }
 
 /// In this order: longer patterns before those they contain.
@@ -39,7 +42,7 @@ fn read(kind: &str, version: i64, attrs: Attrs, inputs: usize) -> Option<Arc<dyn
     ops::read("", kind, &Reader { attrs: &attrs, version, inputs, outputs: 1 }).ok()
 }
 
-fn one(kind: &str, version: i64, attrs: Attrs, x: ValueId) -> Option<(Arc<dyn Op>, Vec<ValueId>)> {
+fn one(kind: &str, version: i64, attrs: Attrs, x: ValueId) -> Option<Made> {
     Some((read(kind, version, attrs, 1)?, vec![x]))
 }
 
@@ -98,7 +101,7 @@ fn layer_norm() -> Pattern {
     op("Add", [scaled, constant("beta")])
 }
 
-fn make_layer_norm(graph: &Graph, m: &Match) -> Option<(Arc<dyn Op>, Vec<ValueId>)> {
+fn make_layer_norm(graph: &Graph, m: &Match) -> Option<Made> {
     let rank = graph.value(m.get("x")?).fact.rank()?;
     let last = |name: &str| {
         let node = graph.node(m.node(name)?)?;
