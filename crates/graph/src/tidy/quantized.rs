@@ -482,12 +482,12 @@ fn is_along(shape: &[usize], after: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::op::ramp;
+    use crate::op::{Reader, ramp};
     use crate::ops::binary::Binary;
     use crate::ops::matmul::MatMul;
     use crate::ops::quantized::quantize::QuantizeLinear;
     use crate::run::Session;
-    use crate::{Dim, Fact};
+    use crate::{Attrs, Dim, Fact};
 
     /// Quantise, decode, multiply by decoded weights, add a bias, quantise; the last two nodes' values.
     fn net(bias: &[usize]) -> (Graph, [ValueId; 2]) {
@@ -541,5 +541,30 @@ mod tests {
         let (mut g, [_, a]) = net(&[4]);
         g.outputs.push(a);
         assert_eq!(tidied(g), ["QuantizeLinear", "QMatMul", "QuantizeLinear"]);
+    }
+
+    #[test]
+    fn a_dynamic_product_takes_scales_bias_and_activation_with_it() {
+        let mut g = Graph::new("g");
+        let x = g.add_input("x", Fact::tensor(DType::F32, vec![Dim::Is(4), Dim::Is(3)])).unwrap();
+        let codes: Vec<i8> = (0..12).map(|i| (i * 37 + 11) as i8).collect();
+        let w = g.add_constant("w", Tensor::new(&[3, 4], &codes).unwrap());
+        let w_scale = g.add_constant("w_scale", Tensor::vector(&[0.01f32, 0.02, 0.005, 0.03]));
+        let bias = g.add_constant("bias", ramp(&[4]));
+        let mut add = |kind: &str, attrs: Attrs, inputs: &[ValueId], outputs: usize| {
+            let reader = Reader { attrs: &attrs, version: 23, inputs: inputs.len(), outputs };
+            let op = crate::ops::read("", kind, &reader).unwrap();
+            let node = Node::new(op, inputs.iter().copied().map(Some).collect());
+            g.add_with_outputs(kind, node, outputs, None).unwrap().1
+        };
+        let q = add("DynamicQuantizeLinear", Attrs::new(), &[x], 3);
+        let m = add("MatMulInteger", Attrs::new(), &[q[0], w, q[2]], 1);
+        let c = add("Cast", Attrs::new().int("to", 1), &m, 1);
+        let s = add("Mul", Attrs::new(), &[q[1], w_scale], 1);
+        let p = add("Mul", Attrs::new(), &[c[0], s[0]], 1);
+        let b = add("Add", Attrs::new(), &[p[0], bias], 1);
+        let y = add("Gelu", Attrs::new(), &b, 1);
+        g.outputs.push(y[0]);
+        assert_eq!(tidied(g), ["DynamicQuantizeLinear", "QMatMul"]);
     }
 }

@@ -7,11 +7,11 @@ use std::any::Any;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use kernel::Cpu;
 use kernel::conv::Bytes;
-use kernel::matmul::{Act, Bias as Added, View};
+use kernel::matmul::{self, Bias as Added, View};
 use kernel::q8::quantize::quantize_dynamic;
-use kernel::q8::{Bytes as Matrix, Grid, Out, PackedB, Per, Right, matmul};
+use kernel::q8::{self, Bytes as Matrix, Grid, Out, PackedB, Per, Right};
+use kernel::{Act, Cpu};
 
 use super::codes::{Code, Rounder, bytes, in_range};
 use super::slots::{Bounds, Slot, Slots, place};
@@ -19,17 +19,21 @@ use crate::infer::broadcast_sizes;
 use crate::op::{Facts, Inputs, OpDef, PackCx, Packed, Reader, RunCx, Sample, ramp};
 use crate::ops::broadcast::Walk;
 use crate::ops::cast::cast;
+use crate::ops::fuse;
 use crate::{Attrs, DType, Dim, Error, Fact, Op, Result, Tensor, infer};
 
 /// One of the products of quantised matrices:
-/// `y = bounds(alpha * scale_a * scale_b * ((a - zero_a) * (b - zero_b) + bias))`, quantised when it has a scale.
-#[derive(Debug)]
+/// `y = act(bounds(alpha * scale_a * scale_b * ((a - zero_a) * (b - zero_b) + bias)))`, quantised when it has a
+/// scale.
+#[derive(Clone, Debug)]
 pub struct QMatMul {
     form: Form,
     attrs: Attrs,
     alpha: f32,
     turned: [bool; 2],
     bounds: Bounds,
+    /// Applied to a real result.
+    act: Act,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +116,7 @@ fn read(r: &Reader, form: Form) -> Result<Arc<dyn Op>> {
         alpha: r.attrs.float_or("alpha", 1.0)?,
         turned,
         bounds: Bounds { lo, hi },
+        act: if form == Form::Own { fuse::read(r.attrs)? } else { Act::Identity },
         attrs: r.attrs.clone(),
     }))
 }
@@ -171,8 +176,11 @@ fn samples(form: Form) -> Vec<Sample> {
         let attrs = Attrs::new().int("transA", 1).int("transB", 1).float("alpha", 0.5);
         let find = one(a, b, false);
         found.extend(make(attrs.clone(), &|slot| find(slot).filter(|_| !matches!(slot, Bias))));
-        let bounded = if form == Form::Own { attrs.float("lo", 0.0) } else { attrs };
-        found.extend(make(bounded, &|slot| find(slot).filter(|_| !matches!(slot, Bias | YScale | YZero))));
+        let after = match form {
+            Form::Own => fuse::write(attrs.float("lo", -0.5), Act::Gelu),
+            _ => attrs,
+        };
+        found.extend(make(after, &|slot| find(slot).filter(|_| !matches!(slot, Bias | YScale | YZero))));
     }
     found
 }
@@ -318,10 +326,10 @@ impl Products<'_> {
         let grid = Grid { a_zero: self.a_zero.of(left), b_zero: self.b_zero.of(right), a_scale, b_scale };
         let a = kernel::q8::Left::Bytes(a);
         match self.b {
-            Rights::Packed(packed) => matmul(self.cpu, a, &packed[right], &grid, out, n),
+            Rights::Packed(packed) => q8::matmul(self.cpu, a, &packed[right], &grid, out, n),
             Rights::Plain(data, turned) => {
                 let b = Right::Bytes(matrix(data, right * k * n, [k, n], turned));
-                matmul(self.cpu, a, b, &grid, out, n);
+                q8::matmul(self.cpu, a, b, &grid, out, n);
             }
         }
     }
@@ -350,7 +358,18 @@ impl QMatMul {
             attrs = attrs.int(name, on.into());
         }
         let attrs = attrs.float("alpha", alpha).float("lo", bounds.lo).float("hi", bounds.hi);
-        QMatMul { form: Form::Own, attrs, alpha, turned, bounds }
+        QMatMul { form: Form::Own, attrs, alpha, turned, bounds, act: Act::Identity }
+    }
+
+    /// The same, followed by an activation; `None` when the form has no place for one.
+    pub fn then(&self, act: Act) -> Option<QMatMul> {
+        let free = self.form == Form::Own && self.act == Act::Identity;
+        free.then(|| QMatMul { attrs: fuse::write(self.attrs.clone(), act), act, ..self.clone() })
+    }
+
+    /// Where the input with the scale of a quantised result stands.
+    pub(crate) fn y_scale(&self) -> usize {
+        self.place(YScale)
     }
 
     fn place(&self, slot: Slot) -> usize {
@@ -495,12 +514,16 @@ impl Op for QMatMul {
         };
         let finish = Finish { op: self, products: &products, a_scale, b_scale, bias: added };
         let Some(y_scale) = y_scale else {
-            let y = match finish.real()? {
+            let mut y = match finish.real()? {
                 Some(y) => y,
                 None => finish.slow_real(&sums()?)?,
             };
+            kernel::act::apply(cx.cpu, self.act, y.as_mut_slice()?);
             return Ok(vec![cast(y, dtype, true)?]);
         };
+        if self.act != Act::Identity {
+            return Err(Error::unsupported("an activation by name before quantising; use lo and hi"));
+        }
         let y_scale = plan.rows(y_scale.to_f32()?.into_owned(), &plan.shape);
         let y_zero = plan.rows(zeros(y_zero, dtype)?, &plan.shape);
         let y_scale = Line::new(y_scale, plan.m, plan.pairs.len())?;
@@ -550,7 +573,7 @@ impl Finish<'_> {
         if self.op.alpha != 1.0 {
             return Ok(None);
         }
-        let act = Act::Clip { lo: self.op.bounds.lo, hi: self.op.bounds.hi };
+        let act = matmul::Act::Clip { lo: self.op.bounds.lo, hi: self.op.bounds.hi };
         let build = Tensor::build(shape, |out: &mut [f32]| {
             for (&pair, out) in pairs.iter().zip(out.chunks_mut((m * n).max(1))) {
                 let out = Out::F32 { out, bias, act };

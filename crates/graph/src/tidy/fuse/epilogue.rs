@@ -8,6 +8,7 @@ use crate::ops::conv::Conv;
 use crate::ops::fuse::is_fusable;
 use crate::ops::gemm::Gemm;
 use crate::ops::matmul::MatMul;
+use crate::ops::quantized::matmul::QMatMul;
 use crate::{DType, Graph, Node, NodeId, Op, Result, Tensor, ValueId};
 
 /// The activation that a node applies to its first input.
@@ -50,16 +51,22 @@ enum Host {
     Conv(Conv),
     Linear(MatMul),
     Gemm(Gemm),
+    /// With a real result; takes an activation only.
+    Quantized(QMatMul),
 }
 
 impl Host {
     fn of(graph: &Graph, node: &Node) -> Option<Host> {
+        let any = node.op.as_any();
+        if let Some(product) = any.downcast_ref::<QMatMul>() {
+            let real = node.input(product.y_scale()).is_none();
+            return (real && product.then(Act::Identity).is_some()).then(|| Host::Quantized(product.clone()));
+        }
         let is_f32 = |i: usize| node.input(i).and_then(|v| graph.value(v).fact.dtype()) == Some(DType::F32);
         let fixed = node.input(1).is_some_and(|w| graph.constant(w).is_some());
         if !is_f32(0) || !is_f32(1) {
             return None;
         }
-        let any = node.op.as_any();
         if let Some(conv) = any.downcast_ref::<Conv>() {
             return (fixed && conv.act == Act::Identity).then(|| Host::Conv(conv.clone()));
         }
@@ -71,12 +78,13 @@ impl Host {
         (gemm.act == Act::Identity).then(|| Host::Gemm(gemm.clone()))
     }
 
-    fn then(&self, act: Act) -> Arc<dyn Op> {
-        match self {
+    fn then(&self, act: Act) -> Option<Arc<dyn Op>> {
+        Some(match self {
             Host::Conv(conv) => Arc::new(conv.then(act)),
             Host::Linear(product) => Arc::new(product.linear(act)),
             Host::Gemm(gemm) => Arc::new(gemm.then(act)),
-        }
+            Host::Quantized(product) => Arc::new(product.then(act)?),
+        })
     }
 
     /// The length of a bias, and the axis (counted from the end) that it lies along.
@@ -85,7 +93,7 @@ impl Host {
         match self {
             Host::Conv(_) => Some((weight[0], weight.len().checked_sub(2)?)),
             Host::Linear(product) => Some((weight[usize::from(!product.transposed[1])], 0)),
-            Host::Gemm(_) => None,
+            Host::Gemm(_) | Host::Quantized(_) => None,
         }
     }
 }
@@ -115,10 +123,10 @@ fn step(graph: &mut Graph, id: NodeId, readers: &[Vec<NodeId>]) -> Result<bool> 
     let Some(next) = graph.node(next_id) else { return Ok(false) };
     let Some(result) = next.output(0) else { return Ok(false) };
     if let Some(act) = act_of(graph, next).filter(|_| next.input(0) == Some(output)) {
-        let op = host.then(act);
+        let Some(op) = host.then(act) else { return Ok(false) };
         return take(graph, id, next_id, result, op, None);
     }
-    if next.kind() != "Add" || !next.op.domain().is_empty() {
+    if matches!(host, Host::Quantized(_)) || next.kind() != "Add" || !next.op.domain().is_empty() {
         return Ok(false);
     }
     let other = match (next.input(0), next.input(1)) {
@@ -126,7 +134,7 @@ fn step(graph: &mut Graph, id: NodeId, readers: &[Vec<NodeId>]) -> Result<bool> 
         (Some(a), Some(b)) if b == output && a != output => a,
         _ => return Ok(false),
     };
-    let op = host.then(Act::Identity);
+    let Some(op) = host.then(Act::Identity) else { return Ok(false) };
     let no_residual = node.input(3).is_none();
     if let Some(bias) = no_residual.then(|| bias(graph, node, &host, other)).flatten() {
         let name = format!("{}.bias", graph.value(output).name);
