@@ -343,7 +343,7 @@ impl depth::Body for ByteBody<'_> {
 
 /// Words as smaller integers.
 fn parts_mut<T: Part>(words: &mut [u32]) -> &mut [T] {
-    let len = words.len() * size_of::<u32>() / size_of::<T>();
+    let len = size_of_val(words) / size_of::<T>();
     // SAFETY: the same memory; a `Part` is aligned in any word, and any bits are one.
     unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), len) }
 }
