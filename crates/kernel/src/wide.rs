@@ -81,19 +81,8 @@ pub(crate) fn zip_rows<A: Copy, B: Copy, C>(
     if pitch == width {
         return zip(to, a, b, f);
     }
-    for at in (0..to.len()).step_by(width) {
-        let (to, a, b) = (&mut to[at..], &a[at / width * pitch..], &b[at..]);
-        for x in (0..width).step_by(16) {
-            let (to, a, b) = (&mut to[x..], &a[x..], &b[x..]);
-            // What is written past the end of a row is overwritten with the next row.
-            match (to.first_chunk_mut::<16>(), a.first_chunk::<16>(), b.first_chunk::<16>()) {
-                (Some(to), Some(a), Some(b)) => *to = std::array::from_fn(|i| f(a[i], b[i])),
-                _ => {
-                    let left = (width - x).min(16);
-                    zip(&mut to[..left], &a[..left], &b[..left], &f);
-                }
-            }
-        }
+    for (row, to) in to.chunks_exact_mut(width).enumerate() {
+        zip(to, &a[row * pitch..], &b[row * width..], &f);
     }
 }
 

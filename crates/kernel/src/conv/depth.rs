@@ -9,7 +9,7 @@
 use super::ConvShape;
 use super::driver::{Panels, View, inside, with_scratch};
 use super::tile::{BLOCK, Run, Slide, Sweep, Words};
-use crate::wide::Loops;
+use crate::wide::{Loops, gather};
 use crate::{Isa, Pool};
 use std::ops::Range;
 
@@ -32,8 +32,6 @@ pub(super) struct Plan {
     line: usize,
     /// Where the lines of each padded row begin, in pixels.
     lines: Vec<usize>,
-    /// The padded rows in the order of their lines.
-    order: Vec<usize>,
     /// From the line of one residue to that of the next, in pixels.
     residue_step: usize,
     /// For each residue, which pixels of a line lie inside of the input, and the column of the first.
@@ -105,8 +103,6 @@ impl Plan {
         let lines: Vec<usize> = (0..padded)
             .map(|y| if blocked { y * residues * line } else { (y % sy * per_residue + y / sy) * line })
             .collect();
-        let mut order: Vec<usize> = (0..padded).collect();
-        order.sort_by_key(|&y| lines[y]);
         let residue_step = if blocked { line } else { per_residue * sy * line };
         let row_offsets: Vec<usize> =
             lines[..if blocked { block_rows } else { size }].iter().map(|l| l * bytes).collect();
@@ -142,7 +138,6 @@ impl Plan {
             rows,
             line,
             lines,
-            order,
             residue_step,
             inside,
             row_offsets,
@@ -239,50 +234,16 @@ impl<A: std::marker::Copy, P: std::marker::Copy, F: Fn(A) -> P> Loops for Copy<'
         let [height, width] = plan.in_size;
         let input = &input[nth * height * width..];
         for (residue, (cols, x)) in plan.inside.iter().enumerate() {
-            for &row in &plan.order {
-                let to = &mut plane[plan.lines[row] + residue * plan.residue_step..];
+            for (row, line) in plan.lines.iter().enumerate() {
+                let to = &mut plane[line + residue * plan.residue_step..];
                 let at = (y * plan.stride[0] + row) as isize - plan.pad[0];
                 if at < 0 || at >= height as isize {
                     to[..plan.line].fill(padding);
                 } else if !cols.is_empty() {
-                    let (to, from) = (&mut to[cols.start..], &input[at as usize * width + x..]);
-                    match plan.inside.len() {
-                        1 => line::<1, A, P>(to, from, cols.len(), padding, &pixel),
-                        _ => line::<2, A, P>(to, from, cols.len(), padding, &pixel),
-                    }
+                    let from = &input[at as usize * width + x..];
+                    gather(&mut to[cols.clone()], [from], plan.inside.len(), |[x]| pixel(x));
                 }
             }
         }
-    }
-}
-
-/// Copies `count` pixels, `STEP` apart, and may overwrite fewer than 16 more with padding.
-#[inline(always)]
-fn line<const STEP: usize, A: std::marker::Copy, P: std::marker::Copy>(
-    to: &mut [P],
-    from: &[A],
-    count: usize,
-    padding: P,
-    pixel: &impl Fn(A) -> P,
-) {
-    let mut done = 0;
-    while done < count {
-        let left = count - done;
-        let (to, from) = (&mut to[done..], &from[done * STEP..]);
-        match (to.first_chunk_mut::<16>(), from.get(..16 * STEP)) {
-            (Some(to), Some(from)) if left >= 16 => {
-                *to = std::array::from_fn(|i| pixel(from[i * STEP]));
-            }
-            (Some(to), Some(from)) => {
-                let left = left as u32;
-                *to =
-                    std::array::from_fn(|i| if (i as u32) < left { pixel(from[i * STEP]) } else { padding });
-            }
-            _ => {
-                to[..left].iter_mut().zip(from.iter().step_by(STEP)).for_each(|(to, &x)| *to = pixel(x));
-                return;
-            }
-        }
-        done += 16;
     }
 }

@@ -274,6 +274,46 @@ fn check_bytes(shape: &ConvShape, kind: usize, seed: u64) {
     }
 }
 
+/// Depthwise convolutions, also of planes smaller than the kernel and larger than a tile.
+fn depthwise() -> impl Strategy<Value = ConvShape> {
+    let pair = |range: std::ops::RangeInclusive<usize>| [range.clone(), range];
+    let size = prop_oneof![4 => 0usize..=17, 1 => 40usize..=150];
+    let kernel = prop_oneof![Just(3usize), Just(5)];
+    let grid = (pair(1..=2), pair(0..=6), pair(0..=6), prop_oneof![6 => Just(1), 1 => Just(4)]);
+    (1usize..=2, 1usize..=5, 1usize..=2, [size.clone(), size], kernel, grid).prop_filter_map(
+        "fits",
+        |(batch, groups, outputs, in_size, kernel, (stride, pad_begin, pad_end, more))| {
+            let shape = ConvShape {
+                batch,
+                in_channels: groups,
+                in_size,
+                out_channels: groups * outputs,
+                kernel: [kernel; 2],
+                stride: [stride[0], stride[1] * more],
+                pad_begin,
+                pad_end,
+                dilation: [1; 2],
+                groups,
+            };
+            shape.out_size().map(|_| shape)
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn depthwise_convolutions_agree_with_the_plain_loops(shape in depthwise(), epilogue in 0usize..16) {
+        check_real(&shape, epilogue);
+    }
+
+    #[test]
+    fn depthwise_byte_convolutions_give_the_same_integers(shape in depthwise(), kind in 0usize..12, seed in 0u64..1000) {
+        check_bytes(&shape, kind, seed);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
