@@ -193,7 +193,7 @@ def sentences():
         tokenizer.no_padding()
         rows = list(csv.reader(io.StringIO(gzip.open(data, "rt", encoding="utf-8").read())))
         model, vectors = session(path), {}
-        texts = sorted({t for row in rows for t in row[:2]}, key=len)
+        texts = sorted({t for row in rows for t in row[:2]}, key=lambda t: (len(t), t))
         for i in range(0, len(texts), 32):
             codes = tokenizer.encode_batch(texts[i:i + 32])
             width = max(len(c.ids) for c in codes)
