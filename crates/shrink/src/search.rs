@@ -22,10 +22,11 @@ pub struct Goal {
     pub lose: Option<f64>,
 }
 
-/// Which held-out examples to judge on. No part shares an example with another, or with calibration.
+/// Which held-out examples to judge on. None is an example of calibration, and those of [`Part::Verify`] are in no
+/// other part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Part {
-    /// A few, to rank weights by the harm they do.
+    /// A few of [`Part::Search`], to rank weights by the harm they do.
     Probe,
     /// Those that decisions are taken on.
     Search,

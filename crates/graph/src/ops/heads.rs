@@ -6,7 +6,7 @@ use kernel::attention::{Attention, Mask, Strides, attention};
 use kernel::f32::{Post, matmul_batch};
 use kernel::matmul::{Batch, View};
 
-use crate::ops::broadcast::Walk;
+use crate::ops::broadcast::{Walk, combine};
 use crate::{DType, Error, Result, Tensor};
 
 /// The layout of queries, keys or values.
@@ -304,4 +304,24 @@ fn seen(
         Ok(())
     })?;
     Ok((y, kept))
+}
+
+/// The bias of attention's scores with padding masked out: `filter` (-10000 when not given) is added where a mark is
+/// not positive. The marks have this shape, which broadcasts to `[batch, heads, queries, keys]`.
+///
+/// # Errors
+/// When the marks do not fill the shape, or the shapes cannot meet.
+pub(crate) fn masked(
+    bias: Option<Tensor>,
+    marks: &[i64],
+    shape: &[usize],
+    filter: Option<f32>,
+) -> Result<Tensor> {
+    let filter = filter.unwrap_or(-10000.0);
+    let numbers: Vec<f32> = marks.iter().map(|&m| if m > 0 { 0.0 } else { filter }).collect();
+    let numbers = Tensor::new(shape, &numbers)?;
+    match bias {
+        Some(bias) => combine::<f32>(bias, &numbers, |a, b| a + b),
+        None => Ok(numbers),
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::op::{Facts, Inputs, OpDef, Reader, RunCx, Sample, ramp};
 use crate::ops::broadcast::combine;
 use crate::ops::halves::in_f32;
-use crate::ops::heads::{Heads, Scores, attend};
+use crate::ops::heads::{Heads, Scores, attend, masked};
 use crate::ops::rotary::Turn;
 use crate::{Attr, Attrs, DType, Dim, Error, Fact, Op, Result, Tensor};
 
@@ -183,13 +183,7 @@ impl MultiHead {
             match shape {
                 None => counts = Some(marks),
                 Some(shape) => {
-                    let filter = self.filter.unwrap_or(-10000.0);
-                    let numbers: Vec<f32> = marks.iter().map(|&m| if m > 0 { 0.0 } else { filter }).collect();
-                    let numbers = Tensor::new(&shape, &numbers)?;
-                    bias = Some(match bias {
-                        Some(bias) => combine::<f32>(bias, &numbers, |a, b| a + b)?,
-                        None => numbers,
-                    });
+                    bias = Some(masked(bias, &marks, &shape, self.filter)?);
                 }
             }
         }

@@ -136,6 +136,19 @@ impl Op for NonZero {
     }
 }
 
+/// The shape of some slices of `x` along an axis, nobody knows how many; without an axis, of some of its elements.
+fn some_of(x: &Fact, axis: Option<i64>) -> Result<Option<Vec<Dim>>> {
+    Ok(match (axis, x.shape()) {
+        (None, _) => Some(vec![Dim::Unknown]),
+        (Some(axis), Some(dims)) => {
+            let mut shape = dims.to_vec();
+            shape[infer::axis(axis, dims.len())?] = Dim::Unknown;
+            Some(shape)
+        }
+        _ => None,
+    })
+}
+
 impl Op for Compress {
     fn def(&self) -> &'static OpDef {
         &DEFS[1]
@@ -147,15 +160,7 @@ impl Op for Compress {
 
     fn infer(&self, inputs: &Facts) -> Result<Vec<Fact>> {
         let x = inputs.need(0)?;
-        let shape = match (self.axis, x.shape()) {
-            (None, _) => Some(vec![Dim::Unknown]),
-            (Some(axis), Some(dims)) => {
-                let mut shape = dims.to_vec();
-                shape[infer::axis(axis, dims.len())?] = Dim::Unknown;
-                Some(shape)
-            }
-            _ => None,
-        };
+        let shape = some_of(x, self.axis)?;
         Ok(vec![Fact::maybe(x.dtype(), shape)])
     }
 
@@ -287,15 +292,7 @@ impl Op for Unique {
 
     fn infer(&self, inputs: &Facts) -> Result<Vec<Fact>> {
         let x = inputs.need(0)?;
-        let shape = match (self.axis, x.shape()) {
-            (None, _) => Some(vec![Dim::Unknown]),
-            (Some(axis), Some(dims)) => {
-                let mut shape = dims.to_vec();
-                shape[infer::axis(axis, dims.len())?] = Dim::Unknown;
-                Some(shape)
-            }
-            _ => None,
-        };
+        let shape = some_of(x, self.axis)?;
         let list = || Fact::tensor(DType::I64, vec![Dim::Unknown]);
         Ok(vec![Fact::maybe(x.dtype(), shape), list(), list(), list()])
     }

@@ -9,9 +9,8 @@ use kernel::matmul::{Bias, View};
 use kernel::norm::{Extra, Kind, Norm, norm};
 
 use crate::op::{Facts, Inputs, OpDef, RunCx, Sample, WeightKind, WeightUse, ramp};
-use crate::ops::broadcast::combine;
 use crate::ops::halves::in_f32;
-use crate::ops::heads::{Heads, Scores, attend};
+use crate::ops::heads::{Heads, Scores, attend, masked};
 use crate::{Attr, Attrs, DType, Dim, Error, Fact, Op, Result, Tensor};
 
 /// Attention with the projections of queries, keys and values in it.
@@ -150,13 +149,7 @@ impl SelfAttention {
             match shape {
                 None => counts = Some(marks),
                 Some(shape) => {
-                    let filter = self.filter.unwrap_or(-10000.0);
-                    let numbers: Vec<f32> = marks.iter().map(|&m| if m > 0 { 0.0 } else { filter }).collect();
-                    let numbers = Tensor::new(&shape, &numbers)?;
-                    bias = Some(match bias {
-                        Some(bias) => combine::<f32>(bias, &numbers, |a, b| a + b)?,
-                        None => numbers,
-                    });
+                    bias = Some(masked(bias, &marks, &shape, self.filter)?);
                 }
             }
         }
