@@ -40,7 +40,7 @@ impl<'a> Bytes<'a> {
     }
 
     /// The bytes, and what to xor them with to make them unsigned, which adds [`Bytes::offset`].
-    fn raw(self) -> (&'a [u8], u8) {
+    pub(crate) fn raw(self) -> (&'a [u8], u8) {
         match self {
             Bytes::U8(x) => (x, 0),
             // SAFETY: `i8` and `u8` have the same size and alignment, and any byte is a `u8`.
@@ -48,7 +48,7 @@ impl<'a> Bytes<'a> {
         }
     }
 
-    fn offset(&self) -> i32 {
+    pub(crate) fn offset(&self) -> i32 {
         match self {
             Bytes::U8(_) => 0,
             Bytes::S8(_) => 128,

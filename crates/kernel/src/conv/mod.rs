@@ -11,6 +11,7 @@ mod driver;
 mod field;
 mod float;
 mod int8;
+pub mod last;
 mod nd;
 mod tile;
 mod transpose;

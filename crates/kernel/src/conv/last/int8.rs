@@ -1,0 +1,433 @@
+//! Convolution of 8-bit tensors with exact 32-bit sums.
+//!
+//! A number `q` stands for `scale * (q - zero)`. Where the processor has a dot product of bytes (VNNI), four
+//! input channels share a word, and the input's zero point is taken off afterwards: padding holds the zero
+//! point too, so the correction is the same for every pixel of a channel. Elsewhere, and for weights with a
+//! zero point that an `i8` cannot absorb, a word holds two 16-bit differences. In a depthwise convolution a word
+//! holds taps above each other instead of channels. All of them give the same integers.
+
+use super::super::float::per_group;
+use super::super::{ByteOutput, Bytes, ConvShape, Out, Requant, bounded};
+use super::depth::{self, DepthPanels, Weave};
+use super::driver::{Block, Body, Geometry, Panels, Pixels, run};
+use super::float::{Piece, lined, piece, put};
+use super::tile::{Tile, Words};
+use crate::wide::{Loops, wide};
+use crate::{Cpu, Isa};
+use std::ops::Range;
+
+/// The weights of an 8-bit convolution, laid out for one instruction set.
+pub struct PackedByteConv {
+    form: Form,
+    isa: Isa,
+    kernel: [usize; 2],
+    groups: usize,
+    /// Sum of each output channel's weights.
+    totals: Vec<i32>,
+}
+
+enum Form {
+    Dense(Panels),
+    Depth(DepthPanels),
+}
+
+impl Form {
+    fn words(&self) -> Words {
+        match self {
+            Form::Dense(p) => p.kind,
+            Form::Depth(p) => p.kind,
+        }
+    }
+
+    /// Values of each output channel as the tiles' vectors need them.
+    fn lined<T: Copy + Default>(&self, values: &[T]) -> Vec<T> {
+        match self {
+            Form::Dense(p) => lined(values, p.channels, p.padded()),
+            Form::Depth(p) => lined(values, p.channels, p.padded()),
+        }
+    }
+}
+
+impl PackedByteConv {
+    /// Packs `weights`, `[out_channels, in_channels / groups, kernel]`, for the instruction set of `cpu`. Only
+    /// the channels, the groups and the kernel of `shape` matter. `zeros` are the weights' zero points: none
+    /// (all zero), one for all, or one for each output channel.
+    ///
+    /// # Panics
+    /// When the channels are no positive multiple of the groups, a length does not fit, or a zero point is not in the
+    /// range of the weights.
+    pub fn new(cpu: &Cpu, shape: &ConvShape, weights: Bytes, zeros: &[i32]) -> PackedByteConv {
+        let (inputs, channels) = per_group(shape);
+        let taps = shape.kernel[0] * shape.kernel[1];
+        assert_eq!(weights.len(), shape.out_channels * inputs * taps, "length of the weights");
+        assert!(
+            zeros.len() < 2 || zeros.len() == shape.out_channels,
+            "one zero point, or one for each channel"
+        );
+        let range = -weights.offset()..256 - weights.offset();
+        assert!(zeros.iter().all(|z| range.contains(z)), "zero points lie in the range of the weights");
+
+        let (bytes, flip) = weights.raw();
+        let zero = |channel: usize| {
+            zeros.get(channel).or(zeros.first()).map_or(weights.offset(), |z| z + weights.offset())
+        };
+        let is_small = (0..shape.out_channels).all(|channel| zero(channel) == 128);
+        let kind = match is_small && Tile::has_quads(cpu.isa()) {
+            true => Words::Quad,
+            false => Words::Pair,
+        };
+        let weight = |channel: usize, tap: usize, input: usize| -> i32 {
+            i32::from(bytes[(channel * inputs + input) * taps + tap] ^ flip) - zero(channel)
+        };
+        let mask = if kind == Words::Quad { 0xff } else { 0xffff };
+        let bits = |channel: usize, tap: usize, input: usize| weight(channel, tap, input) as u32 & mask;
+        let tile = Tile::select(cpu.isa(), kind);
+        let form = match shape.groups > 1 && inputs == 1 && channels == 1 {
+            true => Form::Depth(DepthPanels::new(tile, kind, shape.groups, shape.kernel, |c, t| bits(c, t, 0))),
+            false => Form::Dense(Panels::new(tile, kind, shape.groups, [channels, inputs, taps], bits)),
+        };
+        let total = |channel: usize| {
+            (0..inputs * taps).fold(0i32, |sum, i| sum.wrapping_add(weight(channel, i % taps, i / taps)))
+        };
+        let totals = (0..shape.out_channels).map(total).collect();
+        PackedByteConv { form, isa: cpu.isa(), kernel: shape.kernel, groups: shape.groups, totals }
+    }
+
+    /// Convolves `input`, `[batch, height, width, channels]`, whose zero point is `zero`, on the threads of `cpu`
+    /// and with the instruction set that the weights were packed for; padding counts as the zero point. `shape` may
+    /// have another batch, input size, stride, padding and dilation than before. Sums wrap around at 32 bits.
+    ///
+    /// # Panics
+    /// When `shape` is impossible or does not fit the weights, a slice does not fit `shape`, or `zero` is not
+    /// in the range of the input.
+    pub fn run(&self, cpu: &Cpu, shape: &ConvShape, input: Bytes, zero: i32, out: ByteOutput) {
+        let Some(out_size) = shape.out_size() else { panic!("an impossible convolution: {shape:?}") };
+        let packed = match &self.form {
+            Form::Dense(p) => (p.inputs, p.channels),
+            Form::Depth(_) => (1, 1),
+        };
+        assert!(
+            per_group(shape) == packed && self.groups == shape.groups && self.kernel == shape.kernel,
+            "the shape fits the packed weights"
+        );
+        assert_eq!(input.len(), shape.in_len(), "length of the input");
+        let zero = zero.wrapping_add(input.offset());
+        assert!((0..256).contains(&zero), "the zero point lies in the range of the input");
+        let (bytes, flip) = input.raw();
+        let words = self.form.words();
+        let correction = |channel: usize| match words {
+            Words::Quad => self.totals[channel].wrapping_mul(-zero),
+            _ => 0,
+        };
+        let body = ByteBody {
+            isa: self.isa,
+            words,
+            input: bytes,
+            flip,
+            zero: zero as u8,
+            channels: shape.out_channels,
+            sink: Sink::new(out, &self.form, shape.out_channels, shape.out_len(), correction),
+        };
+        let geometry = Geometry::new(shape, out_size);
+        match &self.form {
+            Form::Dense(panels) => run(cpu.pool(), panels, geometry, &body),
+            Form::Depth(panels) => depth::run(cpu.pool(), panels, &geometry, &body),
+        }
+    }
+}
+
+/// [`ByteOutput`], shared by the tasks; what belongs to channels is lined up with the tiles' vectors.
+enum Sink<'a> {
+    Sums(Out<'a, i32>, Vec<i32>),
+    Real { out: Out<'a, f32>, add: Vec<i32>, scale: Vec<f32>, bias: Option<Vec<f32>>, bounds: [f32; 2] },
+    /// Bytes of either sign.
+    Bytes { out: Out<'a, u8>, add: Vec<i32>, scale: Vec<f32>, zero: i32, least: f32, most: f32 },
+}
+
+impl<'a> Sink<'a> {
+    fn new(
+        out: ByteOutput<'a>,
+        form: &Form,
+        channels: usize,
+        len: usize,
+        correction: impl Fn(usize) -> i32,
+    ) -> Sink<'a> {
+        let fits = |n: usize| assert_eq!(n, len, "length of the output");
+        let scales = |s: &[f32]| {
+            assert!(s.len() == 1 || s.len() == channels, "one scale, or one a channel");
+            let all: Vec<f32> = (0..channels).map(|c| if s.len() == 1 { s[0] } else { s[c] }).collect();
+            form.lined(&all)
+        };
+        let add = |bias: Option<&[i32]>| {
+            assert!(bias.is_none_or(|b| b.len() == channels), "length of the bias");
+            let bias = |channel: usize| bias.map_or(0, |b| b[channel]);
+            let all: Vec<i32> = (0..channels).map(|c| correction(c).wrapping_add(bias(c))).collect();
+            form.lined(&all)
+        };
+        let bytes = |out: &'a mut [u8], requant: &Requant, range: [i32; 2]| {
+            fits(out.len());
+            let lo = requant.lo.clamp(range[0], range[1]);
+            let hi = requant.hi.clamp(lo, range[1]);
+            Sink::Bytes {
+                out: Out::new(out),
+                add: add(requant.bias),
+                scale: scales(requant.multiplier),
+                zero: requant.zero,
+                least: lo.saturating_sub(requant.zero) as f32,
+                most: hi.saturating_sub(requant.zero) as f32,
+            }
+        };
+        match out {
+            ByteOutput::Sums(out) => {
+                fits(out.len());
+                Sink::Sums(Out::new(out), add(None))
+            }
+            ByteOutput::Real { out, scale, bias, activation } => {
+                fits(out.len());
+                assert!(bias.is_none_or(|b| b.len() == channels), "length of the bias");
+                Sink::Real {
+                    out: Out::new(out),
+                    add: add(None),
+                    scale: scales(scale),
+                    bias: bias.map(|bias| form.lined(bias)),
+                    bounds: activation.bounds().unwrap_or([f32::NEG_INFINITY, f32::INFINITY]),
+                }
+            }
+            ByteOutput::U8(out, requant) => bytes(out, &requant, [0, 255]),
+            ByteOutput::S8(out, requant) => {
+                // SAFETY: `i8` and `u8` have the same size and alignment, and any byte is an `i8`.
+                let out = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast(), out.len()) };
+                bytes(out, &requant, [-128, 127])
+            }
+        }
+    }
+}
+
+struct ByteBody<'a> {
+    isa: Isa,
+    words: Words,
+    input: &'a [u8],
+    /// Makes the input unsigned.
+    flip: u8,
+    /// Zero point of the unsigned input.
+    zero: u8,
+    channels: usize,
+    sink: Sink<'a>,
+}
+
+impl Body for ByteBody<'_> {
+    fn input(&self) -> &[u8] {
+        self.input
+    }
+
+    fn element(&self) -> usize {
+        1
+    }
+
+    fn is_words(&self) -> bool {
+        self.words == Words::Quad && self.flip == 0
+    }
+
+    fn pad(&self) -> u32 {
+        match self.words {
+            Words::Quad => u32::from_ne_bytes([self.zero; 4]),
+            _ => 0,
+        }
+    }
+
+    fn copy(&self, from: &[u8], channels: usize, to: &mut [u8], pixel: usize) {
+        wide(self.isa, Stage { body: self, from, channels, to, pixel });
+    }
+
+    fn finish(&self, block: &Block) {
+        wide(self.isa, Finish { body: self, block });
+    }
+
+    fn after(&self, _: Pixels, _: Range<usize>) {}
+}
+
+struct Stage<'a> {
+    body: &'a ByteBody<'a>,
+    from: &'a [u8],
+    channels: usize,
+    to: &'a mut [u8],
+    pixel: usize,
+}
+
+impl Loops for Stage<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Stage { body, from, channels, to, pixel } = self;
+        let (flip, zero) = (body.flip, i16::from(body.zero));
+        if body.words == Words::Quad {
+            if pixel == channels {
+                return to.iter_mut().zip(from).for_each(|(to, from)| *to = from ^ flip);
+            }
+            if channels == 3 && pixel == 4 {
+                for (to, from) in to.as_chunks_mut::<4>().0.iter_mut().zip(from.as_chunks::<3>().0) {
+                    *to = [from[0] ^ flip, from[1] ^ flip, from[2] ^ flip, 0];
+                }
+                return;
+            }
+            for (to, from) in to.chunks_exact_mut(pixel).zip(from.chunks_exact(channels)) {
+                let (to, rest) = to.split_at_mut(channels);
+                to.iter_mut().zip(from).for_each(|(to, from)| *to = from ^ flip);
+                rest.fill(0);
+            }
+            return;
+        }
+        for (to, from) in to.chunks_exact_mut(pixel).zip(from.chunks_exact(channels)) {
+            let (to, rest) = to.split_at_mut(2 * channels);
+            for (to, from) in to.as_chunks_mut::<2>().0.iter_mut().zip(from) {
+                *to = (i16::from(from ^ flip) - zero).to_le_bytes();
+            }
+            rest.fill(0);
+        }
+    }
+}
+
+impl Weave for ByteBody<'_> {
+    fn weave(&self, rows: [Option<usize>; 4], to: &mut [u32]) {
+        wide(self.isa, Words4 { body: self, rows, to });
+    }
+}
+
+/// Numbers of four rows that follow each other in a word, or of two.
+struct Words4<'a> {
+    body: &'a ByteBody<'a>,
+    rows: [Option<usize>; 4],
+    to: &'a mut [u32],
+}
+
+impl Loops for Words4<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Words4 { body, rows, to } = self;
+        let (flip, zero) = (body.flip, body.zero);
+        const LINE: usize = 256;
+        let blank = [zero ^ flip; LINE];
+        let count = to.len();
+        for (nth, to) in to.chunks_mut(LINE).enumerate() {
+            let start = nth * LINE;
+            let len = LINE.min(count - start);
+            let [a, b, c, d] = rows.map(|row| match row {
+                Some(row) => &body.input[row + start..][..len],
+                None => &blank[..len],
+            });
+            if body.words == Words::Quad {
+                let flip = u32::from_ne_bytes([flip; 4]);
+                for ((((to, a), b), c), d) in to.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+                    *to = u32::from_le_bytes([*a, *b, *c, *d]) ^ flip;
+                }
+            } else {
+                let part = |x: u8| (i32::from(x ^ flip) - i32::from(zero)) as u32;
+                for ((to, a), b) in to.iter_mut().zip(a).zip(b) {
+                    *to = part(*a) & 0xffff | part(*b) << 16;
+                }
+            }
+        }
+    }
+}
+
+struct Finish<'a> {
+    body: &'a ByteBody<'a>,
+    block: &'a Block<'a>,
+}
+
+impl Loops for Finish<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Finish { body, block } = self;
+        let span = block.padded..block.padded + block.width;
+        for (sums, pixel) in block.sums.chunks_exact(block.width).zip(block.pixels.iter()) {
+            let at = pixel * body.channels + block.channel;
+            // SAFETY: a task's pixels and channels are its own.
+            unsafe {
+                match &body.sink {
+                    Sink::Sums(out, add) => {
+                        put(out.slice(at, block.count), &Exact { sums, add: &add[span.clone()] });
+                    }
+                    Sink::Real { out, add, scale, bias, bounds } => {
+                        let exact = Exact { sums, add: &add[span.clone()] };
+                        let bias = bias.as_deref().map(|bias| &bias[span.clone()]);
+                        let real = Real { exact, scale: &scale[span.clone()], bias, bounds: *bounds };
+                        put(out.slice(at, block.count), &real);
+                    }
+                    Sink::Bytes { out, add, scale, zero, least, most } => {
+                        let exact = Exact { sums, add: &add[span.clone()] };
+                        let scale = &scale[span.clone()];
+                        let rounded = Rounded { exact, scale, zero: *zero, least: *least, most: *most };
+                        put(out.slice(at, block.count), &rounded);
+                    }
+                }
+            }
+        }
+    }
+}
+
+struct Exact<'a> {
+    sums: &'a [u32],
+    add: &'a [i32],
+}
+
+impl Piece<i32> for Exact<'_> {
+    #[inline(always)]
+    fn make<const N: usize>(&self, start: usize) -> [i32; N] {
+        let (sums, add) = (piece::<u32, N>(self.sums, start), piece::<i32, N>(self.add, start));
+        let mut out = [0; N];
+        for i in 0..N {
+            out[i] = (sums[i] as i32).wrapping_add(add[i]);
+        }
+        out
+    }
+}
+
+struct Real<'a> {
+    exact: Exact<'a>,
+    scale: &'a [f32],
+    bias: Option<&'a [f32]>,
+    bounds: [f32; 2],
+}
+
+impl Piece<f32> for Real<'_> {
+    #[inline(always)]
+    fn make<const N: usize>(&self, start: usize) -> [f32; N] {
+        let (exact, scale) = (self.exact.make::<N>(start), piece::<f32, N>(self.scale, start));
+        let bias = self.bias.map_or([0.0; N], |bias| piece::<f32, N>(bias, start));
+        let mut out = [0.0; N];
+        for i in 0..N {
+            out[i] = bounded(exact[i] as f32 * scale[i] + bias[i], self.bounds);
+        }
+        out
+    }
+}
+
+struct Rounded<'a> {
+    exact: Exact<'a>,
+    scale: &'a [f32],
+    zero: i32,
+    least: f32,
+    most: f32,
+}
+
+impl Piece<u8> for Rounded<'_> {
+    #[inline(always)]
+    fn make<const N: usize>(&self, start: usize) -> [u8; N] {
+        let (exact, scale) = (self.exact.make::<N>(start), piece::<f32, N>(self.scale, start));
+        let mut out = [0; N];
+        for i in 0..N {
+            let x = exact[i] as f32 * scale[i];
+            let x = if x > self.least { x } else { self.least };
+            let x = if x < self.most { x } else { self.most };
+            // SAFETY: `x` is no NaN (it would have become `least`) and less than 2^31 from zero.
+            out[i] = (unsafe { x.round_ties_even().to_int_unchecked::<i32>() }).wrapping_add(self.zero) as u8;
+        }
+        out
+    }
+}
