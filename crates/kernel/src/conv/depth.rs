@@ -1,248 +1,281 @@
-//! Depthwise convolutions: each output channel sees one input channel, through a kernel of 3x3 or 5x5.
+//! Depthwise convolutions: each channel is convolved with a kernel of its own.
 //!
-//! A plane (or some rows of a large one) is copied once, with its padding, and the kernel slides over the copy.
-//! Narrow planes are swept as one long row: the padding between two rows serves both, and the sums of outputs
-//! that do not exist are dropped. Wide `f32` planes are swept in blocks of rows, so that a vector of pixels is
-//! loaded once for several rows of outputs. Words of several neighbouring 8-bit pixels are read where they
-//! stand, from as many offsets (phases) as outputs share a word.
+//! Neighbouring channels are neighbouring lanes. In `f32`, taps outside of the image are left out; words that hold
+//! several numbers hold those of taps above each other, woven together for one row of outputs at a time.
 
-use super::ConvShape;
-use super::driver::{Panels, View, inside, with_scratch};
-use super::tile::{BLOCK, Run, Slide, Sweep, Words};
-use crate::wide::{Loops, gather};
-use crate::{Isa, Pool};
+use super::driver::{Block, Body, Geometry, Sums, inside, with_scratch, words, words_mut};
+use super::tile::{DepthStep, SUMS, Tile, Words};
+use crate::wide::{Loops, wide};
+use crate::{Buf, Pool};
 use std::ops::Range;
 
-/// Bytes of a copied tile and its sums.
-const TILE_BYTES: usize = 32 << 10;
-/// Products of a task.
-const TASK_MACS: usize = 512 << 10;
-
-/// How planes of one size are copied and swept.
-pub(super) struct Plan {
-    run: Run,
-    batch: usize,
-    in_size: [usize; 2],
-    out_size: [usize; 2],
-    stride: [usize; 2],
-    pad: [isize; 2],
-    /// Rows of outputs in a tile.
-    rows: usize,
-    /// Pixels of a line: a padded row, or those of its pixels that share a residue of the stride.
-    line: usize,
-    /// Where the lines of each padded row begin, in pixels.
-    lines: Vec<usize>,
-    /// From the line of one residue to that of the next, in pixels.
-    residue_step: usize,
-    /// For each residue, which pixels of a line lie inside of the input, and the column of the first.
-    inside: Vec<(Range<usize>, usize)>,
-    /// In bytes, as in [`Sweep`].
-    row_offsets: Vec<usize>,
-    cols: Vec<usize>,
-    block_step: usize,
-    phase_step: usize,
-    vectors: usize,
-    blocks: usize,
-    /// As in [`Sweep`].
-    pub phases: usize,
-    /// As in [`Sweep`].
-    pub phase_len: usize,
-    row_len: usize,
-    plane_words: usize,
+/// Weights in the order in which tiles read them: rows of the kernel (as many as a word holds together), column of
+/// the kernel, channel.
+pub(super) struct DepthPanels {
+    words: Buf,
+    pub kind: Words,
+    tile: &'static Tile,
+    pub channels: usize,
 }
 
-impl Plan {
-    /// A plan, when there are loops for this convolution. A pixel has `bytes` bytes, and a word `packed` of them.
+impl DepthPanels {
+    /// Packs `weight(channel, tap)`, as the bits of a lane of a word.
     pub fn new(
-        isa: Isa,
-        words: Words,
-        panels: &Panels,
-        shape: &ConvShape,
-        [bytes, packed]: [usize; 2],
-    ) -> Option<Plan> {
-        let kind = [[3, 3], [5, 5]].iter().position(|&k| k == shape.kernel)?;
-        let [sy, sx] = shape.stride;
-        let real = words == Words::Real;
-        let fits = if real { sx <= 2 } else { packed * bytes == 4 && packed % sx == 0 };
-        let alone = panels.units == 1
-            && panels.tile.rows == 1
-            && panels.taps == shape.kernel[0] * shape.kernel[1].div_ceil(packed);
-        if !alone || shape.dilation != [1, 1] || sy > 2 || !fits {
-            return None;
-        }
-        let slide = Slide::find(isa, words)?;
-        let [height, width] = shape.out_size()?;
-        let size = shape.kernel[0];
-        let (residues, phases) = if real { (sx, 1) } else { (1, packed / sx) };
-        let step = if real { 1 } else { sx };
-
-        let reach = (width - 1) * step + size;
-        let before = shape.pad_begin[1];
-        let flat_line = match residues {
-            1 => (before + shape.in_size[1]).min(reach).max(width * step).max(reach.saturating_sub(before)),
-            _ => width + (size - 1) / sx,
-        };
-        let flat_line = flat_line.next_multiple_of(step);
-        let long = ((height - 1) * (flat_line / step) + width).div_ceil(phases).div_ceil(slide.lanes);
-        let wide = width.div_ceil(slide.lanes);
-        let block_rows = (BLOCK - 1) * sy + size;
-        let block_cost = height.div_ceil(BLOCK) * wide * (block_rows * size).max(BLOCK * size * size / 2);
-        let blocks = slide.blocks.filter(|_| block_cost < long * size * size);
-        let (run, line) = match blocks {
-            Some(loops) => (loops[sy - 1][kind], wide * slide.lanes + size / sx + 16),
-            None => (slide.rows[kind], flat_line),
-        };
-        let blocked = blocks.is_some();
-
-        let row_bytes = line * residues * sy * bytes + line / step * 4;
-        let most = (TILE_BYTES / row_bytes).max(1);
-        let rows = height.div_ceil(height.div_ceil(most));
-        let rows = if blocked { rows.next_multiple_of(BLOCK) } else { rows };
-        let padded = (rows - 1) * sy + size;
-        let per_residue = padded.div_ceil(sy);
-        let lines: Vec<usize> = (0..padded)
-            .map(|y| if blocked { y * residues * line } else { (y % sy * per_residue + y / sy) * line })
-            .collect();
-        let residue_step = if blocked { line } else { per_residue * sy * line };
-        let row_offsets: Vec<usize> =
-            lines[..if blocked { block_rows } else { size }].iter().map(|l| l * bytes).collect();
-        let col = |x: usize| if real { x % sx * residue_step + x / sx } else { x * packed };
-        let cols: Vec<usize> = (0..size.div_ceil(packed)).map(|x| col(x) * bytes).collect();
-
-        let (count, vectors, row_len) = match blocked {
-            true => (rows / BLOCK, wide, wide * slide.lanes),
-            false => {
-                let outputs = (rows - 1) * (line / step) + width;
-                (1, outputs.div_ceil(phases).div_ceil(slide.lanes), line / step)
+        tile: &'static Tile,
+        kind: Words,
+        channels: usize,
+        kernel: [usize; 2],
+        weight: impl Fn(usize, usize) -> u32,
+    ) -> DepthPanels {
+        let [height, width] = kernel;
+        let bits = 32 / kind.lanes();
+        let padded = channels.next_multiple_of(tile.lanes);
+        let mut words = Buf::zeroed(height.div_ceil(kind.lanes()) * width * padded * 4);
+        let columns = words_mut(&mut words).chunks_exact_mut(padded);
+        for (column, to) in columns.enumerate() {
+            let (first, x) = (column / width * kind.lanes(), column % width);
+            for (channel, to) in to.iter_mut().enumerate().take(channels) {
+                for y in first..height.min(first + kind.lanes()) {
+                    *to |= weight(channel, y * width + x) << ((y - first) * bits);
+                }
             }
-        };
-        let block_step = BLOCK * sy * residues * line * bytes;
-        let phase_step = sx * bytes;
-        let last = |offsets: &[usize]| offsets.iter().copied().max().unwrap_or(0);
-        let read = last(&row_offsets)
-            + last(&cols)
-            + (count - 1) * block_step
-            + (phases - 1) * phase_step
-            + vectors * slide.lanes * 4;
-        let plane_words = read.max((last(&lines) + residue_step * residues) * bytes).div_ceil(4) + 16;
-        let phase_len = if blocked { rows * row_len } else { vectors * slide.lanes };
-        let inside =
-            (0..residues).map(|q| inside(shape.in_size[1], residues, before as isize, q, 0, line)).collect();
-        Some(Plan {
-            run,
-            batch: shape.batch,
-            in_size: shape.in_size,
-            out_size: [height, width],
-            stride: shape.stride,
-            pad: shape.pad_begin.map(|p| p as isize),
-            rows,
-            line,
-            lines,
-            residue_step,
-            inside,
-            row_offsets,
-            cols,
-            block_step,
-            phase_step,
-            vectors,
-            blocks: count,
-            phases,
-            phase_len,
-            row_len,
-            plane_words,
-        })
+        }
+        DepthPanels { words, kind, tile, channels }
+    }
+
+    /// Channels, filled up to whole vectors.
+    pub fn padded(&self) -> usize {
+        self.channels.next_multiple_of(self.tile.lanes)
+    }
+
+    /// Cuts the channels into vectors, at most `most` together. The last may begin before the one before it ends.
+    fn spans(&self, most: usize) -> Vec<Span> {
+        let lanes = self.tile.lanes;
+        let mut spans = Vec::new();
+        let mut start = 0;
+        while start < self.channels {
+            let left = self.channels - start;
+            let vectors = [most, 2, 1].into_iter().find(|&v| v <= most && v * lanes <= left).unwrap_or(1);
+            let first = if left < lanes { self.channels.saturating_sub(lanes) } else { start };
+            let count = (vectors * lanes).min(self.channels - first);
+            spans.push(Span { start: first, vectors, count });
+            start = first + count;
+        }
+        spans
     }
 }
 
-/// How a format reads planes and writes outputs.
-pub(super) trait Body: Sync {
-    /// Fills a new copy with padding.
-    fn clear(&self, plane: &mut [u32]);
-    /// Copies what the outputs from row `y` on see of an input plane, counted over all images.
-    fn copy(&self, plane: &mut [u32], plan: &Plan, input: usize, y: usize);
-    /// Takes the sums of an output channel, [`Plan::phases`] times [`Plan::phase_len`] of them; sum `i` is the
-    /// `i / phases`th of phase `i % phases`. `spare` has as many words.
-    fn finish(&self, sums: &[u32], spare: &mut [u32], plan: &Plan, view: &View, channel: usize);
+/// Channels that are computed together.
+struct Span {
+    start: usize,
+    vectors: usize,
+    count: usize,
 }
 
-/// Computes the convolution: every output passes through `body.finish` exactly once.
-pub(super) fn run(pool: &Pool, panels: &Panels, plan: &Plan, body: &impl Body) {
-    let [height, width] = plan.out_size;
-    let tiles = height.div_ceil(plan.rows);
-    let items = plan.batch * panels.groups * tiles;
-    let macs = plan.rows * width * panels.taps * panels.channels;
-    let share = (TASK_MACS / macs.max(1)).max(1);
-    let share = if pool.threads() > 1 { share.min(items.div_ceil(pool.threads())) } else { share }.max(1);
-    let sums_len = plan.phases * plan.phase_len;
-    pool.run(items.div_ceil(share), |task| {
-        with_scratch(plan.plane_words + 2 * sums_len, |scratch| {
-            let (plane, sums) = scratch.split_at_mut(plan.plane_words);
-            let (sums, spare) = sums.split_at_mut(sums_len);
-            body.clear(plane);
-            for item in task * share..items.min((task + 1) * share) {
-                let (input, y) = (item / tiles, item % tiles * plan.rows);
-                let (image, group) = (input / panels.groups, input % panels.groups);
-                body.copy(plane, plan, input, y);
-                let rows = plan.rows.min(height - y);
-                let view = View { image, y, x: 0, rows, cols: width, pitch: plan.row_len };
-                for channel in 0..panels.channels {
-                    let sweep = Sweep {
-                        weights: panels.part(group, channel, 0).as_ptr(),
-                        plane: plane.as_ptr().cast(),
-                        rows: &plan.row_offsets,
-                        cols: &plan.cols,
-                        vectors: plan.vectors,
-                        blocks: plan.blocks,
-                        block_step: plan.block_step,
-                        phases: plan.phases,
-                        phase_step: plan.phase_step,
-                        sums: sums.as_mut_ptr(),
-                        row_len: plan.row_len,
-                        phase_len: plan.phase_len,
-                    };
-                    // SAFETY: the loop was found for an available instruction set. A part has the kernel's
-                    // words; `plane_words` covers the last vector of the last tap, phase and block, and
-                    // `sums_len` the last vector of sums.
-                    unsafe { (plan.run)(&sweep) }
-                    body.finish(sums, spare, plan, &view, group * panels.channels + channel);
-                }
+/// What a format does for depthwise convolutions besides [`Body`].
+pub(super) trait Weave: Body {
+    /// Makes words of the elements that begin at `rows` and stand above each other: `None` is padding.
+    fn weave(&self, rows: [Option<usize>; 4], to: &mut [u32]);
+}
+
+/// Rows of outputs whose words a task reads while they are near.
+const TASK_WORDS: usize = 64 << 10;
+/// Multiply-adds from which on a task is worth a thread.
+const TASK_MACS: usize = 1 << 15;
+
+/// Computes the convolution: every output passes through `body.finish`.
+pub(super) fn run(pool: &Pool, panels: &DepthPanels, g: &Geometry, body: &impl Weave) {
+    let [height, width] = g.out_size;
+    if g.batch * height * width == 0 {
+        return;
+    }
+    let each = width * panels.channels;
+    let macs = each.saturating_mul(g.kernel[0] * g.kernel[1]);
+    let parts = match pool.threads() {
+        1 => 1,
+        threads => {
+            (macs.saturating_mul(g.batch * height) / TASK_MACS).clamp(1, 4 * threads).div_ceil(g.batch)
+        }
+    };
+    let rows = (TASK_WORDS / each).max(1).min(height.div_ceil(parts.min(height)));
+    let chunks = height.div_ceil(rows);
+    let direct = panels.kind == Words::Real && panels.channels >= panels.tile.lanes;
+    let spans = [panels.spans(2), panels.spans(panels.tile.depth_row.0)];
+    pool.run(g.batch * chunks, |task| {
+        let image = task / chunks;
+        for y in task % chunks * rows..height.min((task % chunks + 1) * rows) {
+            let row = Row { panels, g, body, spans: &spans, image, y };
+            if direct {
+                wide(body.isa(), Direct(row));
+            } else {
+                with_scratch(row.woven_len(), |scratch| wide(body.isa(), Woven(row, scratch)));
             }
-        });
+            body.after(g.pixels(image, y, 0, width), 0..panels.channels);
+        }
     });
 }
 
-/// Copies a tile of a plane, for [`Body::copy`].
-pub(super) struct Copy<'a, A, P, F> {
-    pub plan: &'a Plan,
-    /// The whole input.
-    pub input: &'a [A],
-    /// The plane, as in [`Body::copy`].
-    pub nth: usize,
-    pub y: usize,
-    pub plane: &'a mut [P],
-    pub padding: P,
-    /// From a number of the input to a pixel of the copy.
-    pub pixel: F,
+/// A row of outputs.
+struct Row<'a, B> {
+    panels: &'a DepthPanels,
+    g: &'a Geometry,
+    body: &'a B,
+    spans: &'a [Vec<Span>; 2],
+    image: usize,
+    y: usize,
 }
 
-impl<A: std::marker::Copy, P: std::marker::Copy, F: Fn(A) -> P> Loops for Copy<'_, A, P, F> {
+/// Reads the input where it lies.
+struct Direct<'a, B>(Row<'a, B>);
+
+impl<B: Weave> Loops for Direct<'_, B> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let Copy { plan, input, nth, y, plane, padding, pixel } = self;
-        let [height, width] = plan.in_size;
-        let input = &input[nth * height * width..];
-        for (residue, (cols, x)) in plan.inside.iter().enumerate() {
-            for (row, line) in plan.lines.iter().enumerate() {
-                let to = &mut plane[line + residue * plan.residue_step..];
-                let at = (y * plan.stride[0] + row) as isize - plan.pad[0];
-                if at < 0 || at >= height as isize {
-                    to[..plan.line].fill(padding);
-                } else if !cols.is_empty() {
-                    let from = &input[at as usize * width + x..];
-                    gather(&mut to[cols.clone()], [from], plan.inside.len(), |[x]| pixel(x));
+        let row = self.0;
+        let (g, width) = (row.g, row.g.out_size[1]);
+        let last = g.in_size[1] as isize - g.extent(1, 1) as isize + g.pad[1];
+        let begin = (g.pad[1].max(0) as usize).div_ceil(g.stride[1]).min(width);
+        let end = if last < 0 { 0 } else { last as usize / g.stride[1] + 1 }.clamp(begin, width);
+        let mut taps = Vec::with_capacity(g.kernel[0] * g.kernel[1]);
+        let mut x = 0;
+        // Outputs that see the same taps, one by one at the borders.
+        while x < width {
+            let xs = if (begin..end).contains(&x) { x..end } else { x..x + 1 };
+            let image = row.see(xs.start, &mut taps);
+            x = xs.end;
+            // SAFETY: every tap of every pixel lies in the input, with all its channels; an address is taken only
+            // of what is read.
+            unsafe { row.sums(xs, image, row.panels.channels, &taps) }
+        }
+    }
+}
+
+/// Weaves the rows of the input that the kernel sees into words.
+struct Woven<'a, B>(Row<'a, B>, &'a mut [u32]);
+
+impl<B: Weave> Loops for Woven<'_, B> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Woven(row, scratch) = self;
+        let (g, channels, lanes) = (row.g, row.panels.channels, row.panels.kind.lanes());
+        let (pixel, size) = (row.woven_pixel(), g.extent(1, g.out_size[1]));
+        let (xs, x) = inside(g.in_size[1], 1, g.pad[1], 0, 0, size);
+        for (nth, to) in scratch.chunks_exact_mut(size * pixel).enumerate() {
+            let mut rows = [None; 4];
+            for (lane, to) in rows.iter_mut().enumerate().take(lanes) {
+                *to = row.above(nth * lanes + lane).map(|y| row.start(y) + x * channels);
+            }
+            to[..xs.start * pixel].fill(row.body.pad());
+            to[xs.end * pixel..].fill(row.body.pad());
+            let to = &mut to[xs.start * pixel..xs.end * pixel];
+            if pixel == channels {
+                row.body.weave(rows, to);
+            } else {
+                for (i, to) in to.chunks_exact_mut(pixel).enumerate() {
+                    row.body.weave(rows.map(|row| row.map(|row| row + i * channels)), &mut to[..channels]);
                 }
+            }
+        }
+        let count = g.kernel[0].div_ceil(lanes) * g.kernel[1];
+        let mut taps = Vec::with_capacity(count);
+        for tap in 0..count {
+            let (nth, x) = (tap / g.kernel[1], tap % g.kernel[1]);
+            taps.push(((nth * size + x * g.dilation[1]) * pixel, tap * row.panels.padded()));
+        }
+        // SAFETY: the last tap of the last pixel is the last pixel of the scratch, which is at least a vector wide.
+        unsafe { row.sums(0..g.out_size[1], scratch.as_ptr(), pixel, &taps) }
+    }
+}
+
+impl<B: Weave> Row<'_, B> {
+    /// The row of the input that a row of the kernel sees.
+    #[inline(always)]
+    fn above(&self, tap: usize) -> Option<usize> {
+        let g = self.g;
+        let y = (self.y * g.stride[0] + tap * g.dilation[0]) as isize - g.pad[0];
+        (tap < g.kernel[0] && (0..g.in_size[0] as isize).contains(&y)).then_some(y as usize)
+    }
+
+    /// Element of the input where a row begins.
+    #[inline(always)]
+    fn start(&self, y: usize) -> usize {
+        (self.image * self.g.in_size[0] + y) * self.g.in_size[1] * self.panels.channels
+    }
+
+    /// Words from one woven pixel to the next.
+    fn woven_pixel(&self) -> usize {
+        self.panels.channels.max(self.panels.tile.lanes)
+    }
+
+    /// Words of all that the row sees.
+    fn woven_len(&self) -> usize {
+        let size = self.g.extent(1, self.g.out_size[1]);
+        self.g.kernel[0].div_ceil(self.panels.kind.lanes()) * size * self.woven_pixel()
+    }
+
+    /// The taps that lie inside the image for output `x`, from the first pixel that they see.
+    fn see(&self, x: usize, taps: &mut Vec<(usize, usize)>) -> *const u32 {
+        let (g, channels) = (self.g, self.panels.channels);
+        let left = (x * g.stride[1]) as isize - g.pad[1];
+        let seen = |tap: usize| left + (tap * g.dilation[1]) as isize;
+        let first = (0..g.kernel[1]).find(|&tap| seen(tap) >= 0).unwrap_or(g.kernel[1]);
+        let at = seen(first).max(0) as usize;
+        taps.clear();
+        for tap_y in 0..g.kernel[0] {
+            let Some(y) = self.above(tap_y) else { continue };
+            for tap in (first..g.kernel[1]).filter(|&tap| seen(tap) < g.in_size[1] as isize) {
+                let image = self.start(y) + (tap - first) * g.dilation[1] * channels;
+                taps.push((image, (tap_y * g.kernel[1] + tap) * self.panels.padded()));
+            }
+        }
+        self.body.input().as_ptr().cast::<u32>().wrapping_add(at * channels)
+    }
+
+    /// Computes the outputs `xs`, of which the first sees the pixel at `image`.
+    ///
+    /// # Safety
+    /// All taps of all these outputs can be read.
+    #[inline(always)]
+    unsafe fn sums(&self, xs: Range<usize>, image: *const u32, pixel: usize, taps: &[(usize, usize)]) {
+        let (g, tile) = (self.g, self.panels.tile);
+        let weights = words(&self.panels.words);
+        let mut sums = Sums([0; SUMS]);
+        let spans = if xs.len() == 1 { &self.spans[1] } else { &self.spans[0] };
+        let parts = xs.len().div_ceil(tile.depth_wide.len());
+        let pixel = g.stride[1] * pixel;
+        for part in 0..parts {
+            let x = part * xs.len() / parts;
+            let rows = (part + 1) * xs.len() / parts - x;
+            for span in spans {
+                let step = DepthStep {
+                    image: image.wrapping_add(x * pixel + span.start),
+                    pixel,
+                    taps,
+                    weights: weights[span.start..].as_ptr(),
+                    sums: sums.0.as_mut_ptr(),
+                };
+                let run = match span.vectors {
+                    1 => tile.depth_narrow[rows - 1],
+                    2 => tile.depth_wide[rows - 1],
+                    _ => tile.depth_row.1,
+                };
+                // SAFETY: the tile was selected for an available instruction set; the caller's promise holds for
+                // the channels of the span, which are a whole number of vectors; there are as many weights for
+                // each tap.
+                unsafe { run(&step) };
+                let width = span.vectors * tile.lanes;
+                self.body.finish(&Block {
+                    sums: &sums.0[..rows * width],
+                    width,
+                    pixels: g.pixels(self.image, self.y, xs.start + x, rows),
+                    channel: span.start,
+                    padded: span.start,
+                    count: span.count,
+                });
             }
         }
     }

@@ -1,12 +1,11 @@
 //! Convolution in `f32`.
 
-use super::depth::{self, Plan};
-use super::driver::{Body, Geometry, Out, Panels, Span, View, as_reals, run};
-use super::field::Field;
+use super::depth::{self, DepthPanels, Weave};
+use super::driver::{Block, Body, Geometry, Panels, Pixels, run};
 use super::tile::{Tile, Words};
-use super::{Activation, ConvShape, bounded};
-use crate::wide::{Loops, gather, wide, zip_rows};
+use super::{Activation, ConvShape, Out, bounded};
 use crate::{Cpu, Isa};
+use std::ops::Range;
 
 /// A function of single values, applied to a slice of them.
 pub type Then<'a> = &'a (dyn Fn(&mut [f32]) + Sync);
@@ -32,9 +31,15 @@ impl Default for Epilogue<'_> {
 
 /// The weights of an `f32` convolution, laid out for one instruction set.
 pub struct PackedConv {
-    panels: Panels,
+    form: Form,
     isa: Isa,
     kernel: [usize; 2],
+    groups: usize,
+}
+
+enum Form {
+    Dense(Panels),
+    Depth(DepthPanels),
 }
 
 impl PackedConv {
@@ -44,45 +49,69 @@ impl PackedConv {
     /// # Panics
     /// When the channels are no positive multiple of the groups, or `weights` has another length.
     pub fn new(cpu: &Cpu, shape: &ConvShape, weights: &[f32]) -> PackedConv {
-        let (units, channels) = per_group(shape);
+        let (inputs, channels) = per_group(shape);
         let taps = shape.kernel[0] * shape.kernel[1];
-        assert_eq!(weights.len(), shape.out_channels * units * taps, "length of the weights");
-        let tile = Tile::select(cpu.isa(), Words::Real, channels);
-        let word = |channel: usize, unit: usize, tap: usize| {
-            weights[(channel * units + unit) * taps + tap].to_bits()
+        assert_eq!(weights.len(), shape.out_channels * inputs * taps, "length of the weights");
+        let tile = Tile::select(cpu.isa(), Words::Real);
+        let weight = |channel: usize, tap: usize, input: usize| {
+            weights[(channel * inputs + input) * taps + tap].to_bits()
         };
-        let panels = Panels::new(tile, shape.groups, [channels, units, taps, shape.kernel[0]], word);
-        PackedConv { panels, isa: cpu.isa(), kernel: shape.kernel }
+        let form = match shape.groups > 1 && inputs == 1 && channels == 1 {
+            true => Form::Depth(DepthPanels::new(tile, Words::Real, shape.groups, shape.kernel, |c, t| {
+                weight(c, t, 0)
+            })),
+            false => {
+                let sizes = [channels, inputs, taps];
+                Form::Dense(Panels::new(tile, Words::Real, shape.groups, sizes, weight))
+            }
+        };
+        PackedConv { form, isa: cpu.isa(), kernel: shape.kernel, groups: shape.groups }
     }
 
-    /// Convolves `input` into `out`, on the threads of `cpu` and with the instruction set that the weights
-    /// were packed for. `shape` may have another batch, input size, stride, padding and dilation than before.
+    /// Convolves `input`, `[batch, height, width, channels]`, into `out`, of the same order, on the threads of `cpu`
+    /// and with the instruction set that the weights were packed for. `shape` may have another batch, input size,
+    /// stride, padding and dilation than before.
     ///
     /// # Panics
     /// When `shape` is impossible or does not fit the weights, or a slice does not fit `shape`.
     pub fn run(&self, cpu: &Cpu, shape: &ConvShape, input: &[f32], out: &mut [f32], epilogue: &Epilogue) {
-        let shape = shape.flat();
         let Some(out_size) = shape.out_size() else { panic!("an impossible convolution: {shape:?}") };
-        let panels = &self.panels;
-        let packed = (panels.groups, panels.units, panels.channels, self.kernel);
-        let (units, channels) = per_group(&shape);
-        assert_eq!(
-            packed,
-            (shape.groups, units, channels, shape.kernel),
+        let (inputs, channels) = per_group(shape);
+        let packed = match &self.form {
+            Form::Dense(p) => (p.inputs, p.channels),
+            Form::Depth(_) => (1, 1),
+        };
+        let sizes = (inputs, channels);
+        assert!(
+            sizes == packed && self.groups == shape.groups && self.kernel == shape.kernel,
             "the shape fits the packed weights"
         );
         assert_eq!(input.len(), shape.in_len(), "length of the input");
-        let geometry = Geometry {
-            batch: shape.batch,
-            in_size: shape.in_size,
-            out_size,
-            stride: shape.stride,
-            pad: shape.pad_begin.map(|p| p as isize),
-            field: Field::new(shape.kernel, shape.dilation, shape.stride, out_size, 1),
-            direct: Plan::new(self.isa, Words::Real, panels, &shape, [4, 1]),
-        };
-        run_real(cpu, self.isa, panels, &geometry, input, out, epilogue, &Raster::whole(out_size));
+        assert_eq!(out.len(), shape.out_len(), "length of the output");
+        let geometry = Geometry::new(shape, out_size);
+        match &self.form {
+            Form::Dense(panels) => run_real(cpu, self.isa, panels, geometry, input, out, epilogue),
+            Form::Depth(panels) => {
+                let body =
+                    RealBody::new(self.isa, input, out, epilogue, [1, panels.channels, panels.padded()]);
+                depth::run(cpu.pool(), panels, &geometry, &body);
+            }
+        }
     }
+}
+
+/// Runs a convolution that is not depthwise; lengths have been checked.
+pub(super) fn run_real(
+    cpu: &Cpu,
+    isa: Isa,
+    panels: &Panels,
+    geometry: Geometry,
+    input: &[f32],
+    out: &mut [f32],
+    epilogue: &Epilogue,
+) {
+    let sizes = [panels.groups, panels.channels, panels.padded()];
+    run(cpu.pool(), panels, geometry, &RealBody::new(isa, input, out, epilogue, sizes));
 }
 
 /// Input and output channels of a group.
@@ -99,172 +128,185 @@ pub(super) fn per_group(shape: &ConvShape) -> (usize, usize) {
     (inputs / groups, outputs / groups)
 }
 
-/// Where the outputs of a convolution lie in a plane of the output tensor.
-pub(super) struct Raster {
-    pub first: [usize; 2],
-    pub step: [usize; 2],
-    pub size: [usize; 2],
-}
-
-impl Raster {
-    pub fn whole(size: [usize; 2]) -> Raster {
-        Raster { first: [0, 0], step: [1, 1], size }
+/// Values of each output channel, those of each group of `channels` filled up to `padded`.
+pub(super) fn lined<T: Copy + Default>(values: &[T], channels: usize, padded: usize) -> Vec<T> {
+    let mut lined = vec![T::default(); values.len() / channels.max(1) * padded];
+    for (to, from) in lined.chunks_exact_mut(padded).zip(values.chunks_exact(channels)) {
+        to[..channels].copy_from_slice(from);
     }
+    lined
 }
 
-/// Runs the driver with an `f32` input and output.
-#[allow(clippy::too_many_arguments)]
-pub(super) fn run_real(
-    cpu: &Cpu,
-    isa: Isa,
-    panels: &Panels,
-    geometry: &Geometry,
-    input: &[f32],
-    out: &mut [f32],
-    epilogue: &Epilogue,
-    raster: &Raster,
-) {
-    let channels = panels.groups * panels.channels;
-    assert_eq!(
-        out.len(),
-        geometry.batch * channels * raster.size[0] * raster.size[1],
-        "length of the output"
-    );
-    assert!(
-        epilogue.bias.is_none_or(|b| b.len() == channels),
-        "the bias has a value for each output channel"
-    );
-    assert!(epilogue.residual.is_none_or(|r| r.len() == out.len()), "the residual has the output's length");
-    let body = Real { isa, input, out: Out::new(out), panels, geometry, epilogue, raster };
-    match &geometry.direct {
-        Some(plan) => depth::run(cpu.pool(), panels, plan, &body),
-        None => run(cpu.pool(), panels, geometry, &body),
-    }
-}
-
-struct Real<'a> {
+pub(super) struct RealBody<'a> {
     isa: Isa,
     input: &'a [f32],
     out: Out<'a, f32>,
-    panels: &'a Panels,
-    geometry: &'a Geometry,
+    channels: usize,
+    bias: Vec<f32>,
     epilogue: &'a Epilogue<'a>,
-    raster: &'a Raster,
+    bounds: [f32; 2],
 }
 
-impl Body for Real<'_> {
+impl<'a> RealBody<'a> {
+    /// For these many groups of channels, which fill so many lanes each.
+    fn new(
+        isa: Isa,
+        input: &'a [f32],
+        out: &'a mut [f32],
+        epilogue: &'a Epilogue<'a>,
+        [groups, channels, padded]: [usize; 3],
+    ) -> RealBody<'a> {
+        let all = groups * channels;
+        assert!(epilogue.bias.is_none_or(|b| b.len() == all), "length of the bias");
+        assert!(epilogue.residual.is_none_or(|r| r.len() == out.len()), "length of the residual");
+        RealBody {
+            isa,
+            input,
+            out: Out::new(out),
+            channels: all,
+            bias: match epilogue.bias {
+                Some(bias) => lined(bias, channels, padded),
+                None => vec![-0.0; groups * padded],
+            },
+            epilogue,
+            bounds: epilogue.activation.bounds().unwrap_or([f32::NEG_INFINITY, f32::INFINITY]),
+        }
+    }
+}
+
+impl Body for RealBody<'_> {
+    fn input(&self) -> &[u8] {
+        // SAFETY: any byte of an `f32` is a byte.
+        unsafe { std::slice::from_raw_parts(self.input.as_ptr().cast(), self.input.len() * 4) }
+    }
+
+    fn element(&self) -> usize {
+        4
+    }
+
+    fn is_words(&self) -> bool {
+        true
+    }
+
     fn pad(&self) -> u32 {
         0
     }
 
-    fn fill(&self, planes: &mut [u32], view: &View, group: usize, unit: usize, spans: &[Span]) {
-        let [height, width] = self.geometry.in_size;
-        let channel = (view.image * self.panels.groups + group) * self.panels.units + unit;
-        let input = &self.input[channel * height * width..][..height * width];
-        wide(self.isa, Fill { input, width, stride: self.geometry.stride, planes, pitch: view.pitch, spans });
+    fn copy(&self, from: &[u8], channels: usize, to: &mut [u8], pixel: usize) {
+        if pixel == channels * 4 {
+            return to.copy_from_slice(from);
+        }
+        for (to, from) in to.chunks_exact_mut(pixel).zip(from.chunks_exact(channels * 4)) {
+            to[..from.len()].copy_from_slice(from);
+        }
     }
 
-    fn finish(&self, sums: &[u32], view: &View, channel: usize) {
-        wide(self.isa, Finish { body: self, sums: as_reals(sums), view, channel });
+    fn isa(&self) -> Isa {
+        self.isa
     }
-}
-
-impl depth::Body for Real<'_> {
-    fn clear(&self, plane: &mut [u32]) {
-        plane.fill(0);
-    }
-
-    fn copy(&self, plane: &mut [u32], plan: &Plan, nth: usize, y: usize) {
-        let pixel = |x: f32| x.to_bits();
-        wide(self.isa, depth::Copy { plan, input: self.input, nth, y, plane, padding: 0, pixel });
-    }
-
-    fn finish(&self, sums: &[u32], _: &mut [u32], _: &Plan, view: &View, channel: usize) {
-        Body::finish(self, sums, view, channel);
-    }
-}
-
-struct Fill<'a> {
-    input: &'a [f32],
-    width: usize,
-    stride: [usize; 2],
-    planes: &'a mut [u32],
-    pitch: usize,
-    spans: &'a [Span],
-}
-
-impl Loops for Fill<'_> {
-    type Output = ();
 
     #[inline(always)]
-    fn run(self) {
-        for span in self.spans {
-            let cols = span.cols.len();
-            if cols == 0 {
-                continue;
+    fn finish(&self, block: &Block) {
+        let bias = &self.bias[block.padded..][..block.width];
+        let bounds = self.bounds;
+        let rows = Rows { out: &self.out, channels: self.channels, block, more: None };
+        match self.epilogue.residual {
+            None => put(rows, block.sums, (bias, bias), |sum, bias, _, _| {
+                bounded(f32::from_bits(sum) + bias, bounds)
+            }),
+            Some(_) => {
+                let rows = Rows { more: self.epilogue.residual, ..rows };
+                put(rows, block.sums, (bias, bias), |sum, bias, _, more| {
+                    bounded(f32::from_bits(sum) + bias + more, bounds)
+                });
             }
-            for (nth, row) in span.rows.clone().enumerate() {
-                let from = &self.input[(span.y + nth * self.stride[0]) * self.width + span.x..];
-                let to = &mut self.planes[span.start + row * self.pitch + span.cols.start..][..cols];
-                gather(to, [from], self.stride[1], |[x]| x.to_bits());
+        }
+    }
+
+    fn after(&self, pixels: Pixels, channels: Range<usize>) {
+        let Some(then) = self.epilogue.then else { return };
+        // SAFETY: a task's pixels and channels are its own.
+        unsafe {
+            if pixels.step == 1 && channels.len() == self.channels {
+                return then(self.out.slice(pixels.first * self.channels, pixels.count * self.channels));
+            }
+            for pixel in pixels.iter() {
+                then(self.out.slice(pixel * self.channels + channels.start, channels.len()));
             }
         }
     }
 }
 
-struct Finish<'a> {
-    body: &'a Real<'a>,
-    sums: &'a [f32],
-    view: &'a View,
-    channel: usize,
+impl Weave for RealBody<'_> {
+    fn weave(&self, rows: [Option<usize>; 4], to: &mut [u32]) {
+        match rows[0] {
+            Some(row) => {
+                for (to, from) in to.iter_mut().zip(&self.input[row..]) {
+                    *to = from.to_bits();
+                }
+            }
+            None => to.fill(0),
+        }
+    }
 }
 
-impl Loops for Finish<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        let Finish { body, sums, view, channel } = self;
-        let Raster { first, step, size } = *body.raster;
-        let epilogue = body.epilogue;
-        let channels = body.panels.groups * body.panels.channels;
-        let plane = (view.image * channels + channel) * size[0] * size[1];
-        let bias = epilogue.bias.map_or(0.0, |b| b[channel]);
-        // Whole rows lie side by side in the output.
-        let whole = view.cols == size[1] && step == [1, 1];
-        let (rows, cols) = if whole { (1, view.rows * view.cols) } else { (view.rows, view.cols) };
-        let len = (cols - 1) * step[1] + 1;
-        for row in 0..rows {
-            let sums = &sums[row * view.pitch..];
-            let at = plane + ((view.y + row) * step[0] + first[0]) * size[1] + view.x * step[1] + first[1];
-            // SAFETY: tasks compute different outputs, and their ranges do not interleave.
-            let out = unsafe { body.out.slice(at, len) };
-            let residual = epilogue.residual.map(|r| &r[at..][..len]);
-            let bounds = epilogue.activation.bounds();
-            let width = view.cols;
-            if step[1] > 1 {
-                for (i, (out, sum)) in out.iter_mut().step_by(step[1]).zip(sums).enumerate() {
-                    let x = sum + bias + residual.map_or(0.0, |r| r[i * step[1]]);
-                    *out = bounds.map_or(x, |b| bounded(x, b));
-                    if let Some(then) = epilogue.then {
-                        then(std::slice::from_mut(out));
-                    }
-                }
-                continue;
+/// Brings a block of sums into an output of `channels` channels, sixteen at a time as long as possible:
+/// `out = f(sum, a, b, more)`, where `a` and `b` belong to the channel, and `more` (zero without [`Rows::more`]) is
+/// as large as the output.
+///
+/// # Panics
+/// When a slice is too short.
+#[inline(always)]
+pub(super) fn put<T, A: Copy, B: Copy>(
+    rows: Rows<T>,
+    sums: &[u32],
+    (a, b): (&[A], &[B]),
+    f: impl Fn(u32, A, B, f32) -> T,
+) {
+    let Rows { out, channels, block, more } = rows;
+    let count = block.count;
+    let ((a, a_rest), (b, b_rest)) = (a[..count].as_chunks::<16>(), b[..count].as_chunks::<16>());
+    let ((a4, a1), (b4, b1)) = (a_rest.as_chunks::<4>(), b_rest.as_chunks::<4>());
+    let mut at = block.pixels.first * channels + block.channel;
+    for sums in sums.chunks_exact(block.width) {
+        // SAFETY: a task's pixels and channels are its own.
+        let (out, rest) = unsafe { out.slice(at, count) }.as_chunks_mut::<16>();
+        let (sums, sums_rest) = sums[..count].as_chunks::<16>();
+        let more = more.map(|more| &more[at..][..count]);
+        let chunk = |i: usize| more.map_or([0.0; 16], |more| *piece(more, i));
+        for (i, (((out, sums), a), b)) in out.iter_mut().zip(sums).zip(a).zip(b).enumerate() {
+            let more = chunk(16 * i);
+            *out = std::array::from_fn(|i| f(sums[i], a[i], b[i], more[i]));
+        }
+        if !rest.is_empty() {
+            let start = count - rest.len();
+            let ((out4, out1), (sums4, sums1)) = (rest.as_chunks_mut::<4>(), sums_rest.as_chunks::<4>());
+            for (i, (((out, sums), a), b)) in out4.iter_mut().zip(sums4).zip(a4).zip(b4).enumerate() {
+                let more = more.map_or([0.0; 4], |more| *piece(more, start + 4 * i));
+                *out = std::array::from_fn(|i| f(sums[i], a[i], b[i], more[i]));
             }
-            match (residual, bounds) {
-                (None, None) => zip_rows(out, width, sums, view.pitch, sums, |sum, _| sum + bias),
-                (None, Some(b)) => {
-                    zip_rows(out, width, sums, view.pitch, sums, |sum, _| bounded(sum + bias, b))
-                }
-                (Some(r), None) => zip_rows(out, width, sums, view.pitch, r, |sum, r| sum + bias + r),
-                (Some(r), Some(b)) => {
-                    zip_rows(out, width, sums, view.pitch, r, |sum, r| bounded(sum + bias + r, b))
-                }
-            }
-            if let Some(then) = epilogue.then {
-                then(out);
+            let start = count - out1.len();
+            for (i, (((out, sum), a), b)) in out1.iter_mut().zip(sums1).zip(a1).zip(b1).enumerate() {
+                *out = f(*sum, *a, *b, more.map_or(0.0, |more| more[start + i]));
             }
         }
+        at += block.pixels.step * channels;
+    }
+}
+
+/// Where a block of sums goes.
+pub(super) struct Rows<'a, T> {
+    pub out: &'a Out<'a, T>,
+    pub channels: usize,
+    pub block: &'a Block<'a>,
+    pub more: Option<&'a [f32]>,
+}
+
+/// The `N` values from `start` on.
+#[inline(always)]
+fn piece<const N: usize>(from: &[f32], start: usize) -> &[f32; N] {
+    match from[start..].first_chunk() {
+        Some(piece) => piece,
+        None => panic!("a piece out of range"),
     }
 }

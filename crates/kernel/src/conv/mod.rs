@@ -1,31 +1,28 @@
-//! Convolutions of NCHW tensors, in `f32` and in 8 bits.
+//! Convolutions of images whose channels come last (NHWC), in `f32` and in 8 bits.
 //!
-//! One driver serves all of them. It cuts the output into tiles, copies what a tile reads into zero-padded
-//! planes (one for each residue of the stride, so that neighbouring outputs read neighbouring words), and
-//! treats the convolution as a matrix product whose right side is never built: the row of a tap is the plane,
-//! shifted. Sums of one output always run over the same blocks of input channels, then taps, then channels,
-//! so results depend neither on the tiles nor on the threads.
+//! One driver serves all of them. A tile of sums is a few neighbouring pixels times two vectors of output channels;
+//! the convolution is a matrix product whose left side is never built: the words of a tap are those of the input,
+//! read where they lie, or from a copy with its padding. Sums of one output always run over the same taps, then
+//! channels, so results depend neither on the tiles nor on the threads.
 
 mod depth;
 mod driver;
-mod field;
 mod float;
 mod int8;
-pub mod last;
 mod nd;
 mod tile;
 mod transpose;
 
 pub(crate) use driver::{Out, inside};
 pub use float::{Epilogue, PackedConv, Then};
-pub use int8::{ByteOutput, ByteResidual, Bytes, PackedByteConv, Requant};
+pub use int8::{ByteOutput, Bytes, PackedByteConv, Requant};
 pub use nd::{ConvNd, conv_nd};
 pub use transpose::{ConvTransposeShape, PackedConvTranspose};
 
 /// The sizes of a two-dimensional convolution; one-dimensional ones have height 1.
 ///
-/// Input `[batch, in_channels, in_size]`, weight `[out_channels, in_channels / groups, kernel]`, output
-/// `[batch, out_channels, out_size]`. Pairs are `[vertical, horizontal]`.
+/// Input `[batch, in_size, in_channels]`, weight `[out_channels, in_channels / groups, kernel]`, output
+/// `[batch, out_size, out_channels]`. Pairs are `[vertical, horizontal]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvShape {
     /// Images.
@@ -84,18 +81,6 @@ impl ConvShape {
     /// Elements of the output; 0 when [`ConvShape::out_size`] is `None`.
     pub fn out_len(&self) -> usize {
         self.out_size().map_or(0, |[h, w]| self.batch * self.out_channels * h * w)
-    }
-
-    /// The same convolution as one long row, when every output sees exactly the input above it.
-    fn flat(self) -> ConvShape {
-        let plain = self.kernel == [1, 1]
-            && self.stride == [1, 1]
-            && self.pad_begin == [0, 0]
-            && self.pad_end == [0, 0];
-        match plain {
-            true => ConvShape { in_size: [1, self.in_size[0] * self.in_size[1]], ..self },
-            false => self,
-        }
     }
 }
 

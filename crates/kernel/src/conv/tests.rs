@@ -58,19 +58,11 @@ pub(super) fn shapes() -> impl Strategy<Value = ConvShape> {
     })
 }
 
-fn shape(channels: [usize; 2], size: usize, kernel: usize, stride: usize, groups: usize) -> ConvShape {
-    ConvShape {
-        batch: 1,
-        in_channels: channels[0],
-        in_size: [size; 2],
-        out_channels: channels[1],
-        kernel: [kernel; 2],
-        stride: [stride; 2],
-        pad_begin: [kernel / 2; 2],
-        pad_end: [kernel / 2; 2],
-        dilation: [1; 2],
-        groups,
-    }
+/// `[batch, channels, pixels]` as `[batch, pixels, channels]`.
+pub(super) fn last<T: Copy>(data: &[T], batch: usize, channels: usize) -> Vec<T> {
+    let pixels = data.len() / (batch * channels).max(1);
+    let at = |i: usize| (i / channels / pixels * channels + i % channels) * pixels + i / channels % pixels;
+    (0..data.len()).map(|i| data[at(i)]).collect()
 }
 
 fn check_real(shape: &ConvShape, epilogue_kind: usize) {
@@ -79,6 +71,7 @@ fn check_real(shape: &ConvShape, epilogue_kind: usize) {
     let bias = reals(3, shape.out_channels);
     let residual = reals(4, shape.out_len());
     let then = |out: &mut [f32]| out.iter_mut().for_each(|x| *x = 2.0 * *x + 1.0);
+    let residual = last(&residual, shape.batch, shape.out_channels);
     let epilogue = Epilogue {
         bias: (epilogue_kind & 1 > 0).then_some(&bias),
         residual: (epilogue_kind & 2 > 0).then_some(&residual),
@@ -89,6 +82,7 @@ fn check_real(shape: &ConvShape, epilogue_kind: usize) {
     let scalar = Cpu::with_isa(Isa::Scalar, 1).unwrap();
     let mut want = vec![0.0; shape.out_len()];
     conv_nd(&scalar, &nd(shape), &input, &weights, epilogue.bias, &mut want);
+    let mut want = last(&want, shape.batch, shape.out_channels);
     for (want, residual) in want.iter_mut().zip(&residual) {
         *want += if epilogue.residual.is_some() { *residual } else { 0.0 };
         *want = epilogue.activation.bounds().map_or(*want, |b| bounded(*want, b));
@@ -96,6 +90,7 @@ fn check_real(shape: &ConvShape, epilogue_kind: usize) {
     if epilogue.then.is_some() {
         then(&mut want);
     }
+    let input = last(&input, shape.batch, shape.in_channels);
     let terms = (shape.in_channels / shape.groups * shape.kernel[0] * shape.kernel[1] + 2) as f32;
     for isa in Isa::available() {
         let runs = [1, 2].map(|threads| {
@@ -112,22 +107,155 @@ fn check_real(shape: &ConvShape, epilogue_kind: usize) {
     }
 }
 
+fn check_bytes(shape: &ConvShape, [signed, kind]: [usize; 2], zero: u8) {
+    let input: Vec<u8> = random(5, shape.in_len()).map(|x| x as u8).collect();
+    let weights: Vec<u8> = random(6, shape.weight_len()).map(|x| x as u8).collect();
+    let signed_bytes = |x: &[u8]| x.iter().map(|&x| x as i8).collect::<Vec<i8>>();
+    let zeros: Vec<i32> = match kind % 3 {
+        0 => vec![],
+        1 => vec![7],
+        _ => (0..shape.out_channels as i32).map(|c| c % 100).collect(),
+    };
+    let value = |x: u8, signed: bool| if signed { i32::from(x as i8) } else { i32::from(x) };
+    let is_signed = [signed & 1 > 0, signed & 2 > 0];
+    let x_zero = value(zero, is_signed[0]);
+    let numbers: Vec<f64> = input.iter().map(|&x| f64::from(value(x, is_signed[0]) - x_zero)).collect();
+    let units = shape.weight_len() / shape.out_channels;
+    let taps = shape.kernel[0] * shape.kernel[1];
+    let inputs = units / taps;
+    let [height, width] = shape.out_size().unwrap();
+    let mut want = vec![0i32; shape.out_len()];
+    for (i, want) in want.iter_mut().enumerate() {
+        let (x, y) = (i % width, i / width % height);
+        let (channel, image) =
+            (i / width / height % shape.out_channels, i / width / height / shape.out_channels);
+        let group = channel / (shape.out_channels / shape.groups);
+        let zero = zeros.get(channel).or(zeros.first()).copied().unwrap_or(0);
+        let mut sum = 0f64;
+        for unit in 0..units {
+            let (input, tap) = (group * inputs + unit / taps, unit % taps);
+            let at = |axis: usize, out: usize, tap: usize| {
+                let at = out * shape.stride[axis] + tap * shape.dilation[axis];
+                at.checked_sub(shape.pad_begin[axis]).filter(|&at| at < shape.in_size[axis])
+            };
+            let (Some(y), Some(x)) = (at(0, y, tap / shape.kernel[1]), at(1, x, tap % shape.kernel[1]))
+            else {
+                continue;
+            };
+            let weight = value(weights[channel * units + unit], is_signed[1]) - zero;
+            let plane = image * shape.in_channels + input;
+            sum += numbers[(plane * shape.in_size[0] + y) * shape.in_size[1] + x] * f64::from(weight);
+        }
+        *want = sum as i32;
+    }
+    let want = last(&want, shape.batch, shape.out_channels);
+    let input = last(&input, shape.batch, shape.in_channels);
+    let (signed_input, signed_weights) = (signed_bytes(&input), signed_bytes(&weights));
+    let x = if is_signed[0] { Bytes::S8(&signed_input) } else { Bytes::U8(&input) };
+    let w = if is_signed[1] { Bytes::S8(&signed_weights) } else { Bytes::U8(&weights) };
+    let bias: Vec<i32> = (0..shape.out_channels as i32).map(|c| 31 * c - 50).collect();
+    let scale: Vec<f32> = (0..shape.out_channels).map(|c| 0.001 + 0.0003 * (c % 7) as f32).collect();
+    for isa in Isa::available() {
+        for threads in [1, 2] {
+            let cpu = Cpu::with_isa(isa, threads).unwrap();
+            let packed = PackedByteConv::new(&cpu, shape, w, &zeros);
+            let mut sums = vec![-1; shape.out_len()];
+            packed.run(&cpu, shape, x, x_zero, ByteOutput::Sums(&mut sums));
+            assert_eq!(sums, want, "{isa}, {threads} threads: {shape:?}");
+            let mut out = vec![1u8; shape.out_len()];
+            let requant = Requant { bias: Some(&bias), multiplier: &scale, zero: 9, lo: 3, hi: 250 };
+            packed.run(&cpu, shape, x, x_zero, ByteOutput::U8(&mut out, requant));
+            let mut reals = vec![1f32; shape.out_len()];
+            let activation = Activation::Clip { lo: -2.0, hi: 3.0 };
+            let output = ByteOutput::Real { out: &mut reals, scale: &scale, bias: None, activation };
+            packed.run(&cpu, shape, x, x_zero, output);
+            for (i, &sum) in want.iter().enumerate() {
+                let channel = i % shape.out_channels;
+                let byte = ((sum + bias[channel]) as f32 * scale[channel]).round_ties_even() + 9.0;
+                assert_eq!(f32::from(out[i]), byte.clamp(3.0, 250.0), "{isa}: at {i} of {shape:?}");
+                assert_eq!(reals[i], (sum as f32 * scale[channel]).clamp(-2.0, 3.0), "{isa}: at {i}");
+            }
+        }
+    }
+}
+
+fn depthwise() -> impl Strategy<Value = ConvShape> {
+    let pair = |range: std::ops::RangeInclusive<usize>| [range.clone(), range];
+    let size = prop_oneof![8 => 0usize..=17, 1 => 40usize..=70];
+    let kernel = prop_oneof![Just(3usize), Just(5)];
+    let grid = (pair(1..=2), pair(0..=6), pair(0..=6), prop_oneof![6 => Just(1), 1 => Just(4)]);
+    (
+        1usize..=2,
+        2usize..=70,
+        prop_oneof![5 => Just(1usize), 1 => Just(2)],
+        [size.clone(), size],
+        kernel,
+        grid,
+    )
+        .prop_filter_map(
+            "fits",
+            |(batch, groups, outputs, in_size, kernel, (stride, pad_begin, pad_end, more))| {
+                let shape = ConvShape {
+                    batch,
+                    in_channels: groups,
+                    in_size,
+                    out_channels: groups * outputs,
+                    kernel: [kernel; 2],
+                    stride: [stride[0], stride[1] * more],
+                    pad_begin,
+                    pad_end,
+                    dilation: [1; 2],
+                    groups,
+                };
+                shape.out_size().map(|_| shape)
+            },
+        )
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn depthwise_convolutions_agree_with_the_plain_loops(shape in depthwise(), epilogue in 0usize..16) {
+        check_real(&shape, epilogue);
+        check_bytes(&shape, [epilogue % 4, epilogue % 3], epilogue as u8);
+    }
 
     #[test]
     fn real_convolutions_agree_with_the_plain_loops(shape in shapes(), epilogue in 0usize..16) {
         check_real(&shape, epilogue);
     }
+
+    #[test]
+    fn byte_convolutions_are_exact(shape in shapes(), signed in 0usize..4, kind in 0usize..3, zero in 0u8..100) {
+        check_bytes(&shape, [signed, kind], zero);
+    }
+}
+
+fn shape(channels: [usize; 2], size: usize, kernel: usize, stride: usize, groups: usize) -> ConvShape {
+    ConvShape {
+        batch: 1,
+        in_channels: channels[0],
+        in_size: [size; 2],
+        out_channels: channels[1],
+        kernel: [kernel; 2],
+        stride: [stride; 2],
+        pad_begin: [kernel / 2; 2],
+        pad_end: [kernel / 2; 2],
+        dilation: [1; 2],
+        groups,
+    }
 }
 
 #[test]
-fn larger_convolutions_are_cut_into_several_tiles_and_blocks() {
+fn larger_convolutions_are_cut_into_several_tasks() {
     for shape in [
         shape([150, 20], 20, 3, 1, 1),
         shape([3, 9], 61, 7, 2, 1),
         shape([300, 40], 9, 1, 1, 1),
+        shape([512, 70], 5, 1, 1, 1),
         shape([40, 40], 33, 5, 2, 40),
+        shape([72, 72], 23, 3, 1, 72),
         shape([12, 12], 140, 3, 1, 12),
         ConvShape {
             in_size: [1, 3000],
@@ -136,14 +264,12 @@ fn larger_convolutions_are_cut_into_several_tiles_and_blocks() {
             pad_end: [0, 4],
             ..shape([5, 11], 1, 1, 1, 1)
         },
-        ConvShape {
-            dilation: [40, 30],
-            pad_begin: [40, 30],
-            pad_end: [40, 30],
-            ..shape([6, 8], 50, 3, 1, 2)
-        },
+        ConvShape { dilation: [4, 3], pad_begin: [4, 3], pad_end: [4, 3], ..shape([8, 11], 31, 3, 1, 1) },
+        ConvShape { dilation: [4, 3], pad_begin: [4, 3], pad_end: [4, 3], ..shape([19, 19], 31, 3, 1, 19) },
     ] {
-        check_real(&shape, 3);
+        check_real(&shape, 11);
+        check_bytes(&shape, [1, 0], 3);
+        check_bytes(&shape, [2, 0], 3);
     }
 }
 
@@ -163,162 +289,5 @@ fn impossible_shapes_have_no_output() {
         ConvShape { batch: usize::MAX, ..good },
     ] {
         assert_eq!(bad.out_size(), None, "{bad:?}");
-    }
-}
-
-/// The meaning of the 8-bit convolution.
-fn byte_sums(shape: &ConvShape, input: &[i32], zero: i32, weights: &[i32], zeros: &[i32]) -> Vec<i32> {
-    let [height, width] = shape.out_size().unwrap();
-    let [kh, kw] = shape.kernel;
-    let (units, outputs) = (shape.in_channels / shape.groups, shape.out_channels / shape.groups);
-    let mut out = Vec::new();
-    for i in 0..shape.out_len() {
-        let (x, y) = (i % width, i / width % height);
-        let (channel, image) =
-            (i / width / height % shape.out_channels, i / width / height / shape.out_channels);
-        let mut sum = 0;
-        for j in 0..units * kh * kw {
-            let (kx, ky, unit) = (j % kw, j / kw % kh, j / kw / kh);
-            let at = |axis: usize, out: usize, k: usize| {
-                (out * shape.stride[axis] + k * shape.dilation[axis])
-                    .checked_sub(shape.pad_begin[axis])
-                    .filter(|&p| p < shape.in_size[axis])
-            };
-            if let (Some(y), Some(x)) = (at(0, y, ky), at(1, x, kx)) {
-                let plane = image * shape.in_channels + channel / outputs * units + unit;
-                let pixel = input[(plane * shape.in_size[0] + y) * shape.in_size[1] + x] - zero;
-                sum += pixel * (weights[channel * units * kh * kw + j] - zeros[channel]);
-            }
-        }
-        out.push(sum);
-    }
-    out
-}
-
-fn check_bytes(shape: &ConvShape, kind: usize, seed: u64) {
-    let (signed_input, signed_weight, zero_kind) = (kind & 1 > 0, kind & 2 > 0, kind / 4 % 3);
-    let bytes = |seed: u64, len: usize| random(seed, len).map(|x| (x >> 8) as u8).collect::<Vec<_>>();
-    let signed = |x: &[u8]| x.iter().map(|&b| b as i8).collect::<Vec<_>>();
-    let numbers = |x: &[u8], s: bool| {
-        x.iter().map(|&b| if s { i32::from(b as i8) } else { i32::from(b) }).collect::<Vec<_>>()
-    };
-    let input = bytes(seed, shape.in_len());
-    let weights = bytes(seed + 1, shape.weight_len());
-    let residual = bytes(seed + 2, shape.out_len());
-    let zero = numbers(&bytes(seed + 3, 1), signed_input)[0];
-    let middle = if signed_weight { 0 } else { 128 };
-    let zeros = match zero_kind {
-        0 => vec![middle; shape.out_channels],
-        1 => numbers(&bytes(seed + 4, shape.out_channels), signed_weight),
-        _ => vec![0; shape.out_channels],
-    };
-    let given = if zero_kind == 2 { &[][..] } else { &zeros[..] };
-    let (signed_in, signed_we, signed_res) = (signed(&input), signed(&weights), signed(&residual));
-    let in_bytes = if signed_input { Bytes::S8(&signed_in) } else { Bytes::U8(&input) };
-    let we_bytes = if signed_weight { Bytes::S8(&signed_we) } else { Bytes::U8(&weights) };
-    let sums =
-        byte_sums(shape, &numbers(&input, signed_input), zero, &numbers(&weights, signed_weight), &zeros);
-
-    let per_channel = |i: usize| {
-        i / (shape.out_len() / shape.out_channels / shape.batch.max(1)).max(1) % shape.out_channels
-    };
-    let scale: Vec<f32> = reals(seed + 5, shape.out_channels).iter().map(|x| (x + 1.5) * 1e-3).collect();
-    let bias: Vec<i32> = random(seed + 6, shape.out_channels).map(|x| x as i32 % 3000 - 1500).collect();
-    let real_bias = reals(seed + 7, shape.out_channels);
-    let res = ByteResidual {
-        values: if signed_weight { Bytes::S8(&signed_res) } else { Bytes::U8(&residual) },
-        zero: 3,
-        multiplier: 0.37,
-    };
-    let res_numbers = numbers(&residual, signed_weight);
-    let requant = |residual: bool| Requant {
-        bias: Some(&bias),
-        multiplier: &scale,
-        zero: 7,
-        lo: -100,
-        hi: 120,
-        residual: residual.then_some(res),
-    };
-    let want_byte = |i: usize, residual: bool, lo: i32, hi: i32| {
-        let x = (sums[i] + bias[per_channel(i)]) as f32 * scale[per_channel(i)];
-        let x = if residual { x + (res_numbers[i] - 3) as f32 * 0.37 } else { x };
-        ((x.round_ties_even() as i64 + 7) as i32).clamp(lo, hi)
-    };
-    for isa in Isa::available() {
-        for threads in [1, 2] {
-            let cpu = Cpu::with_isa(isa, threads).unwrap();
-            let packed = PackedByteConv::new(&cpu, shape, we_bytes, given);
-            let mut got = vec![-1; sums.len()];
-            packed.run(&cpu, shape, in_bytes, zero, ByteOutput::Sums(&mut got));
-            assert_eq!(got, sums, "{isa} {shape:?}");
-            let mut got = vec![f32::NAN; sums.len()];
-            let activation = Activation::Clip { lo: -2.0, hi: 3.0 };
-            let out = ByteOutput::Real { out: &mut got, scale: &scale, bias: Some(&real_bias), activation };
-            packed.run(&cpu, shape, in_bytes, zero, out);
-            for (i, got) in got.iter().enumerate() {
-                let want =
-                    (sums[i] as f32 * scale[per_channel(i)] + real_bias[per_channel(i)]).clamp(-2.0, 3.0);
-                assert_eq!(*got, want, "{isa} {shape:?}");
-            }
-            let mut got = vec![0u8; sums.len()];
-            packed.run(&cpu, shape, in_bytes, zero, ByteOutput::U8(&mut got, requant(false)));
-            for (i, got) in got.iter().enumerate() {
-                assert_eq!(i32::from(*got), want_byte(i, false, 0, 120), "{isa} {shape:?}");
-            }
-            let mut got = vec![0i8; sums.len()];
-            packed.run(&cpu, shape, in_bytes, zero, ByteOutput::S8(&mut got, requant(true)));
-            for (i, got) in got.iter().enumerate() {
-                assert_eq!(i32::from(*got), want_byte(i, true, -100, 120), "{isa} {shape:?}");
-            }
-        }
-    }
-}
-
-/// Depthwise convolutions, also of planes smaller than the kernel and larger than a tile.
-fn depthwise() -> impl Strategy<Value = ConvShape> {
-    let pair = |range: std::ops::RangeInclusive<usize>| [range.clone(), range];
-    let size = prop_oneof![4 => 0usize..=17, 1 => 40usize..=150];
-    let kernel = prop_oneof![Just(3usize), Just(5)];
-    let grid = (pair(1..=2), pair(0..=6), pair(0..=6), prop_oneof![6 => Just(1), 1 => Just(4)]);
-    (1usize..=2, 1usize..=5, 1usize..=2, [size.clone(), size], kernel, grid).prop_filter_map(
-        "fits",
-        |(batch, groups, outputs, in_size, kernel, (stride, pad_begin, pad_end, more))| {
-            let shape = ConvShape {
-                batch,
-                in_channels: groups,
-                in_size,
-                out_channels: groups * outputs,
-                kernel: [kernel; 2],
-                stride: [stride[0], stride[1] * more],
-                pad_begin,
-                pad_end,
-                dilation: [1; 2],
-                groups,
-            };
-            shape.out_size().map(|_| shape)
-        },
-    )
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(150))]
-
-    #[test]
-    fn depthwise_convolutions_agree_with_the_plain_loops(shape in depthwise(), epilogue in 0usize..16) {
-        check_real(&shape, epilogue);
-    }
-
-    #[test]
-    fn depthwise_byte_convolutions_give_the_same_integers(shape in depthwise(), kind in 0usize..12, seed in 0u64..1000) {
-        check_bytes(&shape, kind, seed);
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
-
-    #[test]
-    fn byte_convolutions_give_the_same_integers_everywhere(shape in shapes(), kind in 0usize..12, seed in 0u64..1000) {
-        check_bytes(&shape, kind, seed);
     }
 }

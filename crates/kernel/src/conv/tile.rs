@@ -1,88 +1,131 @@
-//! The inner loop of every convolution: a few output channels times a few vectors of pixels.
+//! The inner loops of every convolution: a few pixels times a few vectors of output channels.
 //!
 //! Everything is made of 32-bit words: an `f32`, four bytes of four channels, or two 16-bit numbers of two
-//! channels. A weight word is broadcast, a vector of consecutive pixel words is loaded, and their product is
-//! added to a vector of 32-bit sums; what "product" means is the only difference between the formats.
+//! channels. A word of the image is broadcast, a vector of weight words (one for each output channel) is loaded,
+//! and their product is added to a vector of 32-bit sums; what "product" means is the only difference between the
+//! formats. In a depthwise convolution each channel has its own word of the image: that is loaded as a vector too.
 
 use crate::Isa;
+use crate::matmul::tile::for_rows;
 
 #[cfg(target_arch = "aarch64")]
 mod arm;
-mod slide;
 #[cfg(target_arch = "x86_64")]
 mod x86;
-
-pub(super) use slide::{BLOCK, Run, Slide, Sweep};
 
 /// What one word holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Words {
     /// One `f32`.
     Real,
-    /// Four unsigned pixel bytes, four signed weight bytes.
+    /// Four unsigned image bytes, four signed weight bytes.
     Quad,
     /// Two signed 16-bit numbers.
     Pair,
 }
 
-/// One call of a [`Tile`]: `rows x (vectors * lanes)` sums over `taps x units` words each.
-pub(super) struct Step<'a> {
-    /// `[taps][units][rows]` words.
-    pub weights: *const u32,
-    /// The first pixel of unit 0.
-    pub planes: *const u32,
-    /// Where each tap's pixels begin, from `planes`.
-    pub taps: &'a [usize],
-    /// Channels (or packs of channels) to add up.
-    pub units: usize,
-    /// Words from one unit's planes to the next.
-    pub unit_len: usize,
-    /// The sum of row 0, pixel 0.
-    pub sums: *mut u32,
-    /// Words from one row of sums to the next.
-    pub sums_len: usize,
-    /// Overwrite the sums instead of adding to them.
-    pub first: bool,
+impl Words {
+    /// Channels (or, in depthwise convolutions, taps) of a word.
+    pub fn lanes(self) -> usize {
+        match self {
+            Words::Real => 1,
+            Words::Quad => 4,
+            Words::Pair => 2,
+        }
+    }
 }
 
-/// A family of inner loops of one instruction set; `run[v - 1]` computes `v` vectors of pixels.
-#[derive(Clone, Copy)]
+/// The most rows of a tile.
+pub(super) const ROWS: usize = 14;
+/// The most vectors of a depthwise tile.
+const VECTORS: usize = 8;
+/// Sums of the largest tile.
+pub(super) const SUMS: usize = ROWS * 2 * 16;
+
+/// One call of a tile: `rows x (vectors * lanes)` sums over `runs * words` words each.
+pub(super) struct Step<'a> {
+    /// The first pixel.
+    pub image: *const u8,
+    /// Bytes from the words of one row of the tile to those of the next.
+    pub pixel: usize,
+    /// Where the runs of words begin, in bytes from `image`.
+    pub runs: &'a [usize],
+    /// Words of a run.
+    pub words: usize,
+    /// `[runs][words][vectors * lanes]` words.
+    pub weights: *const u32,
+    /// `[rows][vectors * lanes]` sums.
+    pub sums: *mut u32,
+}
+
+/// One call of a depthwise tile: `rows x (vectors * lanes)` sums over the taps.
+pub(super) struct DepthStep<'a> {
+    /// The first pixel's first channel.
+    pub image: *const u32,
+    /// Words from one row of the tile to the next.
+    pub pixel: usize,
+    /// For each tap, where its words begin, from `image`, and its weights, from `weights`.
+    pub taps: &'a [(usize, usize)],
+    pub weights: *const u32,
+    /// `[rows][vectors * lanes]` sums.
+    pub sums: *mut u32,
+}
+
+/// The inner loops of one instruction set for one kind of words. All need the instruction set under which they are
+/// listed, and pointers that reach as far as their steps say.
 pub(super) struct Tile {
-    /// Output channels of a step.
-    pub rows: usize,
     /// Words of a vector.
     pub lanes: usize,
-    /// By the number of vectors. Each reads `rows` weight words for each tap and unit, and
-    /// `vectors * lanes` pixel words and sums, and needs the instruction set under which it is listed.
-    pub run: &'static [unsafe fn(&Step)],
+    /// `wide[r - 1]`: `r` rows of two vectors.
+    pub wide: &'static [unsafe fn(&Step)],
+    /// `narrow[r - 1]`: `r` rows of one vector.
+    pub narrow: &'static [unsafe fn(&Step)],
+    /// Depthwise, as `wide`.
+    pub depth_wide: &'static [unsafe fn(&DepthStep)],
+    /// Depthwise, as `narrow`.
+    pub depth_narrow: &'static [unsafe fn(&DepthStep)],
+    /// Depthwise: a row of many vectors (how many, and the function).
+    pub depth_row: (usize, unsafe fn(&DepthStep)),
 }
 
 impl Tile {
-    /// The best family for `rows` output channels on `isa`, which must be available.
-    pub fn select(isa: Isa, words: Words, rows: usize) -> Tile {
-        let isa = match isa {
-            Isa::Avx512Vnni if words != Words::Quad => Isa::Avx512,
-            Isa::NeonDot => Isa::Neon,
-            isa => isa,
-        };
-        let cost = |tile: &Tile| {
-            let row = match tile.rows {
-                1 => 20,
-                4 => 11,
-                _ => 10,
-            };
-            rows.next_multiple_of(tile.rows) * row
-        };
-        let find = |isa: Isa| {
-            let fits = ARCH.iter().chain(PLAIN).filter(|t| t.0 == isa && t.1 == words).map(|t| t.2);
-            fits.min_by_key(cost)
-        };
-        find(isa).or_else(|| find(Isa::Scalar)).unwrap_or(PLAIN_ROW)
+    /// The best inner loops on `isa`, which must be available.
+    pub fn select(isa: Isa, words: Words) -> &'static Tile {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(tile) = x86::select(isa, words) {
+            return tile;
+        }
+        #[cfg(target_arch = "aarch64")]
+        if let Some(tile) = arm::select(isa, words) {
+            return tile;
+        }
+        let _ = isa;
+        match words {
+            Words::Real => &PLAIN_REAL,
+            _ => &PLAIN_PAIR,
+        }
     }
 
-    /// Are there inner loops for these words on `isa`?
-    pub fn exists(isa: Isa, words: Words) -> bool {
-        ARCH.iter().chain(PLAIN).any(|t| t.0 == isa && t.1 == words)
+    /// Is there a dot product of bytes on `isa`?
+    pub fn has_quads(isa: Isa) -> bool {
+        isa == Isa::Avx512Vnni
+    }
+}
+
+/// Makes words of the bytes of four rows that are as long as `to`, each byte xor `flip`, for tiles of
+/// [`Words::Quad`] on `isa`.
+#[inline(always)]
+pub(super) fn weave(isa: Isa, rows: [&[u8]; 4], flip: u8, to: &mut [u32]) {
+    let mut done = 0;
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512Vnni {
+        // SAFETY: tiles of quads are only selected for an available instruction set.
+        done = unsafe { x86::weave(rows, flip, to) };
+    }
+    let _ = isa;
+    let [a, b, c, d] = rows;
+    for (i, to) in to.iter_mut().enumerate().skip(done) {
+        *to = u32::from_le_bytes([a[i] ^ flip, b[i] ^ flip, c[i] ^ flip, d[i] ^ flip]);
     }
 }
 
@@ -90,50 +133,101 @@ impl Tile {
 trait Lanes: Copy {
     const LANES: usize;
     /// # Safety
-    /// This and all other methods need the instruction set of the implementing type; `from` and `to` must
-    /// be valid for `LANES` words (one for `splat`). `load` takes any address.
+    /// This and all other methods need the instruction set of the implementing type; `from` and `to` must be valid
+    /// for `LANES` words (one for `splat`), at any address.
     unsafe fn zero() -> Self;
     unsafe fn load(from: *const u32) -> Self;
     unsafe fn splat(from: *const u32) -> Self;
-    unsafe fn mac(self, weights: Self, pixels: Self) -> Self;
+    unsafe fn mac(self, weights: Self, image: Self) -> Self;
     unsafe fn store(self, to: *mut u32);
 }
 
-/// # Safety
-/// The pointers of `s` must be valid as described at [`Tile::run`], and the processor must have what `V` needs.
+/// `value`, of which the compiler forgets where it came from: addresses then stay sums of the registers at hand
+/// instead of becoming a register each.
 #[inline(always)]
-unsafe fn step<V: Lanes, const ROWS: usize, const VECTORS: usize>(s: &Step) {
+fn opaque(value: usize) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let mut value = value;
+        // SAFETY: no instruction at all.
+        unsafe {
+            std::arch::asm!("/* {0} */", inout(reg) value, options(pure, nomem, nostack, preserves_flags))
+        };
+        value
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    value
+}
+
+/// The body of the wide and narrow tiles.
+///
+/// # Safety
+/// The pointers of `s` must be valid as described there, and the processor must have what `V` needs.
+#[inline(always)]
+unsafe fn step<V: Lanes, const R: usize, const N: usize>(s: &Step) {
     // SAFETY: promised by the caller.
     unsafe {
-        let mut sums = [[V::zero(); VECTORS]; ROWS];
-        if !s.first {
-            for (r, row) in sums.iter_mut().enumerate() {
-                for (v, sum) in row.iter_mut().enumerate() {
-                    *sum = V::load(s.sums.add(r * s.sums_len + v * V::LANES));
-                }
-            }
-        }
+        let mut sums = [[V::zero(); N]; R];
+        let (one, three) = (s.pixel, opaque(3 * s.pixel));
         let mut weights = s.weights;
-        for &tap in s.taps {
-            let mut from = s.planes.add(tap);
-            for _ in 0..s.units {
-                let mut pixels = [V::zero(); VECTORS];
-                for (v, pixel) in pixels.iter_mut().enumerate() {
-                    *pixel = V::load(from.add(v * V::LANES));
+        for &run in s.runs {
+            let first = s.image.add(run) as usize;
+            let mut bases = [first, opaque(first + 5 * one), opaque(first + 10 * one)];
+            for _ in 0..s.words {
+                let mut cols = [V::zero(); N];
+                for (v, col) in cols.iter_mut().enumerate() {
+                    *col = V::load(weights.add(v * V::LANES));
                 }
-                for (r, row) in sums.iter_mut().enumerate() {
-                    let weight = V::splat(weights.add(r));
-                    for (sum, &pixel) in row.iter_mut().zip(&pixels) {
-                        *sum = sum.mac(weight, pixel);
+                for_rows!(ROW < R, {
+                    let base = bases[ROW / 5];
+                    let at = match ROW % 5 {
+                        0 => base,
+                        1 => base + one,
+                        2 => base + 2 * one,
+                        3 => base + three,
+                        _ => base + 4 * one,
+                    };
+                    let word = V::splat(at as *const u32);
+                    for (sum, col) in sums[ROW].iter_mut().zip(cols) {
+                        *sum = sum.mac(col, word);
                     }
-                }
-                weights = weights.add(ROWS);
-                from = from.wrapping_add(s.unit_len);
+                });
+                bases = bases.map(|base| base + 4);
+                weights = weights.add(N * V::LANES);
             }
         }
         for (r, row) in sums.iter().enumerate() {
             for (v, sum) in row.iter().enumerate() {
-                sum.store(s.sums.add(r * s.sums_len + v * V::LANES));
+                sum.store(s.sums.add((r * N + v) * V::LANES));
+            }
+        }
+    }
+}
+
+/// The body of the depthwise tiles.
+///
+/// # Safety
+/// As for [`step`].
+#[inline(always)]
+unsafe fn depth_step<V: Lanes, const R: usize, const N: usize>(s: &DepthStep) {
+    // SAFETY: promised by the caller.
+    unsafe {
+        let mut sums = [[V::zero(); N]; R];
+        for &(image, weights) in s.taps {
+            let (image, weights) = (s.image.add(image), s.weights.add(weights));
+            let mut cols = [V::zero(); N];
+            for (v, col) in cols.iter_mut().enumerate() {
+                *col = V::load(weights.add(v * V::LANES));
+            }
+            for (r, row) in sums.iter_mut().enumerate() {
+                for (v, (sum, col)) in row.iter_mut().zip(cols).enumerate() {
+                    *sum = sum.mac(col, V::load(image.add(r * s.pixel + v * V::LANES)));
+                }
+            }
+        }
+        for (r, row) in sums.iter().enumerate() {
+            for (v, sum) in row.iter().enumerate() {
+                sum.store(s.sums.add((r * N + v) * V::LANES));
             }
         }
     }
@@ -156,16 +250,16 @@ impl Lanes for PlainReal {
     #[inline(always)]
     unsafe fn splat(from: *const u32) -> Self {
         // SAFETY: a word is readable.
-        PlainReal([unsafe { from.cast::<f32>().read() }; 4])
+        PlainReal([unsafe { from.cast::<f32>().read_unaligned() }; 4])
     }
     #[inline(always)]
-    unsafe fn mac(self, weights: Self, pixels: Self) -> Self {
-        PlainReal(std::array::from_fn(|i| self.0[i] + weights.0[i] * pixels.0[i]))
+    unsafe fn mac(self, weights: Self, image: Self) -> Self {
+        PlainReal(std::array::from_fn(|i| self.0[i] + weights.0[i] * image.0[i]))
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut u32) {
         // SAFETY: four words are writable.
-        unsafe { to.cast::<[f32; 4]>().write(self.0) }
+        unsafe { to.cast::<[f32; 4]>().write_unaligned(self.0) }
     }
 }
 
@@ -186,68 +280,63 @@ impl Lanes for PlainPair {
     #[inline(always)]
     unsafe fn splat(from: *const u32) -> Self {
         // SAFETY: a word is readable.
-        PlainPair([unsafe { from.read() }; 4])
+        PlainPair([unsafe { from.read_unaligned() }; 4])
     }
     #[inline(always)]
-    unsafe fn mac(self, weights: Self, pixels: Self) -> Self {
+    unsafe fn mac(self, weights: Self, image: Self) -> Self {
         let half = |x: u32| [i32::from(x as u16 as i16), (x as i32) >> 16];
         PlainPair(std::array::from_fn(|i| {
-            let (w, p) = (half(weights.0[i]), half(pixels.0[i]));
+            let (w, p) = (half(weights.0[i]), half(image.0[i]));
             self.0[i].wrapping_add((w[0] * p[0]).wrapping_add(w[1] * p[1]) as u32)
         }))
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut u32) {
         // SAFETY: four words are writable.
-        unsafe { to.cast::<[u32; 4]>().write(self.0) }
+        unsafe { to.cast::<[u32; 4]>().write_unaligned(self.0) }
     }
 }
 
+/// # Safety
+/// As for [`step`], but for the processor.
 unsafe fn plain<V: Lanes, const R: usize, const N: usize>(s: &Step) {
-    // SAFETY: the plain vectors need nothing of the processor; the pointers are the caller's promise.
+    // SAFETY: the vectors need nothing of the processor; the pointers are the caller's promise.
     unsafe { step::<V, R, N>(s) }
 }
 
-const PLAIN_ROW: Tile = Tile {
-    rows: 1,
+/// # Safety
+/// As for [`depth_step`], but for the processor.
+unsafe fn plain_depth<V: Lanes, const R: usize, const N: usize>(s: &DepthStep) {
+    // SAFETY: as above.
+    unsafe { depth_step::<V, R, N>(s) }
+}
+
+static PLAIN_REAL: Tile = Tile {
     lanes: 4,
-    run: &[
-        plain::<PlainReal, 1, 1>,
+    wide: &[
         plain::<PlainReal, 1, 2>,
-        plain::<PlainReal, 1, 3>,
-        plain::<PlainReal, 1, 4>,
+        plain::<PlainReal, 2, 2>,
+        plain::<PlainReal, 3, 2>,
+        plain::<PlainReal, 4, 2>,
     ],
+    narrow: &[
+        plain::<PlainReal, 1, 1>,
+        plain::<PlainReal, 2, 1>,
+        plain::<PlainReal, 3, 1>,
+        plain::<PlainReal, 4, 1>,
+    ],
+    depth_wide: &[plain_depth::<PlainReal, 1, 2>, plain_depth::<PlainReal, 2, 2>],
+    depth_narrow: &[plain_depth::<PlainReal, 1, 1>, plain_depth::<PlainReal, 2, 1>],
+    depth_row: (4, plain_depth::<PlainReal, 1, 4>),
 };
 
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-const ARCH: &[(Isa, Words, Tile)] = &[];
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-const ARCH_SLIDES: &[(Isa, Words, Slide)] = &[];
-#[cfg(target_arch = "aarch64")]
-use arm::{SLIDES as ARCH_SLIDES, TILES as ARCH};
-#[cfg(target_arch = "x86_64")]
-use x86::{SLIDES as ARCH_SLIDES, TILES as ARCH};
+static PLAIN_PAIR: Tile = Tile {
+    lanes: 4,
+    wide: &[plain::<PlainPair, 1, 2>, plain::<PlainPair, 2, 2>],
+    narrow: &[plain::<PlainPair, 1, 1>, plain::<PlainPair, 2, 1>, plain::<PlainPair, 3, 1>],
+    depth_wide: &[plain_depth::<PlainPair, 1, 2>, plain_depth::<PlainPair, 2, 2>],
+    depth_narrow: &[plain_depth::<PlainPair, 1, 1>, plain_depth::<PlainPair, 2, 1>],
+    depth_row: (4, plain_depth::<PlainPair, 1, 4>),
+};
 
-/// By instruction set, words and rows.
-const PLAIN: &[(Isa, Words, Tile)] = &[
-    (
-        Isa::Scalar,
-        Words::Real,
-        Tile {
-            rows: 4,
-            lanes: 4,
-            run: &[plain::<PlainReal, 4, 1>, plain::<PlainReal, 4, 2>, plain::<PlainReal, 4, 3>],
-        },
-    ),
-    (Isa::Scalar, Words::Real, PLAIN_ROW),
-    (
-        Isa::Scalar,
-        Words::Pair,
-        Tile { rows: 4, lanes: 4, run: &[plain::<PlainPair, 4, 1>, plain::<PlainPair, 4, 2>] },
-    ),
-    (
-        Isa::Scalar,
-        Words::Pair,
-        Tile { rows: 1, lanes: 4, run: &[plain::<PlainPair, 1, 1>, plain::<PlainPair, 1, 2>] },
-    ),
-];
+const _: () = assert!(VECTORS * 16 <= SUMS);

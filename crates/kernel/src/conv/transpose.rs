@@ -4,17 +4,16 @@
 //! residue modulo the stride all use the same taps, evenly spaced, and see consecutive inputs: a convolution of
 //! stride 1 whose outputs are written `stride` apart.
 
-use super::driver::{Geometry, Panels};
+use super::driver::{Geometry, Panels, Raster};
 use super::elements;
-use super::field::Field;
-use super::float::{Epilogue, Raster, run_real};
+use super::float::{Epilogue, run_real};
 use super::tile::{Tile, Words};
 use crate::{Cpu, Isa};
 
 /// The sizes of a two-dimensional transposed convolution.
 ///
-/// Input `[batch, in_channels, in_size]`, weight `[in_channels, out_channels / groups, kernel]`, output
-/// `[batch, out_channels, out_size]`. Pairs are `[vertical, horizontal]`.
+/// Input `[batch, in_size, in_channels]`, weight `[in_channels, out_channels / groups, kernel]`, output
+/// `[batch, out_size, out_channels]`. Pairs are `[vertical, horizontal]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvTransposeShape {
     /// Images.
@@ -129,23 +128,23 @@ impl PackedConvTranspose {
         let (inputs, outputs) = (shape.in_channels / shape.groups, shape.out_channels / shape.groups);
         let [kh, kw] = shape.kernel;
         assert_eq!(weights.len(), shape.in_channels * outputs * kh * kw, "length of the weights");
-        let tile = Tile::select(cpu.isa(), Words::Real, outputs);
+        let tile = Tile::select(cpu.isa(), Words::Real);
         let [rows, cols] = [0, 1].map(|a| Taps::all(shape.kernel[a], shape.stride[a], shape.dilation[a]));
         let phase = |residue: [usize; 2], taps: [Taps; 2]| {
             let [tall, wide] = taps;
-            let word = |channel: usize, unit: usize, tap: usize| {
+            let weight = |channel: usize, tap: usize, unit: usize| {
                 let ky = tall.first + (tall.count - 1 - tap / wide.count) * tall.step;
                 let kx = wide.first + (wide.count - 1 - tap % wide.count) * wide.step;
                 let plane = (channel / outputs * inputs + unit) * outputs + channel % outputs;
                 weights[(plane * kh + ky) * kw + kx].to_bits()
             };
-            let sizes = [outputs, inputs, tall.count * wide.count, tall.count];
-            Phase { residue, taps, panels: Panels::new(tile, shape.groups, sizes, word) }
+            let sizes = [outputs, inputs, tall.count * wide.count];
+            Phase { residue, taps, panels: Panels::new(tile, Words::Real, shape.groups, sizes, weight) }
         };
         let reached = shape.stride[0].checked_mul(shape.stride[1]) == Some(rows.len() * cols.len());
         let phases =
             rows.iter().flat_map(|&(y, tall)| cols.iter().map(move |&(x, wide)| ([y, x], [tall, wide])));
-        let empty = || Panels::new(tile, shape.groups, [outputs, 0, 1, 1], |_, _, _| 0);
+        let empty = || Panels::new(tile, Words::Real, shape.groups, [outputs, 0, 1], |_, _, _| 0);
         PackedConvTranspose {
             isa: cpu.isa(),
             kernel: shape.kernel,
@@ -183,11 +182,19 @@ impl PackedConvTranspose {
         );
         let in_len = shape.batch * shape.in_channels * shape.in_size[0] * shape.in_size[1];
         assert_eq!(input.len(), in_len, "length of the input");
+        let whole = Geometry {
+            batch: shape.batch,
+            in_size: shape.in_size,
+            in_channels: shape.in_channels,
+            out_size: size,
+            kernel: [1, 1],
+            stride: [1, 1],
+            dilation: [1, 1],
+            pad: [0, 0],
+            raster: Raster::whole(size),
+        };
         if let Some(panels) = &self.blank {
-            let field = Field::new([1, 1], [1, 1], [1, 1], size, 1);
-            let (batch, in_size, stride, pad) = (shape.batch, shape.in_size, [1, 1], [0, 0]);
-            let geometry = Geometry { batch, in_size, out_size: size, stride, pad, field, direct: None };
-            run_real(cpu, self.isa, panels, &geometry, input, out, epilogue, &Raster::whole(size));
+            run_real(cpu, self.isa, panels, whole, input, out, epilogue);
         }
         for phase in &self.phases {
             let mut first = [0; 2];
@@ -201,27 +208,22 @@ impl PackedConvTranspose {
                 let highest = (taps.first + taps.count.saturating_sub(1) * taps.step) * shape.dilation[a];
                 pad[a] = (highest as isize - (first[a] + shape.pad_begin[a]) as isize) / stride as isize;
             }
-            let kernel = phase.taps.map(|t| t.count);
-            let spacing = phase.taps.map(|t| t.spacing);
-            let field = Field::new(kernel, spacing, [1, 1], count, 1);
             let geometry = Geometry {
-                batch: shape.batch,
-                in_size: shape.in_size,
                 out_size: count,
-                stride: [1, 1],
+                kernel: phase.taps.map(|t| t.count),
+                dilation: phase.taps.map(|t| t.spacing),
                 pad,
-                field,
-                direct: None,
+                raster: Raster { first, step: shape.stride, size },
+                ..whole
             };
-            let raster = Raster { first, step: shape.stride, size };
-            run_real(cpu, self.isa, &phase.panels, &geometry, input, out, epilogue, &raster);
+            run_real(cpu, self.isa, &phase.panels, geometry, input, out, epilogue);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::reals;
+    use super::super::tests::{last, reals};
     use super::super::{Activation, bounded};
     use super::*;
     use proptest::prelude::*;
@@ -287,6 +289,9 @@ mod tests {
             for (i, want) in want.iter_mut().enumerate() {
                 *want = bounded(*want + bias[i / plane % shape.out_channels] + residual[i], bounds) * 2.0;
             }
+            let want = last(&want, shape.batch, shape.out_channels);
+            let residual = last(&residual, shape.batch, shape.out_channels);
+            let input = last(&input, shape.batch, shape.in_channels);
             let then = |out: &mut [f32]| out.iter_mut().for_each(|x| *x *= 2.0);
             let epilogue = Epilogue {
                 bias: Some(&bias),

@@ -1,7 +1,6 @@
 //! The inner loops for SSE4.1, AVX2, AVX-512 and AVX-512 VNNI.
 
-use super::slide::sweep;
-use super::{BLOCK, Lanes, Slide, Step, Sweep, Tile, Words, step};
+use super::{DepthStep, Lanes, Step, Tile, Words, depth_step, step};
 use crate::Isa;
 use std::arch::x86_64::*;
 
@@ -23,12 +22,12 @@ impl Lanes for Real256 {
     #[inline(always)]
     unsafe fn splat(from: *const u32) -> Self {
         // SAFETY: the caller has AVX, a word is readable.
-        Real256(unsafe { _mm256_set1_ps(from.cast::<f32>().read()) })
+        Real256(unsafe { _mm256_set1_ps(from.cast::<f32>().read_unaligned()) })
     }
     #[inline(always)]
-    unsafe fn mac(self, weights: Self, pixels: Self) -> Self {
+    unsafe fn mac(self, weights: Self, image: Self) -> Self {
         // SAFETY: the caller has FMA.
-        Real256(unsafe { _mm256_fmadd_ps(weights.0, pixels.0, self.0) })
+        Real256(unsafe { _mm256_fmadd_ps(weights.0, image.0, self.0) })
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut u32) {
@@ -55,12 +54,12 @@ impl Lanes for Real512 {
     #[inline(always)]
     unsafe fn splat(from: *const u32) -> Self {
         // SAFETY: the caller has AVX-512 F, a word is readable.
-        Real512(unsafe { _mm512_set1_ps(from.cast::<f32>().read()) })
+        Real512(unsafe { _mm512_set1_ps(from.cast::<f32>().read_unaligned()) })
     }
     #[inline(always)]
-    unsafe fn mac(self, weights: Self, pixels: Self) -> Self {
+    unsafe fn mac(self, weights: Self, image: Self) -> Self {
         // SAFETY: the caller has AVX-512 F.
-        Real512(unsafe { _mm512_fmadd_ps(weights.0, pixels.0, self.0) })
+        Real512(unsafe { _mm512_fmadd_ps(weights.0, image.0, self.0) })
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut u32) {
@@ -87,12 +86,12 @@ impl Lanes for Pair128 {
     #[inline(always)]
     unsafe fn splat(from: *const u32) -> Self {
         // SAFETY: a word is readable.
-        Pair128(unsafe { _mm_set1_epi32(from.cast::<i32>().read()) })
+        Pair128(unsafe { _mm_set1_epi32(from.cast::<i32>().read_unaligned()) })
     }
     #[inline(always)]
-    unsafe fn mac(self, weights: Self, pixels: Self) -> Self {
+    unsafe fn mac(self, weights: Self, image: Self) -> Self {
         // SAFETY: SSE2 is part of x86-64.
-        Pair128(unsafe { _mm_add_epi32(self.0, _mm_madd_epi16(weights.0, pixels.0)) })
+        Pair128(unsafe { _mm_add_epi32(self.0, _mm_madd_epi16(weights.0, image.0)) })
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut u32) {
@@ -119,12 +118,12 @@ impl Lanes for Pair256 {
     #[inline(always)]
     unsafe fn splat(from: *const u32) -> Self {
         // SAFETY: the caller has AVX2, a word is readable.
-        Pair256(unsafe { _mm256_set1_epi32(from.cast::<i32>().read()) })
+        Pair256(unsafe { _mm256_set1_epi32(from.cast::<i32>().read_unaligned()) })
     }
     #[inline(always)]
-    unsafe fn mac(self, weights: Self, pixels: Self) -> Self {
+    unsafe fn mac(self, weights: Self, image: Self) -> Self {
         // SAFETY: the caller has AVX2.
-        Pair256(unsafe { _mm256_add_epi32(self.0, _mm256_madd_epi16(weights.0, pixels.0)) })
+        Pair256(unsafe { _mm256_add_epi32(self.0, _mm256_madd_epi16(weights.0, image.0)) })
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut u32) {
@@ -152,15 +151,15 @@ impl<const QUAD: bool> Lanes for Int512<QUAD> {
     #[inline(always)]
     unsafe fn splat(from: *const u32) -> Self {
         // SAFETY: the caller has AVX-512 F, a word is readable.
-        Int512(unsafe { _mm512_set1_epi32(from.cast::<i32>().read()) })
+        Int512(unsafe { _mm512_set1_epi32(from.cast::<i32>().read_unaligned()) })
     }
     #[inline(always)]
-    unsafe fn mac(self, weights: Self, pixels: Self) -> Self {
+    unsafe fn mac(self, weights: Self, image: Self) -> Self {
         // SAFETY: the caller has AVX-512 BW, and VNNI where `QUAD` is set.
         Int512(unsafe {
             match QUAD {
-                true => _mm512_dpbusd_epi32(self.0, pixels.0, weights.0),
-                false => _mm512_add_epi32(self.0, _mm512_madd_epi16(weights.0, pixels.0)),
+                true => _mm512_dpbusd_epi32(self.0, image.0, weights.0),
+                false => _mm512_add_epi32(self.0, _mm512_madd_epi16(weights.0, image.0)),
             }
         })
     }
@@ -171,330 +170,397 @@ impl<const QUAD: bool> Lanes for Int512<QUAD> {
     }
 }
 
+/// # Safety
+/// As for [`step`].
 #[target_feature(enable = "sse4.1")]
 unsafe fn sse41<V: Lanes, const R: usize, const N: usize>(s: &Step) {
-    // SAFETY: the features are enabled here; the pointers are the caller's promise.
+    // SAFETY: promised by the caller.
     unsafe { step::<V, R, N>(s) }
 }
 
+/// # Safety
+/// As for [`depth_step`].
+#[target_feature(enable = "sse4.1")]
+unsafe fn sse41_depth<V: Lanes, const R: usize, const N: usize>(s: &DepthStep) {
+    // SAFETY: promised by the caller.
+    unsafe { depth_step::<V, R, N>(s) }
+}
+
+/// # Safety
+/// As for [`step`].
 #[target_feature(enable = "avx2,fma")]
 unsafe fn avx2<V: Lanes, const R: usize, const N: usize>(s: &Step) {
-    // SAFETY: the features are enabled here; the pointers are the caller's promise.
+    // SAFETY: promised by the caller.
     unsafe { step::<V, R, N>(s) }
 }
 
+/// # Safety
+/// As for [`depth_step`].
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2_depth<V: Lanes, const R: usize, const N: usize>(s: &DepthStep) {
+    // SAFETY: promised by the caller.
+    unsafe { depth_step::<V, R, N>(s) }
+}
+
+/// # Safety
+/// As for [`step`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn avx512<V: Lanes, const R: usize, const N: usize>(s: &Step) {
-    // SAFETY: the features are enabled here; the pointers are the caller's promise.
+    // SAFETY: promised by the caller.
     unsafe { step::<V, R, N>(s) }
 }
 
+/// # Safety
+/// As for [`depth_step`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn avx512_depth<V: Lanes, const R: usize, const N: usize>(s: &DepthStep) {
+    // SAFETY: promised by the caller.
+    unsafe { depth_step::<V, R, N>(s) }
+}
+
+/// # Safety
+/// As for [`step`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn vnni<V: Lanes, const R: usize, const N: usize>(s: &Step) {
-    // SAFETY: the features are enabled here; the pointers are the caller's promise.
+    // SAFETY: promised by the caller.
     unsafe { step::<V, R, N>(s) }
 }
 
-#[target_feature(enable = "sse4.1")]
-unsafe fn sse41_sweep<V: Lanes, const KH: usize, const KW: usize, const R: usize, const S: usize>(s: &Sweep) {
-    // SAFETY: the features are enabled here; the pointers are the caller's promise.
-    unsafe { sweep::<V, KH, KW, R, S>(s) }
-}
-
-#[target_feature(enable = "avx2,fma")]
-unsafe fn avx2_sweep<V: Lanes, const KH: usize, const KW: usize, const R: usize, const S: usize>(s: &Sweep) {
-    // SAFETY: the features are enabled here; the pointers are the caller's promise.
-    unsafe { sweep::<V, KH, KW, R, S>(s) }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn avx512_sweep<V: Lanes, const KH: usize, const KW: usize, const R: usize, const S: usize>(
-    s: &Sweep,
-) {
-    // SAFETY: the features are enabled here; the pointers are the caller's promise.
-    unsafe { sweep::<V, KH, KW, R, S>(s) }
-}
-
+/// # Safety
+/// As for [`depth_step`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn vnni_sweep<V: Lanes, const KH: usize, const KW: usize, const R: usize, const S: usize>(s: &Sweep) {
-    // SAFETY: the features are enabled here; the pointers are the caller's promise.
-    unsafe { sweep::<V, KH, KW, R, S>(s) }
+unsafe fn vnni_depth<V: Lanes, const R: usize, const N: usize>(s: &DepthStep) {
+    // SAFETY: promised by the caller.
+    unsafe { depth_step::<V, R, N>(s) }
+}
+
+/// Weaves the bytes of four rows, sixteen words at a time: `to[i] = [a[i], b[i], c[i], d[i]]`, each xor `flip`.
+/// Returns how many words were made; the rows must be as long as `to`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(in super::super) fn weave(rows: [&[u8]; 4], flip: u8, to: &mut [u32]) -> usize {
+    let [a, b, c, d] = rows.map(|row| row[..to.len()].as_chunks::<16>().0);
+    let to = to.as_chunks_mut::<16>().0;
+    // Word i of the rows side by side, then byte i of each word. Hidden from the compiler, which would take the two
+    // shuffles for one and make six of it.
+    let [words, bytes] = std::hint::black_box([
+        [0x0c080400u32, 0x0d090501, 0x0e0a0602, 0x0f0b0703],
+        [0x0c080400, 0x0d090501, 0x0e0a0602, 0x0f0b0703],
+    ]);
+    // SAFETY: each array has the size of the register.
+    let (words, bytes) = unsafe {
+        let words = _mm512_cvtepu8_epi32(_mm_loadu_si128(words.as_ptr().cast()));
+        (words, _mm512_broadcast_i32x4(_mm_loadu_si128(bytes.as_ptr().cast())))
+    };
+    let flip = _mm512_set1_epi8(flip as i8);
+    let count = to.len() * 16;
+    for ((((to, a), b), c), d) in to.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+        // SAFETY: each array has the size of the register that is loaded from it or stored to it.
+        unsafe {
+            let load = |row: &[u8; 16]| _mm_loadu_si128(row.as_ptr().cast());
+            let all = _mm512_castsi128_si512(load(a));
+            let all = _mm512_inserti32x4::<1>(all, load(b));
+            let all = _mm512_inserti32x4::<2>(all, load(c));
+            let all = _mm512_inserti32x4::<3>(all, load(d));
+            let all = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(words, all), bytes);
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), _mm512_xor_si512(all, flip));
+        }
+    }
+    count
 }
 
 type Quad512 = Int512<true>;
 type Pair512 = Int512<false>;
 
-/// By instruction set, words and rows.
-pub(super) const TILES: &[(Isa, Words, Tile)] = &[
-    (
-        Isa::Sse41,
-        Words::Pair,
-        Tile {
-            rows: 4,
-            lanes: 4,
-            run: &[sse41::<Pair128, 4, 1>, sse41::<Pair128, 4, 2>, sse41::<Pair128, 4, 3>],
-        },
-    ),
-    (
-        Isa::Sse41,
-        Words::Pair,
-        Tile {
-            rows: 1,
-            lanes: 4,
-            run: &[
-                sse41::<Pair128, 1, 1>,
-                sse41::<Pair128, 1, 2>,
-                sse41::<Pair128, 1, 3>,
-                sse41::<Pair128, 1, 4>,
-                sse41::<Pair128, 1, 5>,
-                sse41::<Pair128, 1, 6>,
-            ],
-        },
-    ),
-    (
-        Isa::Avx2,
-        Words::Real,
-        Tile {
-            rows: 4,
-            lanes: 8,
-            run: &[avx2::<Real256, 4, 1>, avx2::<Real256, 4, 2>, avx2::<Real256, 4, 3>],
-        },
-    ),
-    (
-        Isa::Avx2,
-        Words::Real,
-        Tile {
-            rows: 1,
-            lanes: 8,
-            run: &[
-                avx2::<Real256, 1, 1>,
-                avx2::<Real256, 1, 2>,
-                avx2::<Real256, 1, 3>,
-                avx2::<Real256, 1, 4>,
-                avx2::<Real256, 1, 5>,
-                avx2::<Real256, 1, 6>,
-                avx2::<Real256, 1, 7>,
-                avx2::<Real256, 1, 8>,
-            ],
-        },
-    ),
-    (
-        Isa::Avx2,
-        Words::Pair,
-        Tile {
-            rows: 4,
-            lanes: 8,
-            run: &[avx2::<Pair256, 4, 1>, avx2::<Pair256, 4, 2>, avx2::<Pair256, 4, 3>],
-        },
-    ),
-    (
-        Isa::Avx2,
-        Words::Pair,
-        Tile {
-            rows: 1,
-            lanes: 8,
-            run: &[
-                avx2::<Pair256, 1, 1>,
-                avx2::<Pair256, 1, 2>,
-                avx2::<Pair256, 1, 3>,
-                avx2::<Pair256, 1, 4>,
-                avx2::<Pair256, 1, 5>,
-                avx2::<Pair256, 1, 6>,
-                avx2::<Pair256, 1, 7>,
-                avx2::<Pair256, 1, 8>,
-            ],
-        },
-    ),
-    (
-        Isa::Avx512,
-        Words::Real,
-        Tile {
-            rows: 8,
-            lanes: 16,
-            run: &[avx512::<Real512, 8, 1>, avx512::<Real512, 8, 2>, avx512::<Real512, 8, 3>],
-        },
-    ),
-    (
-        Isa::Avx512,
-        Words::Real,
-        Tile {
-            rows: 1,
-            lanes: 16,
-            run: &[
-                avx512::<Real512, 1, 1>,
-                avx512::<Real512, 1, 2>,
-                avx512::<Real512, 1, 3>,
-                avx512::<Real512, 1, 4>,
-                avx512::<Real512, 1, 5>,
-                avx512::<Real512, 1, 6>,
-                avx512::<Real512, 1, 7>,
-                avx512::<Real512, 1, 8>,
-            ],
-        },
-    ),
-    (
-        Isa::Avx512,
-        Words::Pair,
-        Tile {
-            rows: 8,
-            lanes: 16,
-            run: &[avx512::<Pair512, 8, 1>, avx512::<Pair512, 8, 2>, avx512::<Pair512, 8, 3>],
-        },
-    ),
-    (
-        Isa::Avx512,
-        Words::Pair,
-        Tile {
-            rows: 1,
-            lanes: 16,
-            run: &[
-                avx512::<Pair512, 1, 1>,
-                avx512::<Pair512, 1, 2>,
-                avx512::<Pair512, 1, 3>,
-                avx512::<Pair512, 1, 4>,
-                avx512::<Pair512, 1, 5>,
-                avx512::<Pair512, 1, 6>,
-                avx512::<Pair512, 1, 7>,
-                avx512::<Pair512, 1, 8>,
-            ],
-        },
-    ),
-    (
-        Isa::Avx512Vnni,
-        Words::Quad,
-        Tile {
-            rows: 8,
-            lanes: 16,
-            run: &[vnni::<Quad512, 8, 1>, vnni::<Quad512, 8, 2>, vnni::<Quad512, 8, 3>],
-        },
-    ),
-    (
-        Isa::Avx512Vnni,
-        Words::Quad,
-        Tile {
-            rows: 1,
-            lanes: 16,
-            run: &[
-                vnni::<Quad512, 1, 1>,
-                vnni::<Quad512, 1, 2>,
-                vnni::<Quad512, 1, 3>,
-                vnni::<Quad512, 1, 4>,
-                vnni::<Quad512, 1, 5>,
-                vnni::<Quad512, 1, 6>,
-                vnni::<Quad512, 1, 7>,
-                vnni::<Quad512, 1, 8>,
-            ],
-        },
-    ),
-    (
-        Isa::Avx512,
-        Words::Real,
-        Tile {
-            rows: 4,
-            lanes: 16,
-            run: &[
-                avx512::<Real512, 4, 1>,
-                avx512::<Real512, 4, 2>,
-                avx512::<Real512, 4, 3>,
-                avx512::<Real512, 4, 4>,
-                avx512::<Real512, 4, 5>,
-                avx512::<Real512, 4, 6>,
-            ],
-        },
-    ),
-    (
-        Isa::Avx512,
-        Words::Pair,
-        Tile {
-            rows: 4,
-            lanes: 16,
-            run: &[
-                avx512::<Pair512, 4, 1>,
-                avx512::<Pair512, 4, 2>,
-                avx512::<Pair512, 4, 3>,
-                avx512::<Pair512, 4, 4>,
-                avx512::<Pair512, 4, 5>,
-            ],
-        },
-    ),
-    (
-        Isa::Avx512Vnni,
-        Words::Quad,
-        Tile {
-            rows: 4,
-            lanes: 16,
-            run: &[
-                vnni::<Quad512, 4, 1>,
-                vnni::<Quad512, 4, 2>,
-                vnni::<Quad512, 4, 3>,
-                vnni::<Quad512, 4, 4>,
-                vnni::<Quad512, 4, 5>,
-                vnni::<Quad512, 4, 6>,
-            ],
-        },
-    ),
-];
+pub(super) fn select(isa: Isa, words: Words) -> Option<&'static Tile> {
+    Some(match (isa, words) {
+        (Isa::Sse41, Words::Pair) => &SSE41_PAIR,
+        (Isa::Avx2, Words::Real) => &AVX2_REAL,
+        (Isa::Avx2, Words::Pair) => &AVX2_PAIR,
+        (Isa::Avx512Vnni, Words::Quad) => &VNNI_QUAD,
+        (Isa::Avx512 | Isa::Avx512Vnni, Words::Real) => &AVX512_REAL,
+        (Isa::Avx512 | Isa::Avx512Vnni, Words::Pair) => &AVX512_PAIR,
+        _ => return None,
+    })
+}
 
-/// By instruction set and words.
-pub(super) const SLIDES: &[(Isa, Words, Slide)] = &[
-    (
-        Isa::Sse41,
-        Words::Pair,
-        Slide {
-            lanes: 4,
-            rows: [sse41_sweep::<Pair128, 3, 2, 1, 1>, sse41_sweep::<Pair128, 5, 3, 1, 1>],
-            blocks: None,
-        },
-    ),
-    (
-        Isa::Avx2,
-        Words::Real,
-        Slide {
-            lanes: 8,
-            rows: [avx2_sweep::<Real256, 3, 3, 1, 1>, avx2_sweep::<Real256, 5, 5, 1, 1>],
-            blocks: Some([
-                [avx2_sweep::<Real256, 3, 3, BLOCK, 1>, avx2_sweep::<Real256, 5, 5, BLOCK, 1>],
-                [avx2_sweep::<Real256, 3, 3, BLOCK, 2>, avx2_sweep::<Real256, 5, 5, BLOCK, 2>],
-            ]),
-        },
-    ),
-    (
-        Isa::Avx2,
-        Words::Pair,
-        Slide {
-            lanes: 8,
-            rows: [avx2_sweep::<Pair256, 3, 2, 1, 1>, avx2_sweep::<Pair256, 5, 3, 1, 1>],
-            blocks: None,
-        },
-    ),
-    (
-        Isa::Avx512,
-        Words::Real,
-        Slide {
-            lanes: 16,
-            rows: [avx512_sweep::<Real512, 3, 3, 1, 1>, avx512_sweep::<Real512, 5, 5, 1, 1>],
-            blocks: Some([
-                [avx512_sweep::<Real512, 3, 3, BLOCK, 1>, avx512_sweep::<Real512, 5, 5, BLOCK, 1>],
-                [avx512_sweep::<Real512, 3, 3, BLOCK, 2>, avx512_sweep::<Real512, 5, 5, BLOCK, 2>],
-            ]),
-        },
-    ),
-    (
-        Isa::Avx512,
-        Words::Pair,
-        Slide {
-            lanes: 16,
-            rows: [avx512_sweep::<Pair512, 3, 2, 1, 1>, avx512_sweep::<Pair512, 5, 3, 1, 1>],
-            blocks: None,
-        },
-    ),
-    (
-        Isa::Avx512Vnni,
-        Words::Quad,
-        Slide {
-            lanes: 16,
-            rows: [vnni_sweep::<Quad512, 3, 1, 1, 1>, vnni_sweep::<Quad512, 5, 2, 1, 1>],
-            blocks: None,
-        },
-    ),
-];
+static SSE41_PAIR: Tile = Tile {
+    lanes: 4,
+    wide: &[
+        sse41::<Pair128, 1, 2>,
+        sse41::<Pair128, 2, 2>,
+        sse41::<Pair128, 3, 2>,
+        sse41::<Pair128, 4, 2>,
+        sse41::<Pair128, 5, 2>,
+    ],
+    narrow: &[
+        sse41::<Pair128, 1, 1>,
+        sse41::<Pair128, 2, 1>,
+        sse41::<Pair128, 3, 1>,
+        sse41::<Pair128, 4, 1>,
+        sse41::<Pair128, 5, 1>,
+        sse41::<Pair128, 6, 1>,
+        sse41::<Pair128, 7, 1>,
+        sse41::<Pair128, 8, 1>,
+        sse41::<Pair128, 9, 1>,
+        sse41::<Pair128, 10, 1>,
+    ],
+    depth_wide: &[
+        sse41_depth::<Pair128, 1, 2>,
+        sse41_depth::<Pair128, 2, 2>,
+        sse41_depth::<Pair128, 3, 2>,
+        sse41_depth::<Pair128, 4, 2>,
+    ],
+    depth_narrow: &[
+        sse41_depth::<Pair128, 1, 1>,
+        sse41_depth::<Pair128, 2, 1>,
+        sse41_depth::<Pair128, 3, 1>,
+        sse41_depth::<Pair128, 4, 1>,
+    ],
+    depth_row: (4, sse41_depth::<Pair128, 1, 4>),
+};
+
+static AVX2_REAL: Tile = Tile {
+    lanes: 8,
+    wide: &[
+        avx2::<Real256, 1, 2>,
+        avx2::<Real256, 2, 2>,
+        avx2::<Real256, 3, 2>,
+        avx2::<Real256, 4, 2>,
+        avx2::<Real256, 5, 2>,
+        avx2::<Real256, 6, 2>,
+    ],
+    narrow: &[
+        avx2::<Real256, 1, 1>,
+        avx2::<Real256, 2, 1>,
+        avx2::<Real256, 3, 1>,
+        avx2::<Real256, 4, 1>,
+        avx2::<Real256, 5, 1>,
+        avx2::<Real256, 6, 1>,
+        avx2::<Real256, 7, 1>,
+        avx2::<Real256, 8, 1>,
+        avx2::<Real256, 9, 1>,
+        avx2::<Real256, 10, 1>,
+        avx2::<Real256, 11, 1>,
+        avx2::<Real256, 12, 1>,
+    ],
+    depth_wide: &[
+        avx2_depth::<Real256, 1, 2>,
+        avx2_depth::<Real256, 2, 2>,
+        avx2_depth::<Real256, 3, 2>,
+        avx2_depth::<Real256, 4, 2>,
+        avx2_depth::<Real256, 5, 2>,
+    ],
+    depth_narrow: &[
+        avx2_depth::<Real256, 1, 1>,
+        avx2_depth::<Real256, 2, 1>,
+        avx2_depth::<Real256, 3, 1>,
+        avx2_depth::<Real256, 4, 1>,
+        avx2_depth::<Real256, 5, 1>,
+    ],
+    depth_row: (6, avx2_depth::<Real256, 1, 6>),
+};
+
+static AVX2_PAIR: Tile = Tile {
+    lanes: 8,
+    wide: &[
+        avx2::<Pair256, 1, 2>,
+        avx2::<Pair256, 2, 2>,
+        avx2::<Pair256, 3, 2>,
+        avx2::<Pair256, 4, 2>,
+        avx2::<Pair256, 5, 2>,
+    ],
+    narrow: &[
+        avx2::<Pair256, 1, 1>,
+        avx2::<Pair256, 2, 1>,
+        avx2::<Pair256, 3, 1>,
+        avx2::<Pair256, 4, 1>,
+        avx2::<Pair256, 5, 1>,
+        avx2::<Pair256, 6, 1>,
+        avx2::<Pair256, 7, 1>,
+        avx2::<Pair256, 8, 1>,
+        avx2::<Pair256, 9, 1>,
+        avx2::<Pair256, 10, 1>,
+    ],
+    depth_wide: &[
+        avx2_depth::<Pair256, 1, 2>,
+        avx2_depth::<Pair256, 2, 2>,
+        avx2_depth::<Pair256, 3, 2>,
+        avx2_depth::<Pair256, 4, 2>,
+    ],
+    depth_narrow: &[
+        avx2_depth::<Pair256, 1, 1>,
+        avx2_depth::<Pair256, 2, 1>,
+        avx2_depth::<Pair256, 3, 1>,
+        avx2_depth::<Pair256, 4, 1>,
+    ],
+    depth_row: (4, avx2_depth::<Pair256, 1, 4>),
+};
+
+static AVX512_REAL: Tile = Tile {
+    lanes: 16,
+    wide: &[
+        avx512::<Real512, 1, 2>,
+        avx512::<Real512, 2, 2>,
+        avx512::<Real512, 3, 2>,
+        avx512::<Real512, 4, 2>,
+        avx512::<Real512, 5, 2>,
+        avx512::<Real512, 6, 2>,
+        avx512::<Real512, 7, 2>,
+        avx512::<Real512, 8, 2>,
+        avx512::<Real512, 9, 2>,
+        avx512::<Real512, 10, 2>,
+        avx512::<Real512, 11, 2>,
+        avx512::<Real512, 12, 2>,
+        avx512::<Real512, 13, 2>,
+        avx512::<Real512, 14, 2>,
+    ],
+    narrow: &[
+        avx512::<Real512, 1, 1>,
+        avx512::<Real512, 2, 1>,
+        avx512::<Real512, 3, 1>,
+        avx512::<Real512, 4, 1>,
+        avx512::<Real512, 5, 1>,
+        avx512::<Real512, 6, 1>,
+        avx512::<Real512, 7, 1>,
+        avx512::<Real512, 8, 1>,
+        avx512::<Real512, 9, 1>,
+        avx512::<Real512, 10, 1>,
+        avx512::<Real512, 11, 1>,
+        avx512::<Real512, 12, 1>,
+        avx512::<Real512, 13, 1>,
+        avx512::<Real512, 14, 1>,
+    ],
+    depth_wide: &[
+        avx512_depth::<Real512, 1, 2>,
+        avx512_depth::<Real512, 2, 2>,
+        avx512_depth::<Real512, 3, 2>,
+        avx512_depth::<Real512, 4, 2>,
+        avx512_depth::<Real512, 5, 2>,
+        avx512_depth::<Real512, 6, 2>,
+        avx512_depth::<Real512, 7, 2>,
+        avx512_depth::<Real512, 8, 2>,
+    ],
+    depth_narrow: &[
+        avx512_depth::<Real512, 1, 1>,
+        avx512_depth::<Real512, 2, 1>,
+        avx512_depth::<Real512, 3, 1>,
+        avx512_depth::<Real512, 4, 1>,
+        avx512_depth::<Real512, 5, 1>,
+        avx512_depth::<Real512, 6, 1>,
+        avx512_depth::<Real512, 7, 1>,
+        avx512_depth::<Real512, 8, 1>,
+    ],
+    depth_row: (8, avx512_depth::<Real512, 1, 8>),
+};
+
+static AVX512_PAIR: Tile = Tile {
+    lanes: 16,
+    wide: &[
+        avx512::<Pair512, 1, 2>,
+        avx512::<Pair512, 2, 2>,
+        avx512::<Pair512, 3, 2>,
+        avx512::<Pair512, 4, 2>,
+        avx512::<Pair512, 5, 2>,
+        avx512::<Pair512, 6, 2>,
+        avx512::<Pair512, 7, 2>,
+        avx512::<Pair512, 8, 2>,
+        avx512::<Pair512, 9, 2>,
+        avx512::<Pair512, 10, 2>,
+        avx512::<Pair512, 11, 2>,
+        avx512::<Pair512, 12, 2>,
+    ],
+    narrow: &[
+        avx512::<Pair512, 1, 1>,
+        avx512::<Pair512, 2, 1>,
+        avx512::<Pair512, 3, 1>,
+        avx512::<Pair512, 4, 1>,
+        avx512::<Pair512, 5, 1>,
+        avx512::<Pair512, 6, 1>,
+        avx512::<Pair512, 7, 1>,
+        avx512::<Pair512, 8, 1>,
+        avx512::<Pair512, 9, 1>,
+        avx512::<Pair512, 10, 1>,
+        avx512::<Pair512, 11, 1>,
+        avx512::<Pair512, 12, 1>,
+        avx512::<Pair512, 13, 1>,
+        avx512::<Pair512, 14, 1>,
+    ],
+    depth_wide: &[
+        avx512_depth::<Pair512, 1, 2>,
+        avx512_depth::<Pair512, 2, 2>,
+        avx512_depth::<Pair512, 3, 2>,
+        avx512_depth::<Pair512, 4, 2>,
+        avx512_depth::<Pair512, 5, 2>,
+        avx512_depth::<Pair512, 6, 2>,
+        avx512_depth::<Pair512, 7, 2>,
+        avx512_depth::<Pair512, 8, 2>,
+    ],
+    depth_narrow: &[
+        avx512_depth::<Pair512, 1, 1>,
+        avx512_depth::<Pair512, 2, 1>,
+        avx512_depth::<Pair512, 3, 1>,
+        avx512_depth::<Pair512, 4, 1>,
+        avx512_depth::<Pair512, 5, 1>,
+        avx512_depth::<Pair512, 6, 1>,
+        avx512_depth::<Pair512, 7, 1>,
+        avx512_depth::<Pair512, 8, 1>,
+    ],
+    depth_row: (8, avx512_depth::<Pair512, 1, 8>),
+};
+
+static VNNI_QUAD: Tile = Tile {
+    lanes: 16,
+    wide: &[
+        vnni::<Quad512, 1, 2>,
+        vnni::<Quad512, 2, 2>,
+        vnni::<Quad512, 3, 2>,
+        vnni::<Quad512, 4, 2>,
+        vnni::<Quad512, 5, 2>,
+        vnni::<Quad512, 6, 2>,
+        vnni::<Quad512, 7, 2>,
+        vnni::<Quad512, 8, 2>,
+        vnni::<Quad512, 9, 2>,
+        vnni::<Quad512, 10, 2>,
+        vnni::<Quad512, 11, 2>,
+        vnni::<Quad512, 12, 2>,
+        vnni::<Quad512, 13, 2>,
+        vnni::<Quad512, 14, 2>,
+    ],
+    narrow: &[
+        vnni::<Quad512, 1, 1>,
+        vnni::<Quad512, 2, 1>,
+        vnni::<Quad512, 3, 1>,
+        vnni::<Quad512, 4, 1>,
+        vnni::<Quad512, 5, 1>,
+        vnni::<Quad512, 6, 1>,
+        vnni::<Quad512, 7, 1>,
+        vnni::<Quad512, 8, 1>,
+        vnni::<Quad512, 9, 1>,
+        vnni::<Quad512, 10, 1>,
+        vnni::<Quad512, 11, 1>,
+        vnni::<Quad512, 12, 1>,
+        vnni::<Quad512, 13, 1>,
+        vnni::<Quad512, 14, 1>,
+    ],
+    depth_wide: &[
+        vnni_depth::<Quad512, 1, 2>,
+        vnni_depth::<Quad512, 2, 2>,
+        vnni_depth::<Quad512, 3, 2>,
+        vnni_depth::<Quad512, 4, 2>,
+        vnni_depth::<Quad512, 5, 2>,
+        vnni_depth::<Quad512, 6, 2>,
+        vnni_depth::<Quad512, 7, 2>,
+        vnni_depth::<Quad512, 8, 2>,
+    ],
+    depth_narrow: &[
+        vnni_depth::<Quad512, 1, 1>,
+        vnni_depth::<Quad512, 2, 1>,
+        vnni_depth::<Quad512, 3, 1>,
+        vnni_depth::<Quad512, 4, 1>,
+        vnni_depth::<Quad512, 5, 1>,
+        vnni_depth::<Quad512, 6, 1>,
+        vnni_depth::<Quad512, 7, 1>,
+        vnni_depth::<Quad512, 8, 1>,
+    ],
+    depth_row: (8, vnni_depth::<Quad512, 1, 8>),
+};
