@@ -61,15 +61,6 @@ pub fn global_average_pool(cpu: &Cpu, len: usize, channels: usize, input: &[f32]
     }
 }
 
-/// The greatest number of each channel of images of `len` pixels.
-///
-/// # Panics
-/// When `input` does not have `len` numbers for each of `out`, or `out` is not a number of images.
-pub fn global_max_pool<T: Ordered>(cpu: &Cpu, len: usize, channels: usize, input: &[T], out: &mut [T]) {
-    let join = |most, x| if x > most { x } else { most };
-    each_channel(cpu, len, channels, input, out, T::LEAST, join, join);
-}
-
 /// The sum of the bytes of each channel of images of `len` pixels.
 ///
 /// # Panics
@@ -288,9 +279,6 @@ mod tests {
                 let (mut got, mut want) = (vec![0.0; count], vec![0.0; count]);
                 global_average_pool(&cpu, len, channels, &input, &mut got);
                 super::super::global_average_pool(&cpu, len, &first(&input, len, channels), &mut want);
-                prop_assert_eq!(&got, &want);
-                global_max_pool(&cpu, len, channels, &input, &mut got);
-                super::super::global_max_pool(&cpu, len, &first(&input, len, channels), &mut want);
                 prop_assert_eq!(&got, &want);
                 let mut sums = vec![0; count];
                 global_sum_pool(&cpu, len, channels, &bytes, &mut sums);
