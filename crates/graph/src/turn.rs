@@ -12,7 +12,7 @@ pub struct TurnCx<'a> {
     pub order: &'a [usize],
     /// What is known of the inputs, with their axes as they are now.
     pub facts: Facts<'a>,
-    /// The constant inputs, aligned; `None` for those that are absent or not constant.
+    /// The constant inputs; `None` for those that are absent or not constant.
     pub constants: Vec<Option<Tensor>>,
 }
 

@@ -152,7 +152,9 @@ impl Op for Gated {
     }
 
     fn turn(&self, cx: &TurnCx) -> Option<Turned> {
-        cx.all()
+        // The second input is not broadcast as others are.
+        let alike = (0..cx.facts.len()).all(|at| cx.facts.shape(at) == cx.facts.shape(0));
+        cx.all().filter(|_| alike)
     }
 
     fn as_any(&self) -> &dyn Any {
