@@ -261,3 +261,6 @@ impl Turning<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
