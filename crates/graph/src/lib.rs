@@ -19,6 +19,7 @@ pub mod ops;
 pub mod run;
 pub mod tensor;
 pub mod tidy;
+pub mod turn;
 
 pub use attrs::{Attr, Attrs};
 pub use dim::Dim;
@@ -28,3 +29,4 @@ pub use fact::{Fact, Type};
 pub use ir::{Function, Graph, Model, Node, NodeId, Value, ValueId};
 pub use op::{Op, OpDef};
 pub use tensor::{Datum, Tensor};
+pub use turn::{TurnCx, Turned};

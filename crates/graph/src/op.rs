@@ -8,7 +8,7 @@ use kernel::Cpu;
 
 use crate::ops::opaque::Opaque;
 use crate::run::Program;
-use crate::{Attrs, DType, Datum, Dim, Error, Fact, Graph, Result, Tensor, ValueId};
+use crate::{Attrs, DType, Datum, Dim, Error, Fact, Graph, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// An operator with its attributes: what a node does.
 pub trait Op: Debug + Send + Sync {
@@ -84,6 +84,13 @@ pub trait Op: Debug + Send + Sync {
     fn mul_adds(&self, inputs: &Facts, outputs: &[Fact]) -> u64 {
         let _ = (inputs, outputs);
         0
+    }
+
+    /// The same computation on inputs with their axes in another order, when it can make its outputs with theirs in
+    /// that order as well. All outputs have the rank of the order.
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        let _ = cx;
+        None
     }
 
     /// The graphs inside it (bodies of `If`, `Loop`, `Scan`, functions), in the order of their captured values.

@@ -1,8 +1,11 @@
-//! Pooling of NCHW planes: the greatest or the mean of a window (ONNX MaxPool, AveragePool, Global*Pool).
+//! Pooling of NCHW planes: the greatest or the mean of a window (ONNX MaxPool, AveragePool, Global*Pool); in
+//! [`last`] the same of images with the channels last.
 
 use crate::conv::{Out, inside, out_len};
 use crate::wide::{Loops, wide};
 use crate::{Cpu, Isa};
+
+pub mod last;
 
 /// The sizes of a pooling window sliding over planes. Pairs are `[vertical, horizontal]`; one-dimensional
 /// pooling has height 1.
@@ -41,23 +44,34 @@ impl PoolShape {
         Some([axis(0)?, axis(1)?])
     }
 
-    /// Elements of a plane before and after.
-    fn check(&self, input: usize, out: usize) -> [usize; 2] {
+    /// Can there be such a pooling? The poolings here panic when not.
+    pub fn is_possible(&self) -> bool {
         let sane = |n: usize| n < 1 << 40;
-        let fits = |a: usize| {
+        (0..2).all(|a| {
             let reach = (self.kernel[a].max(1) - 1).checked_mul(self.dilation[a]);
             let last = self.out_size[a].checked_mul(self.stride[a]);
             let sizes = [reach, last, Some(self.pad_begin[a]), Some(self.pad_end[a]), Some(self.in_size[a])];
             self.stride[a] > 0
                 && (1..=MOST_TAPS).contains(&self.kernel[a])
                 && sizes.iter().all(|n| n.is_some_and(sane))
-        };
-        assert!(fits(0) && fits(1), "an impossible pooling: {self:?}");
+        })
+    }
+
+    /// Elements of a plane before and after.
+    fn check(&self, input: usize, out: usize) -> [usize; 2] {
+        assert!(self.is_possible(), "an impossible pooling: {self:?}");
         let [before, after] = [self.in_size, self.out_size].map(|[h, w]| h.checked_mul(w));
         let [Some(before), Some(after)] = [before, after] else { panic!("an impossible pooling: {self:?}") };
         assert_eq!(before.checked_mul(self.planes), Some(input), "length of the input");
         assert_eq!(after.checked_mul(self.planes), Some(out), "length of the output");
         [before, after]
+    }
+
+    /// For each row and each column of windows, how many taps see a pixel (or padding, where that counts): the
+    /// product is the number of each window.
+    pub fn window_counts(&self, padding: bool) -> [Vec<usize>; 2] {
+        assert!(self.is_possible(), "an impossible pooling: {self:?}");
+        [0, 1].map(|axis| self.counts(axis, padding))
     }
 
     /// The taps of the window along one axis that see pixels: for each the windows that see a pixel, and the pixel of the first.
@@ -166,8 +180,7 @@ pub fn max_pool_indices<T: Ordered>(
 /// # Panics
 /// When `shape` is impossible or a slice does not fit it.
 pub fn average_pool(cpu: &Cpu, shape: &PoolShape, input: &[f32], out: &mut [f32], count_padding: bool) {
-    shape.check(input.len(), out.len());
-    let [rows, cols] = [0, 1].map(|axis| shape.counts(axis, count_padding));
+    let [rows, cols] = shape.window_counts(count_padding);
     let mean = |out: &mut [f32]| {
         for (row, &tall) in out.chunks_exact_mut(cols.len().max(1)).zip(&rows) {
             row.iter_mut().zip(&cols).for_each(|(x, &wide)| *x /= (tall * wide) as f32);
@@ -310,7 +323,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn shapes() -> impl Strategy<Value = PoolShape> {
+    pub(super) fn shapes() -> impl Strategy<Value = PoolShape> {
         let pair = |range: std::ops::RangeInclusive<usize>| [range.clone(), range];
         let grid = (pair(0..=12), pair(1..=4), pair(1..=3), pair(0..=3), pair(0..=3), pair(1..=3));
         (0usize..4, grid, pair(0..=1)).prop_filter_map("fits", |(planes, grid, extra)| {

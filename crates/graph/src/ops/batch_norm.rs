@@ -1,15 +1,17 @@
-//! `BatchNormalization`: each channel with its own mean and variance, given or taken from the batch.
+//! `BatchNormalization`: each channel with its own mean and variance, given or taken from the batch; in the domain
+//! "lessen" of images with the channels last.
 //! <https://onnx.ai/onnx/operators/onnx__BatchNormalization.html>
 
 use std::any::Any;
 use std::sync::Arc;
 
-use kernel::vec::scale_shift;
+use kernel::vec::{Binary, Right, binary_assign, scale_shift};
 
 use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, Reader, RunCx, Sample, ramp};
 use crate::ops::cast::cast;
-use crate::{Attrs, DType, Dim, Error, Fact, Node, Op, Result, Tensor, ValueId};
+use crate::ops::layout::Layout;
+use crate::{Attrs, DType, Dim, Error, Fact, Node, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// Normalisation of each channel over the batch.
 #[derive(Debug)]
@@ -21,9 +23,10 @@ pub struct BatchNorm {
     pub training: bool,
     /// Before version 14, more than one output meant training, with five outputs.
     old: bool,
+    layout: Layout,
 }
 
-fn read(r: &Reader, old: bool) -> Result<Arc<dyn Op>> {
+fn read(r: &Reader, old: bool, layout: Layout) -> Result<Arc<dyn Op>> {
     if r.attrs.int_or("spatial", 1)? == 0 {
         return Err(Error::unsupported("BatchNormalization with a mean for every position (spatial = 0)"));
     }
@@ -32,11 +35,13 @@ fn read(r: &Reader, old: bool) -> Result<Arc<dyn Op>> {
         momentum: r.attrs.float_or("momentum", 0.9)?,
         training: if old { r.outputs > 1 } else { r.attrs.flag_or("training_mode", false)? },
         old,
+        layout,
     }))
 }
 
 fn samples(old: bool) -> Vec<Sample> {
-    let op = |training| BatchNorm { epsilon: 1e-2, momentum: 0.8, training, old };
+    let op =
+        |training| BatchNorm { epsilon: 1e-2, momentum: 0.8, training, old, layout: Layout::ChannelsFirst };
     let positive = || Tensor::vector(&[0.5f32, 1.5, 0.25]);
     let inputs = |x: &[usize]| vec![ramp(x), ramp(&[3]), ramp(&[3]), ramp(&[3]), positive()];
     let all = if old { 5 } else { 3 };
@@ -52,14 +57,14 @@ pub(crate) static DEFS: &[OpDef] = &[
         name: "BatchNormalization",
         domain: "",
         since: 7,
-        read: |r| read(r, true),
+        read: |r| read(r, true, Layout::ChannelsFirst),
         samples: || samples(true),
     },
     OpDef {
         name: "BatchNormalization",
         domain: "",
         since: 14,
-        read: |r| read(r, false),
+        read: |r| read(r, false, Layout::ChannelsFirst),
         samples: || samples(false),
     },
     OpDef {
@@ -71,6 +76,17 @@ pub(crate) static DEFS: &[OpDef] = &[
             let positive = Tensor::vector(&[0.5f32, 1.5, 0.25]);
             let inputs = vec![ramp(&[2, 3, 4]), ramp(&[3]), ramp(&[3]), positive, ramp(&[2, 3, 4])];
             vec![Sample::new(BatchNormGrad { epsilon: 1e-3 }, inputs).outputs(3)]
+        },
+    },
+    OpDef {
+        name: "BatchNormalization",
+        domain: "lessen",
+        since: 1,
+        read: |r| read(r, false, Layout::ChannelsLast),
+        samples: || {
+            let (layout, positive) = (Layout::ChannelsLast, Tensor::vector(&[0.5f32, 1.5, 0.25]));
+            let op = BatchNorm { epsilon: 1e-2, momentum: 0.8, training: false, old: false, layout };
+            vec![Sample::new(op, vec![ramp(&[2, 4, 2, 3]), ramp(&[3]), ramp(&[3]), ramp(&[3]), positive])]
         },
     },
 ];
@@ -113,32 +129,30 @@ impl BatchNorm {
             })
             .unzip()
     }
-}
 
-impl Op for BatchNorm {
-    fn def(&self) -> &'static OpDef {
-        &DEFS[usize::from(!self.old)]
+    /// What each channel is multiplied with, and what is added then.
+    fn line(&self, gamma: &[f32], beta: &[f32], mean: &[f32], variance: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let steep =
+            |(g, v): (&f32, &f32)| (f64::from(*g) / (f64::from(*v) + f64::from(self.epsilon)).sqrt()) as f32;
+        let scale: Vec<f32> = gamma.iter().zip(variance).map(steep).collect();
+        let shift = (0..scale.len()).map(|c| beta[c] - mean[c] * scale[c]).collect();
+        (scale, shift)
     }
 
-    fn attrs(&self) -> Attrs {
-        let attrs = Attrs::new().float("epsilon", self.epsilon).float("momentum", self.momentum);
-        if self.old { attrs } else { attrs.int("training_mode", self.training.into()) }
+    /// In `f32` with the channels last, with mean and variance given.
+    fn run_last(&self, cx: &RunCx, mut x: Tensor, inputs: &Inputs) -> Result<Tensor> {
+        let channels = x.shape()[x.rank() - 1];
+        let number = |i: usize| each(inputs.need(i)?, channels);
+        let (scale, shift) = self.line(&number(1)?, &number(2)?, &number(3)?, &number(4)?);
+        if !x.is_empty() {
+            let data = x.as_mut_slice::<f32>()?;
+            binary_assign(cx.cpu, Binary::Mul, data, Right::Row(&scale));
+            binary_assign(cx.cpu, Binary::Add, data, Right::Row(&shift));
+        }
+        Ok(x)
     }
 
-    fn infer(&self, inputs: &Facts) -> Result<Vec<Fact>> {
-        let x = inputs.need(0)?;
-        let channels = match x.shape() {
-            Some([_, c, ..]) => c.clone(),
-            Some([_]) => Dim::Is(1),
-            _ => Dim::Unknown,
-        };
-        let stats = Fact::maybe(inputs.dtype(3), Some(vec![channels]));
-        let y = Fact::maybe(x.dtype(), x.shape().map(<[Dim]>::to_vec));
-        Ok([vec![y], vec![stats; inputs.outputs.saturating_sub(1)]].concat())
-    }
-
-    fn run(&self, cx: &RunCx, inputs: Inputs) -> Result<Vec<Tensor>> {
-        let x = inputs.need(0)?;
+    fn run_first(&self, cx: &RunCx, x: &Tensor, inputs: &Inputs) -> Result<Vec<Tensor>> {
         let (channels, size) = sizes(x)?;
         let number = |i: usize| each(inputs.need(i)?, channels);
         let (gamma, beta, old_mean, old_variance) = (number(1)?, number(2)?, number(3)?, number(4)?);
@@ -160,12 +174,7 @@ impl Op for BatchNorm {
             true => BatchNorm::moments(&data, channels, size),
             false => (old_mean.clone(), old_variance.clone()),
         };
-        let scale: Vec<f32> = gamma
-            .iter()
-            .zip(&variance)
-            .map(|(g, v)| (f64::from(*g) / (f64::from(*v) + f64::from(self.epsilon)).sqrt()) as f32)
-            .collect();
-        let shift: Vec<f32> = (0..channels).map(|c| beta[c] - mean[c] * scale[c]).collect();
+        let (scale, shift) = self.line(&gamma, &beta, &mean, &variance);
         let y = Tensor::build(x.shape(), |y| {
             if !data.is_empty() {
                 scale_shift(cx.cpu, &data, &scale, &shift, size, y);
@@ -191,15 +200,63 @@ impl Op for BatchNorm {
         }
         Ok(outputs)
     }
+}
+
+impl Op for BatchNorm {
+    fn def(&self) -> &'static OpDef {
+        match (self.layout, self.old) {
+            (Layout::ChannelsFirst, old) => &DEFS[usize::from(!old)],
+            (Layout::ChannelsLast, _) => &DEFS[3],
+        }
+    }
+
+    fn attrs(&self) -> Attrs {
+        let attrs = Attrs::new().float("epsilon", self.epsilon).float("momentum", self.momentum);
+        if self.old { attrs } else { attrs.int("training_mode", self.training.into()) }
+    }
+
+    fn infer(&self, inputs: &Facts) -> Result<Vec<Fact>> {
+        let x = inputs.need(0)?;
+        let channels = match (self.layout, x.shape()) {
+            (Layout::ChannelsFirst, Some([_, c, ..])) | (Layout::ChannelsLast, Some([_, .., c])) => c.clone(),
+            (_, Some([_])) => Dim::Is(1),
+            _ => Dim::Unknown,
+        };
+        let stats = Fact::maybe(inputs.dtype(3), Some(vec![channels]));
+        let y = Fact::maybe(x.dtype(), x.shape().map(<[Dim]>::to_vec));
+        Ok([vec![y], vec![stats; inputs.outputs.saturating_sub(1)]].concat())
+    }
+
+    fn run(&self, cx: &RunCx, mut inputs: Inputs) -> Result<Vec<Tensor>> {
+        let x = inputs.take(0)?;
+        if self.layout == Layout::ChannelsLast && x.dtype() == DType::F32 && !self.training && x.rank() > 1 {
+            return Ok(vec![self.run_last(cx, x, &inputs)?]);
+        }
+        let mut outputs = self.run_first(cx, &self.layout.to_first(cx.cpu, x)?, &inputs)?;
+        let y = outputs.remove(0);
+        outputs.insert(0, self.layout.from_first(cx.cpu, y)?);
+        Ok(outputs)
+    }
 
     fn grad(&self, cx: &mut GradCx) -> Result<Vec<Option<ValueId>>> {
-        if self.training {
-            return Err(Error::unsupported("the gradient of BatchNormalization in training mode"));
+        if self.training || self.layout != Layout::ChannelsFirst {
+            return Err(Error::unsupported(
+                "the gradient of BatchNormalization in training mode or with the channels last",
+            ));
         }
         let inputs = [cx.input(0)?, cx.input(1)?, cx.input(3)?, cx.input(4)?, cx.grad()?].map(Some).to_vec();
         let node = Node::new(Arc::new(BatchNormGrad { epsilon: self.epsilon }), inputs);
         let (_, grads) = cx.graph.add_with_outputs("grad", node, 3, None)?;
         Ok(grads.into_iter().map(Some).chain([None, None]).collect())
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        let turns = cx.is_channels_last()
+            && self.layout == Layout::ChannelsFirst
+            && !self.training
+            && cx.facts.dtype(0) == Some(DType::F32);
+        let op = BatchNorm { old: false, layout: Layout::ChannelsLast, ..*self };
+        cx.first().filter(|_| turns).map(|t| t.by(op))
     }
 
     fn as_any(&self) -> &dyn Any {

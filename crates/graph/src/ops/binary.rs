@@ -13,7 +13,7 @@ use crate::ops::family::family;
 use crate::ops::number::{Number, by_type};
 use crate::ops::sum_to::SumTo;
 use crate::ops::unary::Unary;
-use crate::{Attrs, DType, Dim, Error, Fact, Op, Result, Tensor, ValueId};
+use crate::{Attrs, DType, Dim, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// Arithmetic of two tensors.
 #[derive(Debug)]
@@ -163,6 +163,10 @@ impl Op for Binary {
             }
         };
         Ok(vec![Some(g.add_op("grad", SumTo, &[da, a])?), Some(g.add_op("grad", SumTo, &[db, b])?)])
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        cx.all()
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -9,7 +9,7 @@ use crate::op::{Facts, Inputs, OpDef, Reader, RunCx, Sample};
 use crate::ops::broadcast::combine;
 use crate::ops::family::family;
 use crate::ops::number::{Number, by_type, map};
-use crate::{Attrs, Error, Fact, Op, Result, Tensor};
+use crate::{Attrs, Error, Fact, Op, Result, Tensor, TurnCx, Turned};
 
 /// An operation on bits.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -124,6 +124,10 @@ impl Op for Bits {
         let a = inputs.take(0)?;
         let b = if *self == Bits::Not { None } else { Some(inputs.need(1)?) };
         Ok(vec![by_type!(a.dtype(), run(*self, a, b))?])
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        cx.all()
     }
 
     fn as_any(&self) -> &dyn Any {

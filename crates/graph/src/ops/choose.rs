@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::infer::{self, broadcast_sizes};
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::ops::broadcast::Walk;
-use crate::{Attrs, DType, Dim, Element, Error, Fact, Op, Result, Tensor, ValueId};
+use crate::{Attrs, DType, Dim, Element, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// The second input where the first holds, else the third.
 #[derive(Debug)]
@@ -142,6 +142,10 @@ impl Op for Where {
         let zero = cx.number(0.0, dy)?;
         let (dx, other) = (cx.pick(c, dy, zero)?, cx.pick(c, zero, dy)?);
         Ok(vec![None, Some(cx.summed(dx, x)?), Some(cx.summed(other, y)?)])
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        cx.all()
     }
 
     fn as_any(&self) -> &dyn Any {

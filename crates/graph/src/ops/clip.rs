@@ -8,7 +8,7 @@ use kernel::act::{self, Act};
 use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::ops::number::{Number, by_type, map};
-use crate::{Attr, Attrs, DType, Error, Fact, Op, Result, Tensor, ValueId};
+use crate::{Attr, Attrs, DType, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// Numbers held between bounds: attributes before version 11, inputs since. The upper one wins when they cross.
 #[derive(Debug)]
@@ -82,6 +82,10 @@ impl Op for Clip {
         let (x, y, dy) = (cx.input(0)?, cx.output(0)?, cx.grad()?);
         let kept = cx.equal(x, y)?;
         Ok(vec![Some(cx.two("Mul", dy, kept)?)])
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        cx.first()
     }
 
     fn as_any(&self) -> &dyn Any {

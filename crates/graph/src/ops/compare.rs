@@ -9,7 +9,7 @@ use crate::op::{Facts, GradCx, Inputs, OpDef, Reader, RunCx, Sample, ramp};
 use crate::ops::broadcast::{Walk, compare, ints};
 use crate::ops::family::family;
 use crate::ops::number::{Number, by_type};
-use crate::{Attrs, DType, Dim, Error, Fact, Op, Result, Tensor, ValueId};
+use crate::{Attrs, DType, Dim, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// A comparison of two tensors, or logic of two boolean ones.
 #[derive(Debug)]
@@ -142,6 +142,10 @@ impl Op for Compare {
 
     fn grad(&self, _: &mut GradCx) -> Result<Vec<Option<ValueId>>> {
         Ok(vec![None, None])
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        cx.all()
     }
 
     fn as_any(&self) -> &dyn Any {

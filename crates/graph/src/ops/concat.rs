@@ -8,7 +8,7 @@ use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::ops::cells::{Cell, Strided, build, by_cell, pack, spread, steps};
 use crate::ops::shape::{Shape, zeros_like};
-use crate::{Attrs, DType, Dim, Error, Fact, Node, Op, Result, Tensor, ValueId};
+use crate::{Attrs, DType, Dim, Error, Fact, Node, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// `Concat`: tensors side by side along an axis.
 #[derive(Debug)]
@@ -221,6 +221,10 @@ impl Op for Concat {
         Ok(grads.into_iter().map(Some).collect())
     }
 
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        Some(cx.all()?.by(Concat { axis: cx.axis(self.axis)? }))
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }
@@ -317,6 +321,12 @@ impl Op for Split {
             });
         }
         Ok(vec![Some(cx.graph.add_op("grad", Concat::new(self.axis), &parts)?), None])
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        let axis = cx.axis(self.axis)?;
+        let (attrs, parts) = (self.attrs.clone().int("axis", axis), self.parts.clone());
+        Some(cx.first()?.by(Split { attrs, axis, parts, count: self.count }))
     }
 
     fn as_any(&self) -> &dyn Any {

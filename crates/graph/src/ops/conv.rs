@@ -1,5 +1,6 @@
 //! `Conv`: convolution of `[N, C, D1, ..]` with `[M, C / group, k1, ..]`, and `com.microsoft.FusedConv` with a
-//! residual (input 3) and an activation after it. <https://onnx.ai/onnx/operators/onnx__Conv.html>
+//! residual (input 3) and an activation after it. `lessen.Conv` is the latter with the channels of its images last:
+//! `[N, D1, .., C]`. <https://onnx.ai/onnx/operators/onnx__Conv.html>
 //! <https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.FusedConv>
 
 use std::any::Any;
@@ -14,13 +15,15 @@ use crate::op::{
 use crate::ops::conv_grad::ConvGrad;
 use crate::ops::fuse;
 use crate::ops::halves::{in_f32, widen};
+use crate::ops::layout::Layout;
 use crate::ops::window::{AutoPad, Axis, Window, advance, outs};
-use crate::{Attrs, DType, Dim, Error, Fact, Node, Op, Result, Tensor, ValueId};
+use crate::{Attrs, DType, Datum, Dim, Error, Fact, Node, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// Convolution over any number of axes.
 #[derive(Clone, Debug)]
 pub struct Conv {
     fused: bool,
+    layout: Layout,
     /// The window.
     pub window: Window,
     /// Groups of channels that do not see each other.
@@ -32,7 +35,7 @@ pub struct Conv {
 impl Conv {
     /// A convolution without activation.
     pub fn new(window: Window, groups: usize) -> Conv {
-        Conv { fused: false, window, groups, act: Act::Identity }
+        Conv { fused: false, layout: Layout::ChannelsFirst, window, groups, act: Act::Identity }
     }
 
     /// The same, which may have a residual (input 3), followed by an activation.
@@ -40,9 +43,15 @@ impl Conv {
         Conv { fused: true, act, ..self.clone() }
     }
 
-    fn read(fused: bool, r: &Reader) -> Result<Conv> {
+    /// The same with residual and activation, on images with the channels last.
+    fn last(&self) -> Conv {
+        Conv { fused: true, layout: Layout::ChannelsLast, ..self.clone() }
+    }
+
+    fn read(fused: bool, layout: Layout, r: &Reader) -> Result<Conv> {
         Ok(Conv {
             fused,
+            layout,
             window: Window::read(r.attrs)?,
             groups: groups(r.attrs)?,
             act: if fused { fuse::read(r.attrs)? } else { Act::Identity },
@@ -69,7 +78,7 @@ pub(crate) static DEFS: &[OpDef] = &[
         name: "Conv",
         domain: "",
         since: 1,
-        read: |r| Ok(Arc::new(Conv::read(false, r)?)),
+        read: |r| Ok(Arc::new(Conv::read(false, Layout::ChannelsFirst, r)?)),
         samples: || {
             let same = Window { auto_pad: Some(AutoPad::SameUpper), ..window(&[2, 2], &[], &[]) };
             let conv = |w: Window, groups| Conv::new(w, groups);
@@ -108,12 +117,33 @@ pub(crate) static DEFS: &[OpDef] = &[
         name: "FusedConv",
         domain: "com.microsoft",
         since: 1,
-        read: |r| Ok(Arc::new(Conv::read(true, r)?)),
+        read: |r| Ok(Arc::new(Conv::read(true, Layout::ChannelsFirst, r)?)),
         samples: || {
             let conv = Conv::new(window(&[], &[1; 4], &[]), 1);
             let inputs = || vec![ramp(&[1, 2, 5, 6]), ramp(&[3, 2, 3, 3]), ramp(&[3]), ramp(&[1, 3, 5, 6])];
             let clip = Act::Clip { lo: -0.25, hi: 0.5 };
             [Act::Relu, clip, Act::HardSwish].map(|act| Sample::new(conv.then(act), inputs())).into()
+        },
+    },
+    OpDef {
+        name: "Conv",
+        domain: "lessen",
+        since: 1,
+        read: |r| Ok(Arc::new(Conv::read(true, Layout::ChannelsLast, r)?)),
+        samples: || {
+            let conv = |strides: &[usize], groups| {
+                let same = Window { auto_pad: Some(AutoPad::SameUpper), ..window(strides, &[], &[]) };
+                Conv::new(same, groups).last()
+            };
+            vec![
+                Sample::new(
+                    conv(&[], 1).then(Act::HardSwish),
+                    vec![ramp(&[1, 5, 6, 2]), ramp(&[3, 2, 3, 3]), ramp(&[3]), ramp(&[1, 5, 6, 3])],
+                ),
+                Sample::new(conv(&[2, 1], 2), vec![ramp(&[2, 5, 6, 4]), ramp(&[6, 2, 3, 2])]),
+                Sample::new(conv(&[], 4), vec![ramp(&[1, 5, 6, 4]), ramp(&[4, 1, 3, 3]), ramp(&[4])]),
+                Sample::new(conv(&[2], 1), vec![ramp(&[2, 8, 3]), ramp(&[2, 3, 3])]),
+            ]
         },
     },
 ];
@@ -231,6 +261,29 @@ fn finish(cpu: &Cpu, act: Act, residual: Option<&[f32]>, out: &mut [f32]) {
 }
 
 impl Conv {
+    /// As [`Conv::run_first`] with the channels last: the images are turned round before and after.
+    fn run_last(&self, cx: &RunCx, inputs: Inputs) -> Result<Tensor> {
+        let mut inputs = inputs;
+        let mut turned = Vec::new();
+        for at in 0..inputs.len() {
+            let input = inputs.take_data(at).map(Datum::into_tensor).transpose()?;
+            let input = match input {
+                Some(image) if at == 0 || at == 3 => Some(self.layout.to_first(cx.cpu, image)?),
+                other => other,
+            };
+            turned.push(input.map(Datum::Tensor));
+        }
+        self.layout.from_first(cx.cpu, self.run_first(cx, Inputs::new(turned))?)
+    }
+
+    fn run_first(&self, cx: &RunCx, inputs: Inputs) -> Result<Tensor> {
+        match inputs.need(0)?.dtype() {
+            DType::F32 => self.run_f32(cx, &inputs),
+            DType::F64 if !self.fused => self.run_f64(&inputs),
+            other => Err(Error::unsupported(format!("{} of {other}", self.name()))),
+        }
+    }
+
     fn run_f32(&self, cx: &RunCx, inputs: &Inputs) -> Result<Tensor> {
         let x = inputs.need(0)?;
         let weight = cx.packed::<Weight>();
@@ -359,7 +412,11 @@ pub(crate) fn for_taps(axes: &[Axis], mut visit: impl FnMut(usize, usize, usize)
 
 impl Op for Conv {
     fn def(&self) -> &'static OpDef {
-        &DEFS[usize::from(self.fused)]
+        match (self.layout, self.fused) {
+            (Layout::ChannelsFirst, false) => &DEFS[0],
+            (Layout::ChannelsFirst, true) => &DEFS[1],
+            (Layout::ChannelsLast, _) => &DEFS[2],
+        }
     }
 
     fn attrs(&self) -> Attrs {
@@ -371,7 +428,8 @@ impl Op for Conv {
         let (x, w) = (inputs.need(0)?, inputs.need(1)?);
         let dtype = x.dtype().or(w.dtype());
         let Some(dims) = x.shape() else { return Ok(vec![Fact::maybe(dtype, None)]) };
-        let [batch, _, size @ ..] = dims else {
+        let dims = self.layout.first(dims)?;
+        let [batch, _, size @ ..] = dims.as_slice() else {
             return Err(Error::invalid(format!("cannot convolve a tensor of rank {}", dims.len())));
         };
         let (channels, kernel) = match w.shape() {
@@ -391,15 +449,17 @@ impl Op for Conv {
         };
         let mut shape = vec![batch.clone(), channels];
         shape.extend(self.window.infer(size, &kernel)?);
-        Ok(vec![Fact::maybe(dtype, Some(shape))])
+        Ok(vec![Fact::maybe(dtype, Some(self.layout.lay(shape)))])
     }
 
     fn run(&self, cx: &RunCx, inputs: Inputs) -> Result<Vec<Tensor>> {
         let dtype = inputs.need(0)?.dtype();
-        in_f32(dtype, inputs, |inputs| match inputs.need(0)?.dtype() {
-            DType::F32 => Ok(vec![self.run_f32(cx, &inputs)?]),
-            DType::F64 if !self.fused => Ok(vec![self.run_f64(&inputs)?]),
-            other => Err(Error::unsupported(format!("{} of {other}", self.name()))),
+        in_f32(dtype, inputs, |inputs| {
+            let y = match self.layout {
+                Layout::ChannelsFirst => self.run_first(cx, inputs)?,
+                Layout::ChannelsLast => self.run_last(cx, inputs)?,
+            };
+            Ok(vec![y])
         })
     }
 
@@ -431,6 +491,13 @@ impl Op for Conv {
         let out = outputs.first().and_then(Fact::count).unwrap_or(0) as u64;
         let taps = inputs.shape(1).and_then(|w| w.get(1..)?.iter().map(Dim::size).product::<Option<usize>>());
         out.saturating_mul(taps.unwrap_or(0) as u64)
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        let in_f32 = matches!(cx.facts.dtype(0), Some(DType::F32 | DType::F16 | DType::BF16));
+        let fixed = cx.constants.get(1).is_some_and(Option::is_some);
+        let turns = cx.is_channels_last() && self.layout == Layout::ChannelsFirst && in_f32 && fixed;
+        turns.then(|| cx.elements(|at| at == 0 || at == 3))?.map(|t| t.by(self.last()))
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -7,6 +7,7 @@ use kernel::{Cpu, Isa};
 use crate::grad::gradients;
 use crate::op::{Facts, Inputs, OpDef, PackCx, Reader, RunCx, Sample};
 use crate::run::Program;
+use crate::turn::{Read, TurnCx};
 use crate::{Datum, Dim, Fact, Graph, Op, Tensor, Type};
 
 fn each(mut check: impl FnMut(&'static OpDef, &Sample, &str)) {
@@ -150,6 +151,61 @@ fn instruction_sets_and_threads_agree() {
             }
         }
     });
+}
+
+/// All orders of some axes.
+fn orders(rank: usize) -> Vec<Vec<usize>> {
+    let Some(last) = rank.checked_sub(1) else { return vec![Vec::new()] };
+    let longer = |order: Vec<usize>| {
+        (0..rank).map(move |at| [&order[..at], &[last], &order[at..]].concat()).collect::<Vec<_>>()
+    };
+    orders(last).into_iter().flat_map(longer).collect()
+}
+
+#[test]
+fn turned_operators_do_the_same() {
+    let mut turning = std::collections::HashSet::new();
+    each(|def, sample, what| {
+        let plain = run(&*sample.op, sample, &cpu());
+        let ranks: Vec<usize> = plain.iter().filter_map(|d| Some(d.tensor().ok()?.rank())).collect();
+        let rank = ranks.first().copied().unwrap_or(0);
+        if !(2..=4).contains(&rank) || ranks.iter().any(|&r| r != rank) {
+            return;
+        }
+        let facts: Vec<Option<Fact>> = sample.inputs.iter().map(|d| d.as_ref().map(Fact::of_datum)).collect();
+        let facts: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
+        let tensor = |d: &Option<Datum>| d.as_ref().and_then(|d| d.tensor().ok().cloned());
+        for (order, fixed) in orders(rank).iter().flat_map(|o| [(o, true), (o, false)]) {
+            let constants: Vec<Option<Tensor>> =
+                sample.inputs.iter().map(|d| tensor(d).filter(|_| fixed)).collect();
+            let facts = Facts::new(&facts, sample.outputs);
+            let Some(turned) = sample.op.turn(&TurnCx { order, facts, constants }) else { continue };
+            turning.insert(format!("{def:?}"));
+            let turn = |t: Tensor| super::transpose::transpose(&cpu(), t, order).unwrap();
+            let lifted = |t: Tensor| {
+                let shape = [&vec![1; rank - t.rank()], t.shape()].concat();
+                turn(t.reshaped(&shape).unwrap())
+            };
+            let inputs = turned.reads.into_iter().enumerate().map(|(at, read)| match read {
+                Read::Same => sample.inputs[at].clone(),
+                Read::Turned => tensor(&sample.inputs[at]).map(|t| lifted(t).into()),
+                Read::New(t) => Some(t.into()),
+                Read::Absent => None,
+            });
+            let op = turned.op.unwrap_or(sample.op.clone());
+            let inputs = inputs.collect();
+            let again = Sample { op, inputs, outputs: sample.outputs, grads: vec![], tolerance: 0.0 };
+            for (got, want) in run(&*again.op, &again, &cpu()).iter().zip(&plain) {
+                let want = turn(want.tensor().unwrap().clone()).into();
+                close(got, &want, sample.tolerance, &format!("{what} in the order {order:?}"));
+            }
+        }
+    });
+    for name in
+        ["Conv", "com.microsoft.FusedConv", "lessen.QConv", "MaxPool", "GlobalAveragePool", "Pad", "Resize"]
+    {
+        assert!(turning.contains(name), "{name} cannot be turned");
+    }
 }
 
 #[test]

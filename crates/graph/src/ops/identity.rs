@@ -5,7 +5,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
-use crate::{Attrs, DType, Datum, Error, Fact, Op, Result, Tensor, ValueId};
+use crate::{Attrs, DType, Datum, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// `Identity`: any datum.
 #[derive(Debug)]
@@ -58,6 +58,10 @@ impl Op for Identity {
 
     fn grad(&self, cx: &mut GradCx) -> Result<Vec<Option<ValueId>>> {
         Ok(vec![Some(cx.grad()?)])
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        cx.first()
     }
 
     fn as_any(&self) -> &dyn Any {

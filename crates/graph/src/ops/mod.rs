@@ -42,6 +42,7 @@ pub mod group_norm;
 pub mod identity;
 pub mod layer_norm;
 pub mod layer_norm_grad;
+pub mod layout;
 pub mod loss;
 pub mod matmul;
 pub mod max_unpool;

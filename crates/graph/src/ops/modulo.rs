@@ -7,7 +7,7 @@ use crate::infer;
 use crate::op::{Facts, Inputs, OpDef, RunCx, Sample};
 use crate::ops::broadcast::{combine, ints};
 use crate::ops::number::{Number, by_type};
-use crate::{Attr, Attrs, Dim, Fact, Op, Result, Tensor};
+use crate::{Attr, Attrs, Dim, Fact, Op, Result, Tensor, TurnCx, Turned};
 
 /// The remainder: with the sign of the divisor, or (`fmod`) with that of the dividend.
 #[derive(Debug)]
@@ -79,6 +79,10 @@ impl Op for Mod {
         }
         let a = inputs.take(0)?;
         Ok(vec![by_type!(a.dtype(), run(self.fmod, a, inputs.need(1)?))?])
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        cx.all()
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -9,7 +9,7 @@ use crate::ops::cast::cast;
 use crate::ops::cells::{Cell, Strided, advance, build, by_cell, filled, moved, steps};
 use crate::ops::unary::Unary;
 use crate::tensor::count;
-use crate::{Attr, Attrs, Dim, Error, Fact, Node, Op, Result, Tensor, ValueId};
+use crate::{Attr, Attrs, Dim, Error, Fact, Node, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// `Pad`. The pads are an attribute before version 11, an input from then on, and may then be for some axes only.
 #[derive(Debug)]
@@ -262,6 +262,14 @@ impl Op for Pad {
         };
         let (_, outputs) = cx.graph.add_with_outputs("grad", node, 1, None)?;
         Ok(vec![Some(outputs[0])])
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        let all = match &self.pads {
+            Some(pads) => pads.len() / 2,
+            None => cx.order.len(),
+        };
+        Some(cx.first()?.with_ints(3, &cx.axes_input(3, all)?))
     }
 
     fn as_any(&self) -> &dyn Any {

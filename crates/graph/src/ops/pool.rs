@@ -1,17 +1,22 @@
-//! `MaxPool`, `AveragePool`, `LpPool`: what a window sees becomes one number.
+//! `MaxPool`, `AveragePool`, `LpPool`: what a window sees becomes one number; in the domain "lessen" the first two of
+//! images with the channels last.
 //! <https://onnx.ai/onnx/operators/onnx__MaxPool.html>
 
 use std::any::Any;
 use std::sync::Arc;
 
 use kernel::Cpu;
+use kernel::pool2d::{self, Ordered, PoolShape, last};
 
 use crate::op::{Facts, GradCx, Inputs, OpDef, Reader, RunCx, Sample, ramp};
 use crate::ops::conv::{for_taps, window};
 use crate::ops::halves::in_f32;
+use crate::ops::layout::Layout;
 use crate::ops::number::Number;
 use crate::ops::window::{AutoPad, Axis, Window, outs};
-use crate::{Attr, Attrs, DType, Dim, Element, Error, Fact, Node, Op, Result, Tensor, ValueId};
+use crate::{
+    Attr, Attrs, DType, Dim, Element, Error, Fact, Node, Op, Result, Tensor, TurnCx, Turned, ValueId,
+};
 
 /// A pooling over windows.
 #[derive(Clone, Debug)]
@@ -20,6 +25,8 @@ pub struct Pool {
     pub kind: Kind,
     /// The window.
     pub window: Window,
+    /// Where the channels are.
+    pub layout: Layout,
 }
 
 /// What becomes of the elements that a window sees.
@@ -43,10 +50,10 @@ pub enum Kind {
 }
 
 impl Pool {
-    fn read(kind: Kind, r: &Reader) -> Result<Arc<dyn Op>> {
+    fn read(kind: Kind, layout: Layout, r: &Reader) -> Result<Arc<dyn Op>> {
         let window = Window::read(r.attrs)?;
         window.need_kernel()?;
-        Ok(Arc::new(Pool { kind, window }))
+        Ok(Arc::new(Pool { kind, window, layout }))
     }
 
     /// The window along each axis of an input of this shape.
@@ -54,17 +61,64 @@ impl Pool {
     /// # Errors
     /// [`Error::Invalid`] when it does not fit.
     pub(crate) fn place(&self, shape: &[usize]) -> Result<Vec<Axis>> {
-        let [_, _, size @ ..] = shape else {
-            return Err(Error::invalid(format!("cannot pool a tensor of shape {shape:?}")));
-        };
+        let size = shape.get(self.layout.spatial(shape.len())).filter(|_| shape.len() > 1);
+        let size = size.ok_or_else(|| Error::invalid(format!("cannot pool a tensor of shape {shape:?}")))?;
         self.window.place(size, self.window.need_kernel()?)
+    }
+
+    /// What the fast kernels make of an image, when there is one for it.
+    fn fast(&self, cpu: &Cpu, x: &Tensor, axes: &[Axis]) -> Result<Option<Tensor>> {
+        let shape = self.layout.first(x.shape())?;
+        let (images, channels) = (shape[0], shape[1]);
+        let planes = match self.layout {
+            Layout::ChannelsFirst => images.saturating_mul(channels),
+            Layout::ChannelsLast => images,
+        };
+        let Some(pool) = flat(axes, planes) else { return Ok(None) };
+        let shape = self.layout.lay([&shape[..2], &outs(axes)].concat());
+        match (self.kind, x.dtype()) {
+            (Kind::Max { .. }, DType::F32) => self.greatest::<f32>(cpu, &pool, channels, x, &shape),
+            (Kind::Max { .. }, DType::U8) => self.greatest::<u8>(cpu, &pool, channels, x, &shape),
+            (Kind::Max { .. }, DType::I8) => self.greatest::<i8>(cpu, &pool, channels, x, &shape),
+            (Kind::Average { padding_counts }, DType::F32) => Tensor::build(&shape, |y| {
+                let x = x.as_slice()?;
+                match self.layout {
+                    Layout::ChannelsFirst => pool2d::average_pool(cpu, &pool, x, y, padding_counts),
+                    Layout::ChannelsLast => last::average_pool(cpu, &pool, channels, x, y, padding_counts),
+                }
+                Ok(())
+            }),
+            _ => return Ok(None),
+        }
+        .map(Some)
+    }
+
+    fn greatest<T: Ordered + Element>(
+        &self,
+        cpu: &Cpu,
+        pool: &PoolShape,
+        channels: usize,
+        x: &Tensor,
+        shape: &[usize],
+    ) -> Result<Tensor> {
+        Tensor::build(shape, |y: &mut [T]| {
+            match self.layout {
+                Layout::ChannelsFirst => pool2d::max_pool(cpu, pool, x.as_slice()?, y),
+                Layout::ChannelsLast => last::max_pool(cpu, pool, channels, x.as_slice()?, y),
+            }
+            Ok(())
+        })
     }
 }
 
 fn sample(kind: Kind) -> Vec<Sample> {
     let pool = |kernel: &[usize], w: Window| {
         let ceil = w.strides.as_deref() == Some(&[2, 2]);
-        Pool { kind, window: Window { kernel: Some(kernel.to_vec()), ceil, ..w } }
+        Pool {
+            kind,
+            window: Window { kernel: Some(kernel.to_vec()), ceil, ..w },
+            layout: Layout::ChannelsFirst,
+        }
     };
     let same = Window { auto_pad: Some(AutoPad::SameLower), ..window(&[2, 2], &[], &[]) };
     let x = || ramp(&[1, 2, 5, 6]);
@@ -83,15 +137,19 @@ pub(crate) static DEFS: &[OpDef] = &[
         name: "MaxPool",
         domain: "",
         since: 1,
-        read: |r| Pool::read(Kind::Max { by_columns: r.attrs.flag_or("storage_order", false)? }, r),
+        read: |r| {
+            let kind = Kind::Max { by_columns: r.attrs.flag_or("storage_order", false)? };
+            Pool::read(kind, Layout::ChannelsFirst, r)
+        },
         samples: || {
             let mut samples = sample(Kind::Max { by_columns: false });
             let kernel = Window { kernel: Some(vec![2, 2]), ..Window::default() };
+            let layout = Layout::ChannelsFirst;
             for by_columns in [false, true] {
-                let op = Pool { kind: Kind::Max { by_columns }, window: kernel.clone() };
+                let op = Pool { kind: Kind::Max { by_columns }, window: kernel.clone(), layout };
                 samples.push(Sample::new(op, vec![ramp(&[1, 2, 3, 4])]).outputs(2));
             }
-            let op = Pool { kind: Kind::Max { by_columns: false }, window: kernel };
+            let op = Pool { kind: Kind::Max { by_columns: false }, window: kernel, layout };
             if let Ok(x) = Tensor::new(&[1, 1, 2, 3], &[3u8, 200, 4, 7, 1, 9]) {
                 samples.push(Sample::new(op, vec![x]));
             }
@@ -103,7 +161,8 @@ pub(crate) static DEFS: &[OpDef] = &[
         domain: "",
         since: 1,
         read: |r| {
-            Pool::read(Kind::Average { padding_counts: r.attrs.flag_or("count_include_pad", false)? }, r)
+            let kind = Kind::Average { padding_counts: r.attrs.flag_or("count_include_pad", false)? };
+            Pool::read(kind, Layout::ChannelsFirst, r)
         },
         samples: || {
             let [out, with] = [false, true].map(|padding_counts| sample(Kind::Average { padding_counts }));
@@ -114,10 +173,74 @@ pub(crate) static DEFS: &[OpDef] = &[
         name: "LpPool",
         domain: "",
         since: 2,
-        read: |r| Pool::read(Kind::Lp { p: r.attrs.int_or("p", 2)? }, r),
+        read: |r| Pool::read(Kind::Lp { p: r.attrs.int_or("p", 2)? }, Layout::ChannelsFirst, r),
         samples: || sample(Kind::Lp { p: 2 }).into_iter().chain(sample(Kind::Lp { p: 3 })).collect(),
     },
+    OpDef {
+        name: "MaxPool",
+        domain: "lessen",
+        since: 1,
+        read: |r| Pool::read(Kind::Max { by_columns: false }, Layout::ChannelsLast, r),
+        samples: || {
+            let mut samples = sample_last(Kind::Max { by_columns: false });
+            let window = Window { kernel: Some(vec![2, 2]), ..Window::default() };
+            let op = Pool { kind: Kind::Max { by_columns: false }, window, layout: Layout::ChannelsLast };
+            if let Ok(x) = Tensor::new(&[1, 2, 3, 2], &[3i8, -20, 4, 7, 1, 9, 5, 6, -7, -8, 9, 0]) {
+                samples.push(Sample::new(op, vec![x]));
+            }
+            samples
+        },
+    },
+    OpDef {
+        name: "AveragePool",
+        domain: "lessen",
+        since: 1,
+        read: |r| {
+            let kind = Kind::Average { padding_counts: r.attrs.flag_or("count_include_pad", false)? };
+            Pool::read(kind, Layout::ChannelsLast, r)
+        },
+        samples: || {
+            let [out, with] =
+                [false, true].map(|padding_counts| sample_last(Kind::Average { padding_counts }));
+            out.into_iter().chain(with).collect()
+        },
+    },
 ];
+
+/// Samples with the channels last.
+fn sample_last(kind: Kind) -> Vec<Sample> {
+    let last = |kernel: &[usize], w: Window, x: Tensor| {
+        let window = Window { kernel: Some(kernel.to_vec()), ..w };
+        Sample::new(Pool { kind, window, layout: Layout::ChannelsLast }, vec![x])
+    };
+    let same = Window { auto_pad: Some(AutoPad::SameUpper), ceil: true, ..window(&[2, 2], &[], &[]) };
+    vec![
+        last(&[3, 2], window(&[2, 1], &[1, 0, 1, 1], &[]), ramp(&[2, 5, 6, 3])),
+        last(&[3, 3], same, ramp(&[1, 5, 6, 2])),
+        last(&[3], window(&[], &[1, 1], &[]), ramp(&[2, 6, 3])),
+        last(&[2, 2, 2], window(&[], &[], &[]), ramp(&[1, 3, 3, 4, 2])),
+    ]
+}
+
+/// A pooling over one or two axes, as the fast kernels take it; of so many planes or images.
+pub(crate) fn flat(axes: &[Axis], planes: usize) -> Option<PoolShape> {
+    let pair = |f: fn(&Axis) -> usize, one: usize| match axes {
+        [x] => Some([one, f(x)]),
+        [y, x] => Some([f(y), f(x)]),
+        _ => None,
+    };
+    let shape = PoolShape {
+        planes,
+        in_size: pair(|a| a.size, 1)?,
+        out_size: pair(|a| a.out, 1)?,
+        kernel: pair(|a| a.kernel, 1)?,
+        stride: pair(|a| a.stride, 1)?,
+        pad_begin: pair(|a| a.begin, 0)?,
+        pad_end: pair(|a| a.end, 0)?,
+        dilation: pair(|a| a.dilation, 1)?,
+    };
+    shape.is_possible().then_some(shape)
+}
 
 /// How many positions each window of an average counts, padding included: those up to the end of the padding.
 pub(crate) fn padded_counts(axes: &[Axis]) -> Vec<usize> {
@@ -284,10 +407,12 @@ impl Kind {
 
 impl Op for Pool {
     fn def(&self) -> &'static OpDef {
-        match self.kind {
-            Kind::Max { .. } => &DEFS[0],
-            Kind::Average { .. } => &DEFS[1],
-            Kind::Lp { .. } => &DEFS[2],
+        match (self.kind, self.layout) {
+            (Kind::Max { .. }, Layout::ChannelsFirst) => &DEFS[0],
+            (Kind::Average { .. }, Layout::ChannelsFirst) => &DEFS[1],
+            (Kind::Lp { .. }, _) => &DEFS[2],
+            (Kind::Max { .. }, Layout::ChannelsLast) => &DEFS[3],
+            (Kind::Average { .. }, Layout::ChannelsLast) => &DEFS[4],
         }
     }
 
@@ -306,11 +431,12 @@ impl Op for Pool {
         let x = inputs.need(0)?;
         let shape = match x.shape() {
             None => None,
-            Some([n, c, size @ ..]) => {
+            Some(shape) => {
+                let shape = self.layout.first(shape)?;
                 let kernel: Vec<Dim> = self.window.need_kernel()?.iter().map(|&k| k.into()).collect();
-                Some([vec![n.clone(), c.clone()], self.window.infer(size, &kernel)?].concat())
+                let sizes = self.window.infer(&shape[2..], &kernel)?;
+                Some(self.layout.lay([&shape[..2], &sizes].concat()))
             }
-            Some(other) => return Err(Error::invalid(format!("cannot pool rank {}", other.len()))),
         };
         let facts = [Fact::maybe(x.dtype(), shape.clone()), Fact::maybe(Some(DType::I64), shape)];
         Ok(facts.into_iter().take(inputs.outputs.clamp(1, 2)).collect())
@@ -319,26 +445,46 @@ impl Op for Pool {
     fn run(&self, cx: &RunCx, inputs: Inputs) -> Result<Vec<Tensor>> {
         let dtype = inputs.need(0)?.dtype();
         let axes = self.place(inputs.need(0)?.shape())?;
-        in_f32(dtype, inputs, |inputs| {
-            let x = inputs.need(0)?;
-            match (x.dtype(), self.kind) {
+        in_f32(dtype, inputs, |mut inputs| {
+            let x = inputs.take(0)?;
+            if cx.outputs < 2
+                && let Some(y) = self.fast(cx.cpu, &x, &axes)?
+            {
+                return Ok(vec![y]);
+            }
+            let x = &self.layout.to_first(cx.cpu, x)?;
+            let outputs = match (x.dtype(), self.kind) {
                 (DType::F32, kind) => kind.float::<f32>(cx, x, &axes),
                 (DType::F64, kind) => kind.float::<f64>(cx, x, &axes),
                 (DType::I8, Kind::Max { by_columns }) => max::<i8>(cx, x, &axes, by_columns),
                 (DType::U8, Kind::Max { by_columns }) => max::<u8>(cx, x, &axes, by_columns),
                 (other, _) => Err(Error::unsupported(format!("{} of {other}", self.name()))),
-            }
+            };
+            outputs?.into_iter().map(|y| self.layout.from_first(cx.cpu, y)).collect()
         })
     }
 
     fn grad(&self, cx: &mut GradCx) -> Result<Vec<Option<ValueId>>> {
-        if matches!(self.kind, Kind::Lp { .. }) {
-            return Err(Error::unsupported("the gradient of LpPool"));
+        if matches!(self.kind, Kind::Lp { .. }) || self.layout != Layout::ChannelsFirst {
+            return Err(Error::unsupported(format!("the gradient of {:?}", self.def())));
         }
         let inputs = vec![Some(cx.input(0)?), Some(cx.grad()?)];
         let node = Node::new(Arc::new(super::pool_grad::PoolGrad { pool: self.clone() }), inputs);
         let (_, grads) = cx.graph.add_with_outputs("grad", node, 1, None)?;
         Ok(vec![Some(grads[0])])
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        let known = match self.kind {
+            Kind::Max { .. } => &[DType::F32, DType::F16, DType::BF16, DType::U8, DType::I8][..],
+            Kind::Average { .. } => &[DType::F32, DType::F16, DType::BF16],
+            Kind::Lp { .. } => &[],
+        };
+        let turns = cx.is_channels_last()
+            && self.layout == Layout::ChannelsFirst
+            && cx.facts.outputs < 2
+            && cx.facts.dtype(0).is_some_and(|d| known.contains(&d));
+        cx.first().filter(|_| turns).map(|t| t.by(Pool { layout: Layout::ChannelsLast, ..self.clone() }))
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -354,7 +500,8 @@ mod tests {
     fn ceil_mode_counts_only_padding_that_is_there() {
         let window =
             Window { kernel: Some(vec![3]), pads: Some(vec![1, 1]), ceil: true, ..window(&[2], &[], &[]) };
-        let pool = Pool { kind: Kind::Average { padding_counts: true }, window };
+        let kind = Kind::Average { padding_counts: true };
+        let pool = Pool { kind, window, layout: Layout::ChannelsFirst };
         let cpu = Cpu::with_isa(kernel::Isa::Scalar, 1).unwrap();
         let x = Tensor::new(&[1, 1, 4], &[1f32, 2.0, 3.0, 4.0]).unwrap();
         let y = pool.run(&RunCx::new(&cpu, 1), Inputs::new(vec![Some(x.into())])).unwrap();

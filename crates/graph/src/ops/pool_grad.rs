@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::infer;
 use crate::op::{Facts, Inputs, OpDef, Reader, RunCx, Sample, ramp};
 use crate::ops::conv::for_taps;
+use crate::ops::layout::Layout;
 use crate::ops::pool::{Kind, Pool, argmax, padded_counts, seen_counts};
 use crate::ops::window::{Window, outs};
 use crate::{Attr, Attrs, Error, Fact, Op, Result, Tensor};
@@ -20,11 +21,13 @@ pub struct PoolGrad {
 fn sample(kind: Kind) -> Vec<Sample> {
     let window = Window { kernel: Some(vec![2, 2]), pads: Some(vec![1, 0, 0, 0]), ..Window::default() };
     let inputs = vec![ramp(&[2, 1, 3, 4]), ramp(&[2, 1, 3, 3])];
-    vec![Sample::new(PoolGrad { pool: Pool { kind, window } }, inputs)]
+    vec![Sample::new(PoolGrad { pool: Pool { kind, window, layout: Layout::ChannelsFirst } }, inputs)]
 }
 
 fn read(r: &Reader, kind: Kind) -> Result<Arc<dyn Op>> {
-    Ok(Arc::new(PoolGrad { pool: Pool { kind, window: Window::read(r.attrs)? } }))
+    Ok(Arc::new(PoolGrad {
+        pool: Pool { kind, window: Window::read(r.attrs)?, layout: Layout::ChannelsFirst },
+    }))
 }
 
 pub(crate) static DEFS: &[OpDef] = &[

@@ -10,7 +10,7 @@ use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::ops::broadcast::{Walk, combine_as};
 use crate::ops::number::{Number, by_type};
-use crate::{Attrs, DType, Fact, Op, Result, Tensor, ValueId};
+use crate::{Attrs, DType, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// The first input to the power of the second.
 #[derive(Debug)]
@@ -115,6 +115,10 @@ impl Op for Pow {
         let de = cx.two("Mul", dy, slope)?;
         let de = cx.summed(de, e)?;
         Ok(vec![Some(dx), Some(cx.graph.add_op("grad", super::cast::CastLike::new(), &[de, exponent])?)])
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        cx.all()
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample};
-use crate::{Attr, Attrs, DType, Error, Fact, Op, Result, Tensor, ValueId};
+use crate::{Attr, Attrs, DType, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// `Not`, `IsNaN` or `IsInf`.
 #[derive(Debug)]
@@ -105,6 +105,10 @@ impl Op for Predicate {
 
     fn grad(&self, _: &mut GradCx) -> Result<Vec<Option<ValueId>>> {
         Ok(vec![None])
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        cx.first()
     }
 
     fn as_any(&self) -> &dyn Any {

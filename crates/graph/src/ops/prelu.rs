@@ -8,7 +8,7 @@ use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::ops::broadcast::combine;
 use crate::ops::compare::Compare;
 use crate::ops::number::{Number, by_type};
-use crate::{Attrs, Error, Fact, Op, Result, Tensor, ValueId};
+use crate::{Attrs, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// `x` when it is not negative, else `slope x`; the slope is broadcast to `x`.
 #[derive(Debug)]
@@ -61,6 +61,10 @@ impl Op for PRelu {
         let (sloped, steep) = (cx.two("Mul", dy, slope)?, cx.two("Mul", dy, x)?);
         let (dx, ds) = (cx.pick(low, sloped, dy)?, cx.pick(low, steep, zero)?);
         Ok(vec![Some(dx), Some(cx.summed(ds, slope)?)])
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        cx.all()
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -14,7 +14,7 @@ use crate::ops::broadcast::Walk;
 use crate::ops::family::family;
 use crate::ops::number::{Number, by_type, map};
 use crate::tensor::count;
-use crate::{Attr, Attrs, DType, Dim, Element, Error, Fact, Op, Result, Tensor, ValueId};
+use crate::{Attr, Attrs, DType, Dim, Element, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// Which axes are reduced, and what becomes of them.
 #[derive(Clone, Debug)]
@@ -315,6 +315,18 @@ impl Op for Reduce {
             }
         };
         Ok(vec![Some(dx), None])
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        self.axes.keep.then_some(())?;
+        if cx.facts.get(1).is_some() {
+            return Some(cx.first()?.with_ints(1, &cx.axes_input(1, 0)?));
+        }
+        let list = match &self.axes.list {
+            Some(list) => Some(cx.axes(list)?),
+            None => None,
+        };
+        Some(cx.first()?.by(Reduce { how: self.how, axes: Axes { list, ..self.axes.clone() } }))
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -9,7 +9,7 @@ use crate::ops::cast::cast;
 use crate::ops::cells::{Cell, build, by_cell, moved};
 use crate::ops::shape::sizes;
 use crate::tensor::count;
-use crate::{Attrs, DType, Dim, Error, Fact, Op, Result, Tensor};
+use crate::{Attrs, DType, Dim, Error, Fact, Op, Result, Tensor, TurnCx, Turned};
 
 mod weights;
 
@@ -278,6 +278,15 @@ impl Op for Resize {
             true => cast(round(y)?, dtype, true)?,
             false => cast(y, dtype, true)?,
         }])
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        // Scales, sizes and regions are listed in the order of the axes that are named.
+        let all: Vec<i64> = (0..cx.order.len() as i64).collect();
+        let axes = cx.axes(self.axes.as_deref().unwrap_or(&all))?;
+        let attrs = self.attrs.clone().ints("axes", &axes);
+        let (line, filter, policy) = (self.line, self.filter, self.policy);
+        Some(cx.first()?.by(Resize { line, attrs, filter, axes: Some(axes), policy }))
     }
 
     fn as_any(&self) -> &dyn Any {

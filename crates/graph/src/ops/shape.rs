@@ -74,7 +74,8 @@ impl Shape {
         }
     }
 
-    fn range(&self, rank: usize) -> std::ops::Range<usize> {
+    /// Which axes of a tensor of this rank are asked for.
+    pub(crate) fn range(&self, rank: usize) -> std::ops::Range<usize> {
         let place = |i: i64| {
             let i = if i < 0 { i.saturating_add(rank as i64) } else { i };
             i.clamp(0, rank as i64) as usize

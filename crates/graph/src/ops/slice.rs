@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::ops::cells::{Strided, steps};
-use crate::{Attrs, Dim, Error, Fact, Node, Op, Result, Tensor, ValueId};
+use crate::{Attrs, Dim, Error, Fact, Node, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// A part of a tensor: `starts`, `ends`, `axes`, `steps` are attributes before version 10, inputs from then on.
 #[derive(Clone, Debug)]
@@ -215,6 +215,24 @@ impl Op for Slice {
         let node = Node::new(Arc::new(Unslice(self.clone())), inputs);
         let (_, outputs) = cx.graph.add_with_outputs("grad", node, 1, None)?;
         Ok(vec![Some(outputs[0])])
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        match &self.fixed {
+            Some(bounds) => {
+                let all: Vec<i64> = (0..bounds.starts.len() as i64).collect();
+                let axes = cx.axes(bounds.axes.as_ref().unwrap_or(&all))?;
+                let attrs = self.attrs.clone().ints("axes", &axes);
+                Some(
+                    cx.first()?
+                        .by(Slice { attrs, fixed: Some(Bounds { axes: Some(axes), ..bounds.clone() }) }),
+                )
+            }
+            None => {
+                let count = cx.facts.shape(1)?.first()?.size()?;
+                Some(cx.first()?.with_ints(3, &cx.axes_input(3, count)?))
+            }
+        }
     }
 
     fn as_any(&self) -> &dyn Any {

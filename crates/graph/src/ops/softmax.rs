@@ -10,7 +10,7 @@ use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, Reader, RunCx, Sample, ramp};
 use crate::ops::cast::cast;
 use crate::ops::number::{Number, by_type};
-use crate::{Attrs, DType, Error, Fact, Op, Result, Tensor, ValueId};
+use crate::{Attrs, DType, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// What is made of the numbers along an axis.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -175,6 +175,11 @@ impl Op for Softmax {
         }
         let (y, dy) = (cx.output(0)?, cx.grad()?);
         Ok(vec![Some(cx.graph.add_op("grad", SoftmaxGrad(self.clone()), &[y, dy])?)])
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        (!self.flat).then_some(())?;
+        Some(cx.first()?.by(Softmax { axis: cx.axis(self.axis)?, ..self.clone() }))
     }
 
     fn as_any(&self) -> &dyn Any {

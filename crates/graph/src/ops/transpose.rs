@@ -48,7 +48,11 @@ impl Transpose {
         self.perm.as_deref()
     }
 
-    fn order(&self, rank: usize) -> Result<Vec<usize>> {
+    /// The axes of a tensor of this rank in their new order.
+    ///
+    /// # Errors
+    /// When the order does not fit.
+    pub(crate) fn order(&self, rank: usize) -> Result<Vec<usize>> {
         let Some(perm) = &self.perm else { return Ok((0..rank).rev().collect()) };
         if infer::axes(perm, rank)?.len() != rank {
             return Err(Error::invalid(format!("perm {perm:?} does not order {rank} axes")));

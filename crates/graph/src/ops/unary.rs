@@ -8,7 +8,7 @@ use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, Reader, RunCx, Sample, ramp};
 use crate::ops::family::family;
 use crate::ops::function::Function;
-use crate::{Attr, Attrs, Dim, Error, Fact, Op, Result, Tensor, ValueId};
+use crate::{Attr, Attrs, Dim, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// A function applied to each element.
 #[derive(Debug)]
@@ -136,6 +136,10 @@ impl Op for Unary {
         }
         let (x, dy) = (cx.input(0)?, cx.grad()?);
         Ok(vec![Some(cx.graph.add_op("grad", Slope { function: self.function }, &[x, dy])?)])
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        cx.first()
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -11,7 +11,7 @@ use crate::op::{Facts, GradCx, Inputs, OpDef, Reader, RunCx, Sample, ramp};
 use crate::ops::broadcast::{combine, combine_f32};
 use crate::ops::family::family;
 use crate::ops::number::{Number, by_type, map};
-use crate::{Attrs, DType, Dim, Error, Fact, Op, Result, Tensor, ValueId};
+use crate::{Attrs, DType, Dim, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// One tensor made of many.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -142,6 +142,10 @@ impl Op for Variadic {
             }
         };
         shares.into_iter().zip(inputs).map(|(share, x)| cx.summed(share, x).map(Some)).collect()
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        cx.all()
     }
 
     fn as_any(&self) -> &dyn Any {

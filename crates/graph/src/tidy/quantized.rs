@@ -9,6 +9,7 @@ use std::sync::Arc;
 use kernel::Cpu;
 
 use super::pattern::replace;
+use crate::ops::identity::Identity;
 use crate::ops::quantized::concat::QConcat;
 use crate::ops::quantized::conv::QConv;
 use crate::ops::quantized::dequantize::DequantizeLinear;
@@ -18,19 +19,25 @@ use crate::ops::quantized::pool::QAverage;
 use crate::ops::quantized::slots::Bounds;
 use crate::{Attr, DType, Graph, Node, NodeId, Op, Result, Tensor, ValueId};
 
-/// Operators that only move elements of their first input, or choose among them.
+/// Operators that only move elements of their first input, or choose among them. `Pad` adds one number more, and
+/// `Resize` and `Upsample` choose when they take the nearest.
 const MOVES: &[&str] = &[
     "DepthToSpace",
     "Expand",
     "Flatten",
     "Gather",
     "MaxPool",
+    "Pad",
     "Reshape",
+    "Resize",
     "Slice",
     "SpaceToDepth",
+    "Split",
     "Squeeze",
+    "Tile",
     "Transpose",
     "Unsqueeze",
+    "Upsample",
 ];
 
 /// Puts integer operators in the place of what is computed between grids; says how many. What is left over still
@@ -45,6 +52,12 @@ pub fn quantized(graph: &mut Graph, _: &Cpu) -> Result<usize> {
     for id in graph.node_ids() {
         let Some(node) = graph.node(id) else { continue };
         let scene = Scene { graph, readers: &readers };
+        if let Some((from, inputs)) = scene.moved(node) {
+            move_codes(graph, id, from, inputs)?;
+            readers = graph.readers();
+            count += 1;
+            continue;
+        }
         let plan = match node.kind() {
             "Conv" | "MatMul" | "Gemm" => scene.product(id, node),
             "ConvInteger" | "MatMulInteger" => scene.dynamic(node),
@@ -52,12 +65,7 @@ pub fn quantized(graph: &mut Graph, _: &Cpu) -> Result<usize> {
             _ => None,
         };
         let Some(plan) = plan else { continue };
-        let inputs = plan.inputs.into_iter().map(|input| match input {
-            Input::None => None,
-            Input::Value(value) => Some(value),
-            Input::New(name, tensor) => Some(graph.add_constant(&name, tensor)),
-        });
-        let node = Node::new(plan.op, inputs.collect());
+        let node = Node::new(plan.op, plan.inputs.into_iter().map(|input| input.add(graph)).collect());
         replace(graph, plan.root, node)?;
         readers = graph.readers();
         count += 1;
@@ -78,6 +86,36 @@ enum Input {
     Value(ValueId),
     /// A constant to be added under a name like this.
     New(String, Tensor),
+}
+
+impl Input {
+    fn add(self, graph: &mut Graph) -> Option<ValueId> {
+        match self {
+            Input::None => None,
+            Input::Value(value) => Some(value),
+            Input::New(name, tensor) => Some(graph.add_constant(&name, tensor)),
+        }
+    }
+}
+
+/// Makes a node move codes, which are decoded behind it.
+fn move_codes(graph: &mut Graph, id: NodeId, from: Codes, inputs: Vec<Input>) -> Result<()> {
+    let Some(node) = graph.node(id).cloned() else { return Ok(()) };
+    let inputs = inputs.into_iter().map(|input| input.add(graph)).collect();
+    let moving = Node { inputs, outputs: Vec::new(), ..node.clone() };
+    let name = format!("{}.codes", node.name);
+    let (_, codes) = graph.add_with_outputs(&name, moving, node.outputs.len(), Some(id))?;
+    for (at, (codes, output)) in codes.into_iter().zip(node.outputs).enumerate() {
+        let Some(output) = output else { continue };
+        graph.set_output(id, at, None)?;
+        let inputs = vec![Some(codes), Some(from.scale), from.zero];
+        let mut decode = Node::new(Arc::new(DequantizeLinear::along(from.axis)), inputs);
+        decode.name = format!("{}.decoded", node.name);
+        decode.outputs = vec![Some(output)];
+        graph.add_node_before(id, decode)?;
+    }
+    graph.remove_node(id);
+    Ok(())
 }
 
 impl From<Option<ValueId>> for Input {
@@ -415,11 +453,65 @@ impl Scene<'_> {
         Some(Plan { root, op, inputs })
     }
 
+    /// The codes that a node moves, and what it reads in the place of its inputs when it moves them before they are
+    /// decoded.
+    fn moved(&self, node: &Node) -> Option<(Codes, Vec<Input>)> {
+        if !MOVES.contains(&node.kind()) || !node.op.domain().is_empty() {
+            return None;
+        }
+        let from = self.bytes(node.input(0)?)?;
+        self.number(from.scale).filter(|s| *s > 0.0)?;
+        let mut inputs: Vec<Input> = node.inputs.iter().map(|&v| v.into()).collect();
+        inputs[0] = Input::Value(from.codes);
+        let attrs = node.op.attrs();
+        match node.kind() {
+            "MaxPool" if node.outputs.len() > 1 => return None,
+            "Resize" | "Upsample" => {
+                let crops = attrs.text_or("coordinate_transformation_mode", "").ok()? == "tf_crop_and_resize";
+                if crops || attrs.text_or("mode", "nearest").ok()? != "nearest" {
+                    return None;
+                }
+            }
+            "Pad" => {
+                let value = match node.input(2) {
+                    Some(value) => self.number(value)?,
+                    None => attrs.float_or("value", 0.0).ok()?,
+                };
+                // What is added must lie on the grid: zero does.
+                if value != 0.0 {
+                    return None;
+                }
+                inputs.resize_with(inputs.len().max(3), || Input::None);
+                inputs[2] = self.zero(&from);
+            }
+            _ => {}
+        }
+        Some((from, inputs))
+    }
+
+    fn zero_code(&self, grid: &Codes) -> Option<i64> {
+        grid.zero.map_or(Some(0), |z| self.fixed(z)?.to_ints().ok()?.first().copied())
+    }
+
+    /// Bytes that are decoded and quantised again: as they are, or moved to the other grid.
+    fn again(&self, id: NodeId, to: &Codes, from: &Codes) -> Option<Plan> {
+        if self.number(from.scale) == self.number(to.scale) && self.zero_code(from)? == self.zero_code(to)? {
+            return Some(Plan { root: id, op: Arc::new(Identity), inputs: vec![Input::Value(from.codes)] });
+        }
+        let rank = self.graph.value(from.codes).fact.rank()?;
+        let grid = [Input::Value(to.scale), self.zero(to)];
+        let inputs = grid.into_iter().chain(from.inputs()).collect();
+        (rank > 0).then(|| Plan { root: id, op: Arc::new(QConcat::along(0)), inputs })
+    }
+
     /// Other operators between decoded bytes and this node, which quantises what they make.
     fn between(&self, id: NodeId, node: &Node) -> Option<Plan> {
         let to = self.target(node)?;
         let dtype = self.dtype(to.codes);
         let mut value = node.input(0)?;
+        if let Some(from) = self.bytes(value) {
+            return self.again(id, &to, &from).filter(|_| self.dtype(from.codes) == dtype);
+        }
         let (_, mut maker) = self.graph.producer(value)?;
         self.only_reader(value)?;
         let mut bounds = Bounds::NONE;
@@ -455,17 +547,6 @@ impl Scene<'_> {
                     op: Arc::new(QConcat::along(attrs.need_int("axis").ok()?)),
                     inputs,
                 });
-            }
-            kind if MOVES.contains(&kind) => {
-                let from = source(0)?;
-                let zero =
-                    |g: &Codes| g.zero.map_or(Some(0), |z| self.fixed(z)?.to_ints().ok()?.first().copied());
-                if self.number(from.scale) != self.number(to.scale) || zero(&from)? != zero(&to)? {
-                    return None;
-                }
-                let rest = maker.inputs.iter().skip(1).map(|&v| v.into());
-                let inputs = [Input::Value(from.codes)].into_iter().chain(rest).collect();
-                return Some(Plan { root: id, op: maker.op.clone(), inputs });
             }
             _ => return None,
         };

@@ -8,7 +8,7 @@ use super::codes::grid8;
 use super::pair::sample_bytes;
 use super::table::table;
 use crate::op::{Facts, Inputs, OpDef, RunCx, Sample};
-use crate::{Attrs, Dim, Error, Fact, Op, Result, Tensor, infer};
+use crate::{Attrs, Dim, Error, Fact, Op, Result, Tensor, TurnCx, Turned, infer};
 
 /// `QLinearConcat`: scale and zero point of the result; codes, scale and zero point of each part.
 #[derive(Debug)]
@@ -92,6 +92,10 @@ impl Op for QConcat {
             }
         }
         Ok(vec![whole])
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        Some(cx.elements(|at| at >= 2 && at % 3 == 2)?.by(QConcat { axis: cx.axis(self.axis)? }))
     }
 
     fn as_any(&self) -> &dyn Any {

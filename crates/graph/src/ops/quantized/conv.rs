@@ -1,5 +1,6 @@
 //! Convolutions of quantised images: `ConvInteger`, `QLinearConv`, and `lessen.QConv`, to which quantised graphs
-//! are rewritten before they run. <https://onnx.ai/onnx/operators/onnx__QLinearConv.html>
+//! are rewritten before they run; with `channels_last`, its images are `[N, D1, .., C]`.
+//! <https://onnx.ai/onnx/operators/onnx__QLinearConv.html>
 
 use std::any::Any;
 use std::sync::Arc;
@@ -10,8 +11,9 @@ use super::codes::{bytes, grid8, in_range, zero};
 use super::slots::{Bounds, Slot, Slots, place};
 use crate::op::{Facts, Inputs, OpDef, PackCx, Packed, Reader, RunCx, Sample, ramp};
 use crate::ops::conv::{Sizes, groups};
+use crate::ops::layout::Layout;
 use crate::ops::window::Window;
-use crate::{Attrs, DType, Dim, Error, Fact, Op, Result, Tensor};
+use crate::{Attrs, DType, Datum, Dim, Error, Fact, Op, Result, Tensor, TurnCx, Turned};
 
 /// One of the convolutions of quantised images.
 #[derive(Debug)]
@@ -21,6 +23,7 @@ pub struct QConv {
     window: Window,
     groups: usize,
     bounds: Bounds,
+    layout: Layout,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +78,10 @@ fn new(attrs: &Attrs, form: Form) -> Result<QConv> {
             lo: attrs.float_or("lo", f32::NEG_INFINITY)?,
             hi: attrs.float_or("hi", f32::INFINITY)?,
         },
+        layout: match form == Form::Own && attrs.flag_or("channels_last", false)? {
+            true => Layout::ChannelsLast,
+            false => Layout::ChannelsFirst,
+        },
         attrs: attrs.clone(),
     })
 }
@@ -118,6 +125,7 @@ fn samples(form: Form) -> Vec<Sample> {
     let same = Attrs::new().text("auto_pad", "SAME_UPPER").ints("strides", &[2, 2]);
     let grouped = Attrs::new().int("group", 2).ints("pads", &[1, 0, 2, 1]).ints("dilations", &[1, 2]);
     let own = Attrs::new().float("lo", 0.0).float("hi", 0.6);
+    let last = Attrs::new().int("channels_last", 1).ints("pads", &[1, 1, 0, 0]);
     [
         make(plain(), &[2, 3, 5, 4], &[4, 3, 3, 3], false, false),
         make(plain(), &[0, 3, 5, 4], &[4, 3, 3, 3], false, false),
@@ -126,6 +134,8 @@ fn samples(form: Form) -> Vec<Sample> {
         make(plain(), &[2, 3, 7], &[4, 3, 3], true, false),
         make(own.clone(), &[1, 3, 5, 4], &[4, 3, 1, 1], true, true).filter(|_| form == Form::Own),
         make(own, &[1, 3, 5, 4], &[4, 3, 1, 1], true, false).filter(|_| form == Form::Own),
+        make(last.clone(), &[2, 5, 4, 3], &[4, 3, 3, 2], true, false).filter(|_| form == Form::Own),
+        make(last.int("group", 3), &[1, 5, 4, 3], &[3, 1, 3, 3], true, true).filter(|_| form == Form::Own),
     ]
     .into_iter()
     .flatten()
@@ -192,53 +202,17 @@ impl QConv {
         Ok(PackedByteConv::new(cpu, &conv, bytes(w)?, &zeros))
     }
 
-    fn dtype(&self, x: Option<DType>, quantised: bool, y_zero: Option<DType>) -> Option<DType> {
-        match self.form {
-            Form::Integer => Some(DType::I32),
-            _ if quantised => y_zero.or(x),
-            _ => Some(DType::F32),
-        }
-    }
-}
-
-impl Op for QConv {
-    fn def(&self) -> &'static OpDef {
-        &DEFS[self.form as usize]
+    /// As [`QConv::run_first`] with the channels last: the image is turned round before and after.
+    fn run_last(&self, cx: &RunCx, mut inputs: Inputs) -> Result<Tensor> {
+        let image = inputs.take(self.place(A))?;
+        let image = self.layout.to_first(cx.cpu, image)?;
+        let turned = (0..inputs.len()).map(|at| inputs.take_data(at));
+        let mut turned: Vec<Option<Datum>> = turned.collect();
+        turned[self.place(A)] = Some(image.into());
+        self.layout.from_first(cx.cpu, self.run_first(cx, &Inputs::new(turned))?)
     }
 
-    fn attrs(&self) -> Attrs {
-        self.attrs.clone()
-    }
-
-    fn infer(&self, inputs: &Facts) -> Result<Vec<Fact>> {
-        let quantised = inputs.get(self.place(YScale)).is_some();
-        let dtype = self.dtype(inputs.dtype(self.place(A)), quantised, inputs.dtype(self.place(YZero)));
-        let (x, w) = (inputs.shape(self.place(A)), inputs.shape(self.place(B)));
-        let shape = match (x, w) {
-            (Some(x), Some(w)) if x.len() == w.len() && x.len() > 2 => {
-                let mut shape = vec![x[0].clone(), w[0].clone()];
-                shape.extend(self.window.infer(&x[2..], &w[2..])?);
-                Some(shape)
-            }
-            (Some(x), None) if x.len() > 2 => {
-                Some([vec![x[0].clone()], vec![Dim::Unknown; x.len() - 1]].concat())
-            }
-            _ => None,
-        };
-        Ok(vec![Fact::maybe(dtype, shape)])
-    }
-
-    fn prepack(&self, cx: &PackCx) -> Result<Option<Packed>> {
-        let (at, zero_at) = (self.place(B), self.place(BZero));
-        let (Some(w), zeros) = (cx.constant(at), cx.constant(zero_at)) else { return Ok(None) };
-        if zeros.is_none() && cx.facts.get(zero_at).is_some() {
-            return Ok(None);
-        }
-        let ready = Ready { packed: self.pack(cx.cpu, w, zeros)?, shape: w.shape().to_vec() };
-        Ok(Some(Packed::new(ready, &[at, zero_at])))
-    }
-
-    fn run(&self, cx: &RunCx, inputs: Inputs) -> Result<Vec<Tensor>> {
+    fn run_first(&self, cx: &RunCx, inputs: &Inputs) -> Result<Tensor> {
         let x = inputs.need(self.place(A))?;
         let made;
         let (packed, w_shape) = match cx.packed::<Ready>() {
@@ -251,14 +225,14 @@ impl Op for QConv {
         };
         let sizes = Sizes::new(&self.window, self.groups, x.shape(), w_shape)?;
         let (shape, out) = (flat(&sizes)?, sizes.out());
-        let x_zero = zero(&inputs, self.place(AZero))?;
+        let x_zero = zero(inputs, self.place(AZero))?;
         in_range(x.dtype(), x_zero)?;
         if self.form == Form::Integer {
             let mut sums = Tensor::zeros(DType::I32, &out)?;
             packed.run(cx.cpu, &shape, bytes(x)?, x_zero, ByteOutput::Sums(sums.as_mut_slice()?));
-            return Ok(vec![sums]);
+            return Ok(sums);
         }
-        let x_scale = super::codes::scale(&inputs, self.place(AScale))?;
+        let x_scale = super::codes::scale(inputs, self.place(AScale))?;
         let w_scale = inputs.need(self.place(BScale))?.to_f32()?;
         if ![1, shape.out_channels].contains(&w_scale.len()) {
             return Err(Error::invalid("there must be one scale of the weights, or one for each channel"));
@@ -286,7 +260,7 @@ impl Op for QConv {
                 packed.run(cx.cpu, &shape, bytes(x)?, x_zero, output);
                 Ok(())
             })?;
-            return Ok(vec![y]);
+            return Ok(y);
         }
         let bias: Option<Vec<i32>> = match bias {
             Some(b) if b.dtype() == DType::I32 => Some(b.values()?.into_owned()),
@@ -298,7 +272,7 @@ impl Op for QConv {
         };
         let y_zero = inputs.get(self.place(YZero))?.map(Tensor::dtype);
         let dtype = self.dtype(Some(x.dtype()), true, y_zero).unwrap_or(DType::U8);
-        let y = grid8(&inputs, self.place(YScale), self.place(YZero), dtype)?;
+        let y = grid8(inputs, self.place(YScale), self.place(YZero), dtype)?;
         let (lo, hi) = self.bounds.codes(y.scale, y.zero, in_range(dtype, y.zero)?);
         let multiplier: Vec<f32> = scale.iter().map(|s| s / y.scale).collect();
         let requant =
@@ -310,7 +284,61 @@ impl Op for QConv {
             other => return Err(Error::unsupported(format!("a quantised convolution to {other}"))),
         };
         packed.run(cx.cpu, &shape, bytes(x)?, x_zero, output);
-        Ok(vec![codes])
+        Ok(codes)
+    }
+
+    fn dtype(&self, x: Option<DType>, quantised: bool, y_zero: Option<DType>) -> Option<DType> {
+        match self.form {
+            Form::Integer => Some(DType::I32),
+            _ if quantised => y_zero.or(x),
+            _ => Some(DType::F32),
+        }
+    }
+}
+
+impl Op for QConv {
+    fn def(&self) -> &'static OpDef {
+        &DEFS[self.form as usize]
+    }
+
+    fn attrs(&self) -> Attrs {
+        self.attrs.clone()
+    }
+
+    fn infer(&self, inputs: &Facts) -> Result<Vec<Fact>> {
+        let quantised = inputs.get(self.place(YScale)).is_some();
+        let dtype = self.dtype(inputs.dtype(self.place(A)), quantised, inputs.dtype(self.place(YZero)));
+        let (x, w) = (inputs.shape(self.place(A)), inputs.shape(self.place(B)));
+        let shape = match (x, w) {
+            (Some(x), Some(w)) if x.len() == w.len() && x.len() > 2 => {
+                let x = self.layout.first(x)?;
+                let mut shape = vec![x[0].clone(), w[0].clone()];
+                shape.extend(self.window.infer(&x[2..], &w[2..])?);
+                Some(self.layout.lay(shape))
+            }
+            (Some(x), None) if x.len() > 2 => {
+                Some([vec![x[0].clone()], vec![Dim::Unknown; x.len() - 1]].concat())
+            }
+            _ => None,
+        };
+        Ok(vec![Fact::maybe(dtype, shape)])
+    }
+
+    fn prepack(&self, cx: &PackCx) -> Result<Option<Packed>> {
+        let (at, zero_at) = (self.place(B), self.place(BZero));
+        let (Some(w), zeros) = (cx.constant(at), cx.constant(zero_at)) else { return Ok(None) };
+        if zeros.is_none() && cx.facts.get(zero_at).is_some() {
+            return Ok(None);
+        }
+        let ready = Ready { packed: self.pack(cx.cpu, w, zeros)?, shape: w.shape().to_vec() };
+        Ok(Some(Packed::new(ready, &[at, zero_at])))
+    }
+
+    fn run(&self, cx: &RunCx, inputs: Inputs) -> Result<Vec<Tensor>> {
+        match self.layout {
+            Layout::ChannelsFirst => Ok(vec![self.run_first(cx, &inputs)?]),
+            Layout::ChannelsLast => Ok(vec![self.run_last(cx, inputs)?]),
+        }
     }
 
     fn mul_adds(&self, inputs: &Facts, outputs: &[Fact]) -> u64 {
@@ -318,6 +346,14 @@ impl Op for QConv {
         let taps = weights.map(|w| w.iter().skip(1).product::<usize>() as u64);
         let count = outputs.first().and_then(Fact::count);
         taps.zip(count).map_or(0, |(taps, n)| taps.saturating_mul(n as u64))
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        let fixed = cx.constants.get(self.place(B)).is_some_and(Option::is_some);
+        let turns =
+            cx.is_channels_last() && self.layout == Layout::ChannelsFirst && self.form == Form::Own && fixed;
+        let op = new(&self.attrs.clone().int("channels_last", 1), Form::Own).ok().filter(|_| turns)?;
+        Some(cx.first()?.by(op))
     }
 
     fn as_any(&self) -> &dyn Any {

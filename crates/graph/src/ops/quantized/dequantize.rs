@@ -12,10 +12,10 @@ use super::quantize::dtype_attr;
 use crate::infer;
 use crate::op::{Facts, Inputs, OpDef, Reader, RunCx, Sample, ramp};
 use crate::ops::cast::cast;
-use crate::{Attrs, DType, Error, Fact, Op, Result, Tensor};
+use crate::{Attrs, DType, Error, Fact, Op, Result, Tensor, TurnCx, Turned};
 
 /// `DequantizeLinear`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct DequantizeLinear {
     attrs: Attrs,
     form: usize,
@@ -170,6 +170,19 @@ impl Op for DequantizeLinear {
 
     fn run(&self, cx: &RunCx, inputs: Inputs) -> Result<Vec<Tensor>> {
         Ok(vec![self.apply(cx.cpu, inputs.need(0)?, inputs.need(1)?, inputs.get(2)?)?])
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        (self.block == 0).then_some(())?;
+        if cx.facts.get(1)?.count() == Some(1) {
+            return cx.first();
+        }
+        let axis = cx.axis(self.axis)?;
+        Some(cx.first()?.by(DequantizeLinear {
+            axis,
+            attrs: self.attrs.clone().int("axis", axis),
+            ..self.clone()
+        }))
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -10,7 +10,7 @@ use super::codes::{Code, Grid8, Rounder, grid8, in_range};
 use super::slots::Bounds;
 use crate::op::{Facts, Inputs, OpDef, Reader, RunCx, Sample, ramp};
 use crate::ops::broadcast::Walk;
-use crate::{Attrs, DType, Error, Fact, Op, Result, Tensor, infer};
+use crate::{Attrs, DType, Error, Fact, Op, Result, Tensor, TurnCx, Turned, infer};
 
 /// A sum or a product of two quantised tensors. Inputs: codes, scale and zero point of both and of the result.
 #[derive(Debug)]
@@ -159,6 +159,10 @@ impl Op for QPair {
             DType::I8 => self.combine::<i8>(cx.cpu, a, b, grids)?,
             other => return Err(Error::unsupported(format!("{} of {other}", self.name()))),
         }])
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        cx.elements(|at| at == 0 || at == 3)
     }
 
     fn as_any(&self) -> &dyn Any {

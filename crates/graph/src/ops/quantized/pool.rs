@@ -4,11 +4,16 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use kernel::Cpu;
+use kernel::conv::Bytes;
+use kernel::pool2d::last;
+
 use super::codes::{Grid8, Rounder, byte, bytes, grid8, in_range};
 use super::pair::sample_bytes;
 use crate::op::{Facts, Inputs, OpDef, Reader, RunCx, Sample};
+use crate::ops::pool::flat;
 use crate::ops::window::{Axis, Window};
-use crate::{Attrs, Dim, Error, Fact, Op, Result, Tensor};
+use crate::{Attrs, Dim, Error, Fact, Op, Result, Tensor, TurnCx, Turned};
 
 /// An average over windows or whole images. Inputs: codes, scale, zero point; scale and zero point of the result.
 #[derive(Debug)]
@@ -79,6 +84,37 @@ impl QAverage {
         new(attrs, true)
     }
 
+    /// The means of a type of image that has fast kernels, of images with the channels last; false when it has none.
+    fn fast(&self, cpu: &Cpu, x: &Tensor, axes: &[Axis], grid: &Averages, y: &mut [u8]) -> Result<bool> {
+        let [images, .., channels] = *x.shape() else { return Ok(false) };
+        let Some(pool) = flat(axes, images).filter(|_| self.channels_last) else { return Ok(false) };
+        if pool.kernel[0].saturating_mul(pool.kernel[1]) > last::MOST_BYTES {
+            return Ok(false);
+        }
+        let mut sums = vec![0; y.len()];
+        let len = pool.in_size[0] * pool.in_size[1];
+        match (bytes(x)?, &self.window) {
+            (Bytes::U8(x), None) => last::global_sum_pool(cpu, len, channels, x, &mut sums),
+            (Bytes::S8(x), None) => last::global_sum_pool(cpu, len, channels, x, &mut sums),
+            (Bytes::U8(x), Some(_)) => last::sum_pool(cpu, &pool, channels, x, &mut sums),
+            (Bytes::S8(x), Some(_)) => last::sum_pool(cpu, &pool, channels, x, &mut sums),
+        }
+        let counts = |padding: bool| {
+            let [rows, cols] = pool.window_counts(padding);
+            rows.into_iter().flat_map(|r| cols.iter().map(move |c| r * c).collect::<Vec<_>>()).collect()
+        };
+        let (seen, counted): (Vec<usize>, Vec<usize>) = (counts(false), counts(self.count_padding));
+        let pixels = y.chunks_exact_mut(channels.max(1)).zip(sums.chunks_exact(channels.max(1)));
+        for (i, (pixel, sums)) in pixels.enumerate() {
+            let at = i % seen.len().max(1);
+            let zeros = seen[at] as i64 * i64::from(grid.from.zero);
+            for (y, &sum) in pixel.iter_mut().zip(sums) {
+                *y = grid.code(i64::from(sum) - zeros, counted[at]);
+            }
+        }
+        Ok(true)
+    }
+
     fn axes(&self, sizes: &[usize]) -> Result<Vec<Axis>> {
         match &self.window {
             Some(window) => window.place(sizes, window.need_kernel()?),
@@ -115,14 +151,14 @@ impl Op for QAverage {
         Ok(vec![Fact::maybe(x.dtype(), Some(out))])
     }
 
-    fn run(&self, _: &RunCx, inputs: Inputs) -> Result<Vec<Tensor>> {
+    fn run(&self, cx: &RunCx, inputs: Inputs) -> Result<Vec<Tensor>> {
         let x = inputs.need(0)?;
         let (dtype, shape) = (x.dtype(), x.shape());
         if shape.len() < 3 {
             return Err(Error::invalid(format!("{x:?} is no image")));
         }
         let (from, to) = (grid8(&inputs, 1, 2, dtype)?, grid8(&inputs, 3, 4, dtype)?);
-        let rounder = Rounder::new(in_range(dtype, to.zero)?, to.zero);
+        let grid = Averages { from, to, rounder: Rounder::new(in_range(dtype, to.zero)?, to.zero) };
         let first = if self.channels_last { 1 } else { 2 };
         let spatial = first..first + shape.len() - 2;
         let axes = self.axes(&shape[spatial.clone()])?;
@@ -136,21 +172,45 @@ impl Op for QAverage {
         let mut y = Tensor::zeros(dtype, &out_shape)?;
         let outs: usize = axes.iter().map(|a| a.out).product();
         let codes = y.bytes_mut()?;
+        if self.fast(cx.cpu, x, &axes, &grid, codes)? {
+            return Ok(vec![y]);
+        }
         for place in 0..outs {
             let (pixels, padded) = window_at(&axes, place);
             let count = if self.count_padding { padded } else { pixels.len() };
             for (plane, channel) in (0..planes).flat_map(|p| (0..depth).map(move |c| (p, c))) {
                 let code = |p: &usize| byte(data, (plane * area + p) * depth + channel) - from.zero;
                 let sum: i64 = pixels.iter().map(|p| i64::from(code(p))).sum();
-                let code = rounder.code(mean(sum, count, from) / to.scale);
-                codes[(plane * outs + place) * depth + channel] = code as u8;
+                codes[(plane * outs + place) * depth + channel] = grid.code(sum, count);
             }
         }
         Ok(vec![y])
     }
 
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        let turns = cx.is_channels_last() && !self.channels_last;
+        let op =
+            new(&self.attrs.clone().int("channels_last", 1), self.window.is_some()).ok().filter(|_| turns)?;
+        Some(cx.first()?.by(op))
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
+    }
+}
+
+/// From codes to the codes of means.
+struct Averages {
+    from: Grid8,
+    to: Grid8,
+    rounder: Rounder,
+}
+
+impl Averages {
+    /// The code of the mean of `count` codes that are so far above the zero point together.
+    fn code(&self, sum: i64, count: usize) -> u8 {
+        let mean = (sum as f64 * f64::from(self.from.scale) / count.max(1) as f64) as f32;
+        self.rounder.code(mean / self.to.scale) as u8
     }
 }
 
@@ -169,9 +229,4 @@ fn window_at(axes: &[Axis], mut place: usize) -> (Vec<usize>, usize) {
         step *= axis.size;
     }
     (pixels, count)
-}
-
-/// The mean of `count` codes above the zero point.
-fn mean(sum: i64, count: usize, grid: Grid8) -> f32 {
-    (sum as f64 * f64::from(grid.scale) / count.max(1) as f64) as f32
 }

@@ -13,10 +13,10 @@ use super::grid::{Grid, Params};
 use crate::infer;
 use crate::op::{Facts, Inputs, OpDef, Reader, RunCx, Sample, ramp};
 use crate::tensor::{encode_f4, encode_f8};
-use crate::{Attrs, DType, Error, Fact, Op, Result, Tensor};
+use crate::{Attrs, DType, Error, Fact, Op, Result, Tensor, TurnCx, Turned};
 
 /// `QuantizeLinear`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct QuantizeLinear {
     attrs: Attrs,
     form: usize,
@@ -237,6 +237,19 @@ impl Op for QuantizeLinear {
             DType::F4E2M1 => Tensor::pack(dtype, x.shape(), &codes)?,
             _ => Tensor::from_bytes(dtype, x.shape(), codes.into())?.aligned(),
         }])
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        (self.block == 0).then_some(())?;
+        if cx.facts.get(1)?.count() == Some(1) {
+            return cx.first();
+        }
+        let axis = cx.axis(self.axis)?;
+        Some(cx.first()?.by(QuantizeLinear {
+            axis,
+            attrs: self.attrs.clone().int("axis", axis),
+            ..self.clone()
+        }))
     }
 
     fn as_any(&self) -> &dyn Any {

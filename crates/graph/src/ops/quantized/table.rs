@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::codes::{Grid8, Rounder, grid8, in_range};
 use super::pair::sample_bytes;
 use crate::op::{Facts, Inputs, OpDef, Reader, RunCx, Sample};
-use crate::{Attrs, DType, Error, Fact, Op, Result, Tensor, infer};
+use crate::{Attrs, DType, Error, Fact, Op, Result, Tensor, TurnCx, Turned, infer};
 
 /// A function of each quantised number. Inputs: codes, scale, zero point; scale and zero point of the result.
 #[derive(Debug)]
@@ -97,6 +97,10 @@ impl Op for QFunction {
             Kind::Sigmoid => 1.0 / (1.0 + (-v).exp()),
         })?;
         Ok(vec![look_up(x, &table)?])
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        cx.first()
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -1,0 +1,76 @@
+//! Where the channels of an image stand among its axes.
+
+use std::ops::Range;
+
+use kernel::Cpu;
+
+use crate::ops::transpose::transpose;
+use crate::{Error, Result, Tensor};
+
+/// The order of an image's axes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Layout {
+    /// `[N, C, D1, D2, ..]`, as in ONNX.
+    #[default]
+    ChannelsFirst,
+    /// `[N, D1, D2, .., C]`, as the kernels like it.
+    ChannelsLast,
+}
+
+impl Layout {
+    /// The spatial axes of an image of this rank.
+    pub fn spatial(self, rank: usize) -> Range<usize> {
+        match self {
+            Layout::ChannelsFirst => 2.min(rank)..rank,
+            Layout::ChannelsLast => 1.min(rank)..rank.max(2) - 1,
+        }
+    }
+
+    /// The sizes of an image as they are with the channels first.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for less than two axes.
+    pub fn first<T: Clone>(self, shape: &[T]) -> Result<Vec<T>> {
+        match (self, shape) {
+            (Layout::ChannelsFirst, [_, _, ..]) => Ok(shape.to_vec()),
+            (Layout::ChannelsLast, [n, size @ .., c]) => Ok([&[n.clone(), c.clone()], size].concat()),
+            _ => Err(Error::invalid(format!("a tensor of rank {} is no image", shape.len()))),
+        }
+    }
+
+    /// What [`Layout::first`] turns round.
+    pub fn lay<T: Clone>(self, shape: Vec<T>) -> Vec<T> {
+        match (self, shape.as_slice()) {
+            (Layout::ChannelsLast, [n, c, size @ ..]) => [&[n.clone()], size, &[c.clone()]].concat(),
+            _ => shape,
+        }
+    }
+
+    /// An image with the channels first.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub(crate) fn to_first(self, cpu: &Cpu, x: Tensor) -> Result<Tensor> {
+        match self {
+            Layout::ChannelsFirst => Ok(x),
+            Layout::ChannelsLast => {
+                let order = self.first(&(0..x.rank()).collect::<Vec<_>>())?;
+                transpose(cpu, x, &order)
+            }
+        }
+    }
+
+    /// What [`Layout::to_first`] turns round.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub(crate) fn from_first(self, cpu: &Cpu, x: Tensor) -> Result<Tensor> {
+        match self {
+            Layout::ChannelsFirst => Ok(x),
+            Layout::ChannelsLast => {
+                let order = self.lay((0..x.rank()).collect());
+                transpose(cpu, x, &order)
+            }
+        }
+    }
+}
