@@ -261,78 +261,57 @@ fn finish(cpu: &Cpu, act: Act, residual: Option<&[f32]>, out: &mut [f32]) {
 }
 
 impl Conv {
-    /// As [`Conv::run_first`] with the channels last: the images are turned round before and after.
-    fn run_last(&self, cx: &RunCx, inputs: Inputs) -> Result<Tensor> {
-        let mut inputs = inputs;
-        let mut turned = Vec::new();
-        for at in 0..inputs.len() {
-            let input = inputs.take_data(at).map(Datum::into_tensor).transpose()?;
-            let input = match input {
-                Some(image) if at == 0 || at == 3 => Some(self.layout.to_first(cx.cpu, image)?),
-                other => other,
-            };
-            turned.push(input.map(Datum::Tensor));
-        }
-        self.layout.from_first(cx.cpu, self.run_first(cx, Inputs::new(turned))?)
-    }
-
-    fn run_first(&self, cx: &RunCx, inputs: Inputs) -> Result<Tensor> {
-        match inputs.need(0)?.dtype() {
-            DType::F32 => self.run_f32(cx, &inputs),
-            DType::F64 if !self.fused => self.run_f64(&inputs),
-            other => Err(Error::unsupported(format!("{} of {other}", self.name()))),
-        }
-    }
-
-    fn run_f32(&self, cx: &RunCx, inputs: &Inputs) -> Result<Tensor> {
-        let x = inputs.need(0)?;
+    fn run_f32(&self, cx: &RunCx, mut inputs: Inputs) -> Result<Tensor> {
+        let (x, residual) = (inputs.take(0)?, inputs.take_data(3).map(Datum::into_tensor).transpose()?);
         let weight = cx.packed::<Weight>();
         let shape = match weight {
             Some(weight) => &weight.shape,
             None => inputs.need(1)?.shape(),
         };
-        let sizes = Sizes::new(&self.window, self.groups, x.shape(), shape)?;
-        let out_shape = sizes.out();
+        let sizes = Sizes::new(&self.window, self.groups, &self.layout.first(x.shape())?, shape)?;
+        let out_shape = self.layout.lay(sizes.out());
         let bias = bias(inputs.get(2)?, sizes.out_channels)?;
-        let residual = inputs.get(3)?;
-        if let Some(r) = residual.filter(|r| r.shape() != out_shape) {
+        if let Some(r) = residual.as_ref().filter(|r| r.shape() != out_shape) {
             return Err(Error::invalid(format!("the residual has shape {:?}, not {out_shape:?}", r.shape())));
         }
-        let residual = residual.map(|r| r.as_slice::<f32>()).transpose()?;
-        let input = x.as_slice::<f32>()?;
-        Tensor::build(&out_shape, |out: &mut [f32]| {
-            if out.is_empty() {
-                return Ok(());
+        if out_shape.contains(&0) {
+            return Tensor::zeros(DType::F32, &out_shape);
+        }
+        let fresh;
+        let packed = match weight {
+            Some(weight) => Some(weight),
+            None => {
+                fresh = Weight::new(cx.cpu, shape, self.groups, inputs.f32(1)?);
+                fresh.as_ref()
             }
-            let fresh;
-            let packed = match weight {
-                Some(weight) => Some(weight),
-                None => {
-                    fresh = Weight::new(cx.cpu, shape, self.groups, inputs.f32(1)?);
-                    fresh.as_ref()
-                }
-            };
-            match (sizes.flat(), packed) {
-                (Some(flat), Some(weight)) => {
-                    let tile = |part: &mut [f32]| self.act.tile(cx.cpu, part);
-                    let activation = fuse::in_conv(self.act);
-                    let epilogue = Epilogue {
-                        bias,
-                        residual,
-                        activation: activation.unwrap_or(kernel::conv::Activation::None),
-                        then: if activation.is_some() { None } else { Some(&tile) },
-                    };
-                    weight.packed.run(cx.cpu, &flat, input, out, &epilogue);
-                }
-                _ => {
-                    let nd = sizes.nd();
-                    nd.out_size().ok_or_else(|| Error::invalid("the convolution is too big"))?;
-                    conv_nd(cx.cpu, &nd, input, inputs.f32(1)?, bias, out);
-                    finish(cx.cpu, self.act, residual, out);
-                }
-            }
+        };
+        let Some((flat, weight)) = sizes.flat().zip(packed) else {
+            let x = self.layout.to_first(cx.cpu, x)?;
+            let residual = residual.map(|r| self.layout.to_first(cx.cpu, r)).transpose()?;
+            let nd = sizes.nd();
+            nd.out_size().ok_or_else(|| Error::invalid("the convolution is too big"))?;
+            let y = Tensor::build(&sizes.out(), |out: &mut [f32]| {
+                conv_nd(cx.cpu, &nd, x.as_slice()?, inputs.f32(1)?, bias, out);
+                finish(cx.cpu, self.act, residual.as_ref().map(|r| r.as_slice()).transpose()?, out);
+                Ok(())
+            })?;
+            return self.layout.from_first(cx.cpu, y);
+        };
+        let x = self.layout.to_last(cx.cpu, x)?;
+        let residual = residual.map(|r| self.layout.to_last(cx.cpu, r)).transpose()?;
+        let tile = |part: &mut [f32]| self.act.tile(cx.cpu, part);
+        let activation = fuse::in_conv(self.act);
+        let epilogue = Epilogue {
+            bias,
+            residual: residual.as_ref().map(|r| r.as_slice()).transpose()?,
+            activation: activation.unwrap_or(kernel::conv::Activation::None),
+            then: if activation.is_some() { None } else { Some(&tile) },
+        };
+        let y = Tensor::build(&Layout::ChannelsLast.lay(sizes.out()), |out: &mut [f32]| {
+            weight.packed.run(cx.cpu, &flat, x.as_slice()?, out, &epilogue);
             Ok(())
-        })
+        })?;
+        self.layout.from_last(cx.cpu, y)
     }
 
     fn run_f64(&self, inputs: &Inputs) -> Result<Tensor> {
@@ -455,9 +434,10 @@ impl Op for Conv {
     fn run(&self, cx: &RunCx, inputs: Inputs) -> Result<Vec<Tensor>> {
         let dtype = inputs.need(0)?.dtype();
         in_f32(dtype, inputs, |inputs| {
-            let y = match self.layout {
-                Layout::ChannelsFirst => self.run_first(cx, inputs)?,
-                Layout::ChannelsLast => self.run_last(cx, inputs)?,
+            let y = match inputs.need(0)?.dtype() {
+                DType::F32 => self.run_f32(cx, inputs)?,
+                DType::F64 if !self.fused => self.run_f64(&inputs)?,
+                other => return Err(Error::unsupported(format!("{} of {other}", self.name()))),
             };
             Ok(vec![y])
         })

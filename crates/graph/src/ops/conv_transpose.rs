@@ -9,6 +9,7 @@ use kernel::conv::{ConvTransposeShape, Epilogue, PackedConvTranspose};
 use crate::op::{Facts, Inputs, OpDef, PackCx, Packed, RunCx, Sample, WeightKind, WeightUse, ramp};
 use crate::ops::conv::{for_taps, groups, window};
 use crate::ops::halves::{in_f32, is_half, widen};
+use crate::ops::layout::Layout;
 use crate::ops::number::Number;
 use crate::ops::window::{AutoPad, Axis, Window};
 use crate::{Attr, Attrs, DType, Dim, Error, Fact, Op, Result, Tensor};
@@ -172,7 +173,8 @@ impl ConvTranspose {
             return self.plain::<f32>(inputs);
         };
         let bias = bias::<f32>(inputs, sizes.out_channels)?;
-        Tensor::build(&sizes.out(), |out: &mut [f32]| {
+        let x = &Layout::ChannelsFirst.to_last(cx.cpu, x.clone())?;
+        let y = Tensor::build(&Layout::ChannelsLast.lay(sizes.out()), |out: &mut [f32]| {
             let epilogue = Epilogue { bias, ..Epilogue::default() };
             match weight {
                 Some(weight) => weight.packed.run(cx.cpu, &flat, x.as_slice()?, out, &epilogue),
@@ -185,7 +187,8 @@ impl ConvTranspose {
                 ),
             }
             Ok(())
-        })
+        })?;
+        Layout::ChannelsLast.to_first(cx.cpu, y)
     }
 }
 

@@ -51,13 +51,7 @@ impl Layout {
     /// # Errors
     /// When memory is short.
     pub(crate) fn to_first(self, cpu: &Cpu, x: Tensor) -> Result<Tensor> {
-        match self {
-            Layout::ChannelsFirst => Ok(x),
-            Layout::ChannelsLast => {
-                let order = self.first(&(0..x.rank()).collect::<Vec<_>>())?;
-                transpose(cpu, x, &order)
-            }
-        }
+        self.turn(Layout::ChannelsFirst, cpu, x)
     }
 
     /// What [`Layout::to_first`] turns round.
@@ -65,12 +59,31 @@ impl Layout {
     /// # Errors
     /// When memory is short.
     pub(crate) fn from_first(self, cpu: &Cpu, x: Tensor) -> Result<Tensor> {
-        match self {
-            Layout::ChannelsFirst => Ok(x),
-            Layout::ChannelsLast => {
-                let order = self.lay((0..x.rank()).collect());
-                transpose(cpu, x, &order)
-            }
+        Layout::ChannelsFirst.turn(self, cpu, x)
+    }
+
+    /// An image with the channels last.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub(crate) fn to_last(self, cpu: &Cpu, x: Tensor) -> Result<Tensor> {
+        self.turn(Layout::ChannelsLast, cpu, x)
+    }
+
+    /// What [`Layout::to_last`] turns round.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub(crate) fn from_last(self, cpu: &Cpu, x: Tensor) -> Result<Tensor> {
+        Layout::ChannelsLast.turn(self, cpu, x)
+    }
+
+    fn turn(self, to: Layout, cpu: &Cpu, x: Tensor) -> Result<Tensor> {
+        let axes: Vec<usize> = (0..x.rank()).collect();
+        match (self, to) {
+            (Layout::ChannelsLast, Layout::ChannelsFirst) => transpose(cpu, x, &self.first(&axes)?),
+            (Layout::ChannelsFirst, Layout::ChannelsLast) => transpose(cpu, x, &to.lay(axes)),
+            _ => Ok(x),
         }
     }
 }

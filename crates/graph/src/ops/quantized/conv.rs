@@ -13,7 +13,7 @@ use crate::op::{Facts, Inputs, OpDef, PackCx, Packed, Reader, RunCx, Sample, ram
 use crate::ops::conv::{Sizes, groups};
 use crate::ops::layout::Layout;
 use crate::ops::window::Window;
-use crate::{Attrs, DType, Datum, Dim, Error, Fact, Op, Result, Tensor, TurnCx, Turned};
+use crate::{Attrs, DType, Dim, Error, Fact, Op, Result, Tensor, TurnCx, Turned};
 
 /// One of the convolutions of quantised images.
 #[derive(Debug)]
@@ -202,18 +202,10 @@ impl QConv {
         Ok(PackedByteConv::new(cpu, &conv, bytes(w)?, &zeros))
     }
 
-    /// As [`QConv::run_first`] with the channels last: the image is turned round before and after.
-    fn run_last(&self, cx: &RunCx, mut inputs: Inputs) -> Result<Tensor> {
-        let image = inputs.take(self.place(A))?;
-        let image = self.layout.to_first(cx.cpu, image)?;
-        let turned = (0..inputs.len()).map(|at| inputs.take_data(at));
-        let mut turned: Vec<Option<Datum>> = turned.collect();
-        turned[self.place(A)] = Some(image.into());
-        self.layout.from_first(cx.cpu, self.run_first(cx, &Inputs::new(turned))?)
-    }
-
-    fn run_first(&self, cx: &RunCx, inputs: &Inputs) -> Result<Tensor> {
-        let x = inputs.need(self.place(A))?;
+    fn compute(&self, cx: &RunCx, inputs: &mut Inputs) -> Result<Tensor> {
+        let x = inputs.take(self.place(A))?;
+        let first = self.layout.first(x.shape())?;
+        let x = &self.layout.to_last(cx.cpu, x)?;
         let made;
         let (packed, w_shape) = match cx.packed::<Ready>() {
             Some(ready) => (&ready.packed, ready.shape.as_slice()),
@@ -223,8 +215,8 @@ impl QConv {
                 (&made, w.shape())
             }
         };
-        let sizes = Sizes::new(&self.window, self.groups, x.shape(), w_shape)?;
-        let (shape, out) = (flat(&sizes)?, sizes.out());
+        let sizes = Sizes::new(&self.window, self.groups, &first, w_shape)?;
+        let (shape, out) = (flat(&sizes)?, Layout::ChannelsLast.lay(sizes.out()));
         let x_zero = zero(inputs, self.place(AZero))?;
         in_range(x.dtype(), x_zero)?;
         if self.form == Form::Integer {
@@ -276,7 +268,7 @@ impl QConv {
         let (lo, hi) = self.bounds.codes(y.scale, y.zero, in_range(dtype, y.zero)?);
         let multiplier: Vec<f32> = scale.iter().map(|s| s / y.scale).collect();
         let requant =
-            Requant { bias: bias.as_deref(), multiplier: &multiplier, zero: y.zero, lo, hi, residual: None };
+            Requant { bias: bias.as_deref(), multiplier: &multiplier, zero: y.zero, lo, hi };
         let mut codes = Tensor::zeros(dtype, &out)?;
         let output = match dtype {
             DType::U8 => ByteOutput::U8(codes.as_mut_slice()?, requant),
@@ -334,11 +326,9 @@ impl Op for QConv {
         Ok(Some(Packed::new(ready, &[at, zero_at])))
     }
 
-    fn run(&self, cx: &RunCx, inputs: Inputs) -> Result<Vec<Tensor>> {
-        match self.layout {
-            Layout::ChannelsFirst => Ok(vec![self.run_first(cx, &inputs)?]),
-            Layout::ChannelsLast => Ok(vec![self.run_last(cx, inputs)?]),
-        }
+    fn run(&self, cx: &RunCx, mut inputs: Inputs) -> Result<Vec<Tensor>> {
+        let y = self.compute(cx, &mut inputs)?;
+        Ok(vec![self.layout.from_last(cx.cpu, y)?])
     }
 
     fn mul_adds(&self, inputs: &Facts, outputs: &[Fact]) -> u64 {
