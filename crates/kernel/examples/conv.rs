@@ -75,7 +75,7 @@ fn main() -> Result<(), String> {
         let weights: Vec<i8> = (0..shape.weight_len()).map(|i| (i % 255) as i8).collect();
         let mut out = vec![0; shape.out_len()];
         let packed = PackedByteConv::new(&cpu, &shape, Bytes::S8(&weights), &[]);
-        let requant = Requant { bias: None, multiplier: &[1e-3], zero: 128, lo: 0, hi: 255 };
+        let requant = Requant { bias: None, multiplier: &[1e-3], offset: None, zero: 128, lo: 0, hi: 255 };
         let run = || packed.run(&cpu, &shape, Bytes::U8(&input), 128, ByteOutput::U8(&mut out, requant));
         let bytes = flop / best(run) / 1e9;
         let (share, ratio) = (100.0 * real / peak, bytes / real);

@@ -299,8 +299,8 @@ impl Scene<'_> {
     }
 
     /// A bias for `units` (the product of the operands' scales), one for each of `n` channels: as 32-bit sums when
-    /// the result is quantised, else as real numbers.
-    fn bias(&self, value: ValueId, n: usize, units: &[f32], sums: bool) -> Option<Input> {
+    /// the result is quantised and they fit, else as real numbers, which only convolutions add to quantised results.
+    fn bias(&self, value: ValueId, n: usize, units: &[f32], sums: bool, conv: bool) -> Option<Input> {
         let real = match self.real(value)? {
             one if one.len() == 1 => vec![one[0]; n],
             many => many,
@@ -317,7 +317,10 @@ impl Scene<'_> {
             real.iter().enumerate().map(|(i, &b)| (f64::from(b) / unit(i)).round_ties_even()).collect();
         let fits = codes.iter().all(|c| c.abs() < f64::from(1 << 30));
         let codes: Vec<i32> = codes.into_iter().map(|c| c as i32).collect();
-        fits.then(|| Input::New(name, Tensor::vector(&codes)))
+        match fits {
+            true => Some(Input::New(name, Tensor::vector(&codes))),
+            false => conv.then(|| Input::New(name, Tensor::vector(&real))),
+        }
     }
 
     /// `Conv`, `MatMul` or `Gemm` of decoded bytes, and what follows it.
@@ -366,7 +369,7 @@ impl Scene<'_> {
                 let n = weight.as_ref()?.get(channel?).copied()?;
                 let units: Vec<f32> =
                     scales.iter().map(|w| alpha * (self.number(x.scale).unwrap_or(0.0) * w)).collect();
-                self.bias(value, n, &units, tail.grid.is_some())?
+                self.bias(value, n, &units, tail.grid.is_some(), conv)?
             }
         };
         let op: Arc<dyn Op> = match conv {

@@ -55,7 +55,7 @@ impl<'a> Bytes<'a> {
     }
 }
 
-/// How 32-bit sums become bytes again: `round((sum + bias) * multiplier) + zero`, halves to even,
+/// How 32-bit sums become bytes again: `round((sum + bias) * multiplier + offset) + zero`, halves to even,
 /// kept within `lo..=hi` and within the output's type.
 #[derive(Clone, Copy, Debug)]
 pub struct Requant<'a> {
@@ -63,6 +63,8 @@ pub struct Requant<'a> {
     pub bias: Option<&'a [i32]>,
     /// `[out_channels]`, or one for all: input scale times weight scale over output scale.
     pub multiplier: &'a [f32],
+    /// `[out_channels]`, in units of the output scale: a bias that is no whole number of sums.
+    pub offset: Option<&'a [f32]>,
     /// Zero point of the output.
     pub zero: i32,
     /// The least output; the zero point for a fused relu.
@@ -224,11 +226,11 @@ enum Sink<'a> {
         scale: Vec<[f32; 2]>,
         bounds: [f32; 2],
     },
-    /// Bytes of either sign.
+    /// Bytes of either sign, with a scale and an offset for each channel.
     Bytes {
         out: Out<'a, u8>,
         add: Vec<i32>,
-        scale: Vec<f32>,
+        scale: Vec<[f32; 2]>,
         zero: i32,
         least: f32,
         most: f32,
@@ -244,9 +246,12 @@ impl<'a> Sink<'a> {
         correction: impl Fn(usize) -> i32,
     ) -> Sink<'a> {
         let fits = |n: usize| assert_eq!(n, len, "length of the output");
-        let scales = |s: &[f32]| {
+        let scales = |s: &[f32], bias: Option<&[f32]>| {
             assert!(s.len() == 1 || s.len() == channels, "one scale, or one a channel");
-            let all: Vec<f32> = (0..channels).map(|c| if s.len() == 1 { s[0] } else { s[c] }).collect();
+            assert!(bias.is_none_or(|b| b.len() == channels), "length of the bias");
+            let scale = |c: usize| if s.len() == 1 { s[0] } else { s[c] };
+            let all: Vec<[f32; 2]> =
+                (0..channels).map(|c| [scale(c), bias.map_or(-0.0, |bias| bias[c])]).collect();
             form.lined(&all)
         };
         let add = |bias: Option<&[i32]>| {
@@ -262,7 +267,7 @@ impl<'a> Sink<'a> {
             Sink::Bytes {
                 out: Out::new(out),
                 add: add(requant.bias),
-                scale: scales(requant.multiplier),
+                scale: scales(requant.multiplier, requant.offset),
                 zero: requant.zero,
                 least: lo.saturating_sub(requant.zero) as f32,
                 most: hi.saturating_sub(requant.zero) as f32,
@@ -275,12 +280,10 @@ impl<'a> Sink<'a> {
             }
             ByteOutput::Real { out, scale, bias, activation } => {
                 fits(out.len());
-                assert!(bias.is_none_or(|b| b.len() == channels), "length of the bias");
-                let bias = bias.map_or_else(|| form.lined(&vec![-0.0; channels]), |bias| form.lined(bias));
                 Sink::Real {
                     out: Out::new(out),
                     add: add(None),
-                    scale: scales(scale).into_iter().zip(bias).map(<[f32; 2]>::from).collect(),
+                    scale: scales(scale, bias),
                     bounds: activation.bounds().unwrap_or([f32::NEG_INFINITY, f32::INFINITY]),
                 }
             }
@@ -353,8 +356,8 @@ impl Body for ByteBody<'_> {
             }
             Sink::Bytes { out, add, scale, zero, least, most } => {
                 let rows = Rows { out, channels, block, more };
-                put(rows, sums, (&add[span.clone()], &scale[span]), |sum, add, scale, _| {
-                    let x = exact(sum, add) as f32 * scale;
+                put(rows, sums, (&add[span.clone()], &scale[span]), |sum, add, [scale, offset], _| {
+                    let x = exact(sum, add) as f32 * scale + offset;
                     let x = if x > *least { x } else { *least };
                     let x = if x < *most { x } else { *most };
                     // SAFETY: `x` is no NaN (it would have become `least`) and less than 2^31 from zero.

@@ -155,6 +155,7 @@ fn check_bytes(shape: &ConvShape, [signed, kind]: [usize; 2], zero: u8) {
     let w = if is_signed[1] { Bytes::S8(&signed_weights) } else { Bytes::U8(&weights) };
     let bias: Vec<i32> = (0..shape.out_channels as i32).map(|c| 31 * c - 50).collect();
     let scale: Vec<f32> = (0..shape.out_channels).map(|c| 0.001 + 0.0003 * (c % 7) as f32).collect();
+    let offset: Vec<f32> = (0..shape.out_channels).map(|c| c as f32 * 0.25 - 2.0).collect();
     for isa in Isa::available() {
         for threads in [1, 2] {
             let cpu = Cpu::with_isa(isa, threads).unwrap();
@@ -163,7 +164,14 @@ fn check_bytes(shape: &ConvShape, [signed, kind]: [usize; 2], zero: u8) {
             packed.run(&cpu, shape, x, x_zero, ByteOutput::Sums(&mut sums));
             assert_eq!(sums, want, "{isa}, {threads} threads: {shape:?}");
             let mut out = vec![1u8; shape.out_len()];
-            let requant = Requant { bias: Some(&bias), multiplier: &scale, zero: 9, lo: 3, hi: 250 };
+            let requant = Requant {
+                bias: Some(&bias),
+                multiplier: &scale,
+                offset: Some(&offset),
+                zero: 9,
+                lo: 3,
+                hi: 250,
+            };
             packed.run(&cpu, shape, x, x_zero, ByteOutput::U8(&mut out, requant));
             let mut reals = vec![1f32; shape.out_len()];
             let activation = Activation::Clip { lo: -2.0, hi: 3.0 };
@@ -171,7 +179,8 @@ fn check_bytes(shape: &ConvShape, [signed, kind]: [usize; 2], zero: u8) {
             packed.run(&cpu, shape, x, x_zero, output);
             for (i, &sum) in want.iter().enumerate() {
                 let channel = i % shape.out_channels;
-                let byte = ((sum + bias[channel]) as f32 * scale[channel]).round_ties_even() + 9.0;
+                let byte = (sum + bias[channel]) as f32 * scale[channel] + offset[channel];
+                let byte = byte.round_ties_even() + 9.0;
                 assert_eq!(f32::from(out[i]), byte.clamp(3.0, 250.0), "{isa}: at {i} of {shape:?}");
                 assert_eq!(reals[i], (sum as f32 * scale[channel]).clamp(-2.0, 3.0), "{isa}: at {i}");
             }

@@ -254,21 +254,25 @@ impl QConv {
             })?;
             return Ok(y);
         }
-        let bias: Option<Vec<i32>> = match bias {
-            Some(b) if b.dtype() == DType::I32 => Some(b.values()?.into_owned()),
-            Some(b) => {
-                let units = |(c, b): (usize, &f32)| (b / at(c)).round_ties_even() as i32;
-                Some(b.to_f32()?.iter().enumerate().map(units).collect())
-            }
-            None => None,
+        let (sums, real) = match bias {
+            Some(b) if b.dtype() == DType::I32 => (Some(b.values::<i32>()?), None),
+            Some(b) => (None, Some(b.to_f32()?)),
+            None => (None, None),
         };
         let y_zero = inputs.get(self.place(YZero))?.map(Tensor::dtype);
         let dtype = self.dtype(Some(x.dtype()), true, y_zero).unwrap_or(DType::U8);
         let y = grid8(inputs, self.place(YScale), self.place(YZero), dtype)?;
         let (lo, hi) = self.bounds.codes(y.scale, y.zero, in_range(dtype, y.zero)?);
         let multiplier: Vec<f32> = scale.iter().map(|s| s / y.scale).collect();
-        let requant =
-            Requant { bias: bias.as_deref(), multiplier: &multiplier, zero: y.zero, lo, hi };
+        let offset: Option<Vec<f32>> = real.map(|b| b.iter().map(|b| b / y.scale).collect());
+        let requant = Requant {
+            bias: sums.as_deref(),
+            multiplier: &multiplier,
+            offset: offset.as_deref(),
+            zero: y.zero,
+            lo,
+            hi,
+        };
         let mut codes = Tensor::zeros(dtype, &out)?;
         let output = match dtype {
             DType::U8 => ByteOutput::U8(codes.as_mut_slice()?, requant),
