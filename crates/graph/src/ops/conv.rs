@@ -273,7 +273,7 @@ impl Conv {
             };
             turned.push(input.map(Datum::Tensor));
         }
-        self.layout.from_first(cx.cpu, self.run_first(cx, Inputs::new(turned))?)
+        self.layout.laid(cx.cpu, self.run_first(cx, Inputs::new(turned))?)
     }
 
     fn run_first(&self, cx: &RunCx, inputs: Inputs) -> Result<Tensor> {

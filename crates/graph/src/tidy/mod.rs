@@ -6,6 +6,7 @@ use kernel::Cpu;
 use crate::{Graph, Result};
 
 mod batchnorm;
+mod coarse;
 mod cut;
 mod fold;
 mod fuse;

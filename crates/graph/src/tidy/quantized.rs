@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use kernel::Cpu;
 
+use super::coarse::Weights;
 use super::pattern::replace;
 use crate::ops::identity::Identity;
 use crate::ops::quantized::concat::QConcat;
@@ -337,7 +338,7 @@ impl Scene<'_> {
         if gemm && node.input(2).is_some() && attrs.float_or("beta", 1.0).ok() != Some(1.0) {
             return None;
         }
-        let scales = self.numbers(w.scale)?;
+        let mut scales = self.numbers(w.scale)?;
         let weight = self.fixed(w.codes).map(|t| t.shape().to_vec());
         let channel = match (&weight, conv, turned[1]) {
             (Some(shape), true, _) if (3..=4).contains(&shape.len()) => Some(0),
@@ -360,12 +361,23 @@ impl Scene<'_> {
         if own.is_some_and(|c| gemm && !self.graph.value(c).fact.sizes().is_some_and(|s| is_along(&s, 0))) {
             return None;
         }
+        let mut weights = w.inputs();
         let bias = match own.or(tail.bias) {
             None => Input::None,
             Some(value) => {
                 let n = weight.as_ref()?.get(channel?).copied()?;
-                let units: Vec<f32> =
-                    scales.iter().map(|w| alpha * (self.number(x.scale).unwrap_or(0.0) * w)).collect();
+                let input_scale = self.number(x.scale).unwrap_or(0.0);
+                let (codes, real) = (self.fixed(w.codes)?, self.real(value)?);
+                let zeros = w.zero.map_or(Some(Vec::new()), |z| self.fixed(z)?.to_ints().ok())?;
+                let faint = Weights { codes, zeros, scales: &scales, channel: channel? };
+                let coarser = faint.coarser(alpha * input_scale, &real).filter(|_| tail.grid.is_some());
+                if let Some((codes, coarse)) = coarser {
+                    let name = |value| self.graph.value(value).name.clone();
+                    weights[0] = Input::New(name(w.codes), codes);
+                    weights[1] = Input::New(name(w.scale), Tensor::vector(&coarse));
+                    scales = coarse;
+                }
+                let units: Vec<f32> = scales.iter().map(|w| alpha * (input_scale * w)).collect();
                 self.bias(value, n, &units, tail.grid.is_some())?
             }
         };
@@ -374,7 +386,7 @@ impl Scene<'_> {
             false => Arc::new(QMatMul::own(alpha, turned, tail.bounds)),
         };
         let mut inputs = Vec::from(x.inputs());
-        inputs.extend(w.inputs());
+        inputs.extend(weights);
         inputs.push(bias);
         if let Some(grid) = tail.grid {
             inputs.extend([Input::Value(grid.scale), self.zero(&grid)]);
@@ -622,6 +634,49 @@ mod tests {
         let (mut g, [_, a]) = net(&[4]);
         g.outputs.push(a);
         assert_eq!(tidied(g), ["QuantizeLinear", "QMatMul", "QuantizeLinear"]);
+    }
+
+    #[test]
+    fn codes_move_undecoded_through_a_padded_shortcut() {
+        let mut g = Graph::new("g");
+        let x = g.add_input("x", Fact::tensor(DType::F32, vec![Dim::Is(4), Dim::Is(3)])).unwrap();
+        let scale = g.add_constant("scale", Tensor::scalar(0.02f32));
+        let zero = g.add_constant("zero", Tensor::scalar(100u8));
+        let [start, end, pads] =
+            [&[1i64, 0][..], &[4, 3], &[0, 0, 1, 0]].map(|n| g.add_constant("n", Tensor::vector(n)));
+        let make = |kind: &str| {
+            let reader = Reader { attrs: &Attrs::new(), version: 13, inputs: 1, outputs: 1 };
+            crate::ops::read("", kind, &reader).unwrap()
+        };
+        let q = g.add_op("q", QuantizeLinear::along(1), &[x, scale, zero]).unwrap();
+        let d = g.add_op("d", DequantizeLinear::along(1), &[q, scale, zero]).unwrap();
+        let mut add = |op, inputs: &[ValueId]| {
+            let node = Node::new(op, inputs.iter().copied().map(Some).collect());
+            g.add_with_outputs("v", node, 1, None).unwrap().1[0]
+        };
+        let part = add(make("Slice"), &[d, start, end]);
+        let padded = add(make("Pad"), &[part, pads]);
+        let sum = add(make("Add"), &[d, padded]);
+        let y = g.add_op("y", QuantizeLinear::along(1), &[sum, scale, zero]).unwrap();
+        g.outputs.push(y);
+        assert_eq!(tidied(g), ["QuantizeLinear", "Slice", "Pad", "QAdd"]);
+    }
+
+    #[test]
+    fn bytes_quantised_again_stay_or_change_their_grid() {
+        for (again, kinds) in
+            [(0.02f32, ["QuantizeLinear", "Identity"]), (0.03, ["QuantizeLinear", "QLinearConcat"])]
+        {
+            let mut g = Graph::new("g");
+            let x = g.add_input("x", Fact::tensor(DType::F32, vec![Dim::Is(4), Dim::Is(3)])).unwrap();
+            let [one, two] = [0.02, again].map(|s| g.add_constant("scale", Tensor::scalar(s)));
+            let zero = g.add_constant("zero", Tensor::scalar(100u8));
+            let q = g.add_op("q", QuantizeLinear::along(1), &[x, one, zero]).unwrap();
+            let d = g.add_op("d", DequantizeLinear::along(1), &[q, one, zero]).unwrap();
+            let y = g.add_op("y", QuantizeLinear::along(1), &[d, two, zero]).unwrap();
+            g.outputs.push(y);
+            assert_eq!(tidied(g), kinds);
+        }
     }
 
     #[test]

@@ -209,7 +209,7 @@ impl QConv {
         let turned = (0..inputs.len()).map(|at| inputs.take_data(at));
         let mut turned: Vec<Option<Datum>> = turned.collect();
         turned[self.place(A)] = Some(image.into());
-        self.layout.from_first(cx.cpu, self.run_first(cx, &Inputs::new(turned))?)
+        self.layout.laid(cx.cpu, self.run_first(cx, &Inputs::new(turned))?)
     }
 
     fn run_first(&self, cx: &RunCx, inputs: &Inputs) -> Result<Tensor> {
