@@ -22,7 +22,8 @@ fn shared(name: &str) -> Option<Graph> {
 /// A picture of noise for the only input; unknown sizes are one.
 fn picture(graph: &Graph) -> Vec<(String, Datum)> {
     let inputs = graph.inputs.iter().map(|&id| graph.value(id)).filter(|v| v.constant.is_none());
-    let noise = |n: usize| -> Vec<f32> { (0..n).map(|i| ((i * 37 + i / 7) % 101) as f32 / 50.0 - 1.0).collect() };
+    let noise =
+        |n: usize| -> Vec<f32> { (0..n).map(|i| ((i * 37 + i / 7) % 101) as f32 / 50.0 - 1.0).collect() };
     inputs
         .map(|v| {
             let shape: Vec<usize> = v.fact.shape().unwrap().iter().map(|d| d.size().unwrap_or(1)).collect();
