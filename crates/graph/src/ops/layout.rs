@@ -1,6 +1,7 @@
 //! Where the channels of an image stand among its axes.
 
 use std::ops::Range;
+use std::slice::from_ref;
 
 use kernel::Cpu;
 
@@ -41,7 +42,7 @@ impl Layout {
     /// What [`Layout::first`] turns round.
     pub fn lay<T: Clone>(self, shape: Vec<T>) -> Vec<T> {
         match (self, shape.as_slice()) {
-            (Layout::ChannelsLast, [n, c, size @ ..]) => [&[n.clone()], size, &[c.clone()]].concat(),
+            (Layout::ChannelsLast, [n, c, size @ ..]) => [from_ref(n), size, from_ref(c)].concat(),
             _ => shape,
         }
     }
@@ -58,7 +59,7 @@ impl Layout {
     ///
     /// # Errors
     /// When memory is short.
-    pub(crate) fn from_first(self, cpu: &Cpu, x: Tensor) -> Result<Tensor> {
+    pub(crate) fn laid(self, cpu: &Cpu, x: Tensor) -> Result<Tensor> {
         Layout::ChannelsFirst.turn(self, cpu, x)
     }
 

@@ -54,7 +54,7 @@ fn known(graph: &Graph, node: &Node) -> Option<Vec<Tensor>> {
 }
 
 /// The constant of a value that is not also an input of the graph, which could override it.
-fn constant(graph: &Graph, id: ValueId) -> Option<&Tensor> {
+pub(super) fn constant(graph: &Graph, id: ValueId) -> Option<&Tensor> {
     graph.constant(id).filter(|_| !graph.inputs.contains(&id))
 }
 

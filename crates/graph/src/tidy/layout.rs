@@ -3,12 +3,13 @@
 //! orders cheapest. Which these are is a minimum cut: one side turned, the other not, and what is cut between them is
 //! transposed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use kernel::Cpu;
 
 use super::cut::{ENDLESS, Network, SINK, SOURCE};
+use super::fold::constant;
 use super::pattern::replace;
 use super::transposes::order;
 use crate::op::Facts;
@@ -18,7 +19,7 @@ use crate::ops::quantized::conv::QConv;
 use crate::ops::shape::{Shape, Size};
 use crate::ops::transpose::{Transpose, transpose};
 use crate::turn::{CHANNELS_LAST, Read, TurnCx, Turned};
-use crate::{DType, Dim, Fact, Graph, Node, NodeId, Result, Tensor, Value, ValueId};
+use crate::{Dim, Fact, Graph, Node, NodeId, Result, Tensor, Value, ValueId};
 
 /// The order that undoes [`CHANNELS_LAST`].
 const CHANNELS_FIRST: [usize; 4] = [0, 3, 1, 2];
@@ -63,20 +64,15 @@ fn plan(graph: &Graph, node: &Node) -> Option<Plan> {
         return None;
     }
     let facts: Vec<Option<&Fact>> = node.inputs.iter().map(|v| v.map(|v| &graph.value(v).fact)).collect();
-    let constants = node.inputs.iter().map(|v| v.and_then(|v| fixed(graph, v)).cloned()).collect();
+    let constants = node.inputs.iter().map(|v| v.and_then(|v| constant(graph, v)).cloned()).collect();
     let facts = Facts::new(&facts, node.outputs.len());
     let turned = node.op.turn(&TurnCx { order: &CHANNELS_LAST, facts, constants })?;
     let any = node.op.as_any();
     Some(Plan { turned, is_conv: any.is::<Conv>() || any.is::<QConv>() })
 }
 
-/// A constant that no input can override.
-fn fixed(graph: &Graph, value: ValueId) -> Option<&Tensor> {
-    graph.constant(value).filter(|_| !graph.inputs.contains(&value))
-}
-
 /// The nodes to be turned.
-fn chosen(graph: &Graph, plans: &HashMap<NodeId, Plan>) -> std::collections::HashSet<NodeId> {
+fn chosen(graph: &Graph, plans: &HashMap<NodeId, Plan>) -> HashSet<NodeId> {
     let mut network = Network::new();
     let mut places: HashMap<NodeId, usize> = HashMap::new();
     // Who reads each value: a place that turns or not, or the sink, which never does.
@@ -95,13 +91,13 @@ fn chosen(graph: &Graph, plans: &HashMap<NodeId, Plan>) -> std::collections::Has
         } else if let Some((x, _)) = reorder.as_ref().filter(|(_, axes)| axes[..] == CHANNELS_FIRST) {
             // Turned, such a transpose does nothing.
             let at = network.place();
-            network.edge(SOURCE, at, moved(&graph.value(*x).fact, [0, 1, 2]));
+            network.edge(SOURCE, at, moved(&graph.value(*x).fact, 3));
             place = Some(at);
         }
         places.extend(place.map(|at| (id, at)));
         if let Some((x, axes)) = reorder {
             if axes[..] == CHANNELS_LAST {
-                gains[x.index()] += moved(&graph.value(x).fact, [0, 2, 3]);
+                gains[x.index()] += moved(&graph.value(x).fact, 1);
             }
             continue;
         }
@@ -121,11 +117,11 @@ fn chosen(graph: &Graph, plans: &HashMap<NodeId, Plan>) -> std::collections::Has
     }
     graph.outputs.iter().for_each(|value| readers[value.index()].push(SINK));
     for (id, value) in graph.values() {
-        if value.fact.rank() != Some(4) || fixed(graph, id).is_some() {
+        if value.fact.rank() != Some(4) || constant(graph, id).is_some() {
             continue;
         }
         let maker = value.producer().and_then(|p| places.get(&p)).copied().unwrap_or(SINK);
-        let weight = moved(&value.fact, [0, 2, 3]);
+        let weight = moved(&value.fact, 1);
         // Made turned and read as it was: one transpose serves all such readers; and the other way round.
         let (back, forth) = (network.place(), network.place());
         network.edge(maker, back, weight);
@@ -140,21 +136,21 @@ fn chosen(graph: &Graph, plans: &HashMap<NodeId, Plan>) -> std::collections::Has
     places.into_iter().filter(|(id, at)| side[*at] && plans.contains_key(id)).map(|(id, _)| id).collect()
 }
 
-/// What it costs to move a value's channels: its bytes, more or less, when sizes are not known. `first` are the axes
-/// that are not the channels, counted with the channels first or last.
-fn moved(fact: &Fact, pixels: [usize; 3]) -> u64 {
-    /// A size that is not known.
-    const USUAL: usize = 32;
-    let Some(shape) = fact.shape().filter(|s| s.len() == 4) else { return 1 };
-    let size = |axis: usize| shape[axis].size().unwrap_or(if axis == 0 { 1 } else { USUAL }) as u64;
-    let area = size(pixels[1]).saturating_mul(size(pixels[2]));
-    let channels = size(6 - pixels.iter().sum::<usize>());
-    if area <= 1 || channels <= 1 {
+/// What it costs to move a value's channels, which are at this axis now: its bytes, more or less, when sizes are not
+/// known.
+fn moved(fact: &Fact, channels: usize) -> u64 {
+    /// A size that is not known; there is one image when nothing else is said.
+    const USUAL: [usize; 4] = [1, 32, 32, 32];
+    let Some([n, rest @ ..]) = fact.shape().filter(|s| s.len() == 4) else { return 1 };
+    let size = |(dim, usual): (&Dim, usize)| dim.size().unwrap_or(usual) as u64;
+    let sizes: Vec<u64> = rest.iter().zip(USUAL.into_iter().skip(1)).map(size).collect();
+    let depth = sizes[channels - 1];
+    let all = sizes.iter().fold(1u64, |all, &n| all.saturating_mul(n));
+    if depth <= 1 || all == depth {
         return 1;
     }
-    let bytes = fact.dtype().map_or(4, |d: DType| (d.bits() / 8).max(1)) as u64;
-    let all = [area, channels, bytes].iter().fold(size(0), |all, &n| all.saturating_mul(n));
-    all.clamp(1, 1 << 40) + 1
+    let bytes = fact.dtype().map_or(4, |d| (d.bits() / 8).max(1)) as u64;
+    all.saturating_mul(bytes).saturating_mul(size((n, USUAL[0]))).clamp(1, 1 << 40) + 1
 }
 
 /// A graph of which nodes are being turned.
@@ -174,11 +170,11 @@ impl Turning<'_> {
             return Ok(found);
         }
         let name = format!("{}.last", self.graph.value(value).name);
-        let made = match fixed(self.graph, value) {
-            Some(constant) => {
-                let rank = constant.rank();
-                let shape = [&vec![1; 4usize.saturating_sub(rank)], constant.shape()].concat();
-                let image = constant.clone().aligned().reshaped(&shape)?;
+        let made = match constant(self.graph, value) {
+            Some(image) => {
+                let rank = image.rank();
+                let shape = [&vec![1; 4usize.saturating_sub(rank)], image.shape()].concat();
+                let image = image.clone().aligned().reshaped(&shape)?;
                 let turned = transpose(self.cpu, image, &CHANNELS_LAST)?;
                 self.graph.add_constant(&name, turned)
             }

@@ -628,6 +628,49 @@ mod tests {
     }
 
     #[test]
+    fn codes_move_undecoded_through_a_padded_shortcut() {
+        let mut g = Graph::new("g");
+        let x = g.add_input("x", Fact::tensor(DType::F32, vec![Dim::Is(4), Dim::Is(3)])).unwrap();
+        let scale = g.add_constant("scale", Tensor::scalar(0.02f32));
+        let zero = g.add_constant("zero", Tensor::scalar(100u8));
+        let [start, end, pads] =
+            [&[1i64, 0][..], &[4, 3], &[0, 0, 1, 0]].map(|n| g.add_constant("n", Tensor::vector(n)));
+        let make = |kind: &str| {
+            let reader = Reader { attrs: &Attrs::new(), version: 13, inputs: 1, outputs: 1 };
+            crate::ops::read("", kind, &reader).unwrap()
+        };
+        let q = g.add_op("q", QuantizeLinear::along(1), &[x, scale, zero]).unwrap();
+        let d = g.add_op("d", DequantizeLinear::along(1), &[q, scale, zero]).unwrap();
+        let mut add = |op, inputs: &[ValueId]| {
+            let node = Node::new(op, inputs.iter().copied().map(Some).collect());
+            g.add_with_outputs("v", node, 1, None).unwrap().1[0]
+        };
+        let part = add(make("Slice"), &[d, start, end]);
+        let padded = add(make("Pad"), &[part, pads]);
+        let sum = add(make("Add"), &[d, padded]);
+        let y = g.add_op("y", QuantizeLinear::along(1), &[sum, scale, zero]).unwrap();
+        g.outputs.push(y);
+        assert_eq!(tidied(g), ["QuantizeLinear", "Slice", "Pad", "QAdd"]);
+    }
+
+    #[test]
+    fn bytes_quantised_again_stay_or_change_their_grid() {
+        for (again, kinds) in
+            [(0.02f32, ["QuantizeLinear", "Identity"]), (0.03, ["QuantizeLinear", "QLinearConcat"])]
+        {
+            let mut g = Graph::new("g");
+            let x = g.add_input("x", Fact::tensor(DType::F32, vec![Dim::Is(4), Dim::Is(3)])).unwrap();
+            let [one, two] = [0.02, again].map(|s| g.add_constant("scale", Tensor::scalar(s)));
+            let zero = g.add_constant("zero", Tensor::scalar(100u8));
+            let q = g.add_op("q", QuantizeLinear::along(1), &[x, one, zero]).unwrap();
+            let d = g.add_op("d", DequantizeLinear::along(1), &[q, one, zero]).unwrap();
+            let y = g.add_op("y", QuantizeLinear::along(1), &[d, two, zero]).unwrap();
+            g.outputs.push(y);
+            assert_eq!(tidied(g), kinds);
+        }
+    }
+
+    #[test]
     fn a_dynamic_product_takes_scales_bias_and_activation_with_it() {
         let mut g = Graph::new("g");
         let x = g.add_input("x", Fact::tensor(DType::F32, vec![Dim::Is(4), Dim::Is(3)])).unwrap();

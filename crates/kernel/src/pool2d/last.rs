@@ -158,7 +158,7 @@ fn slide<T: Copy + Sync, A: Copy + Send + Sync>(
     finish: impl Fn(usize, &mut [A]) + Sync,
 ) {
     let images = shape.planes;
-    let deep = PoolShape { planes: images.checked_mul(channels).unwrap_or(usize::MAX), ..*shape };
+    let deep = PoolShape { planes: images.saturating_mul(channels), ..*shape };
     let [before, _] = deep.check(input.len(), out.len());
     let [height, width] = shape.out_size;
     let row_len = width * channels;

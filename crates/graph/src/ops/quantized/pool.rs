@@ -84,7 +84,8 @@ impl QAverage {
         new(attrs, true)
     }
 
-    /// The means of a type of image that has fast kernels, of images with the channels last; false when it has none.
+    /// Puts the means of a flat image with the channels last into `y`, as fast as the kernels can; false when it is
+    /// another image.
     fn fast(&self, cpu: &Cpu, x: &Tensor, axes: &[Axis], grid: &Averages, y: &mut [u8]) -> Result<bool> {
         let [images, .., channels] = *x.shape() else { return Ok(false) };
         let Some(pool) = flat(axes, images).filter(|_| self.channels_last) else { return Ok(false) };

@@ -5,7 +5,7 @@ use crate::op::{Reader, ramp};
 use crate::ops;
 use crate::run::Session;
 use crate::tidy::{self, RUN};
-use crate::{Attr, Attrs};
+use crate::{Attr, Attrs, DType};
 
 /// A graph under construction.
 struct Net(Graph);
