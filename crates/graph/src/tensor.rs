@@ -85,6 +85,29 @@ impl Tensor {
         Ok(Tensor { dtype, shape: shape.to_vec(), data })
     }
 
+    /// A tensor of numbers that may be anything, for those who write all of them.
+    ///
+    /// # Errors
+    /// As [`Tensor::zeros`].
+    pub fn any(dtype: DType, shape: &[usize]) -> Result<Tensor> {
+        if dtype == DType::String {
+            return Tensor::zeros(dtype, shape);
+        }
+        let bytes = dtype.bytes_for(count(shape)?).ok_or(Error::Memory(usize::MAX))?;
+        let data = Data::Own(Arc::new(Buf::try_any(bytes).ok_or(Error::Memory(bytes))?));
+        Ok(Tensor { dtype, shape: shape.to_vec(), data })
+    }
+
+    /// A tensor whose elements `fill` writes, all of them: they may be anything before.
+    ///
+    /// # Errors
+    /// As [`Tensor::zeros`], and what `fill` returns.
+    pub fn fill<T: Element>(shape: &[usize], fill: impl FnOnce(&mut [T]) -> Result<()>) -> Result<Tensor> {
+        let mut tensor = Tensor::any(T::DTYPE, shape)?;
+        fill(tensor.as_mut_slice()?)?;
+        Ok(tensor)
+    }
+
     /// A tensor whose elements `fill` writes (they are zero before).
     ///
     /// # Errors
@@ -198,7 +221,7 @@ impl Tensor {
     pub fn bytes_mut(&mut self) -> Result<&mut [u8]> {
         if !self.is_unique() {
             let old = self.data.bytes();
-            let mut copy = Buf::try_zeroed(old.len()).ok_or(Error::Memory(old.len()))?;
+            let mut copy = Buf::try_any(old.len()).ok_or(Error::Memory(old.len()))?;
             copy.as_mut().copy_from_slice(old);
             self.data = Data::Own(Arc::new(copy));
         }

@@ -29,7 +29,7 @@ pub mod vec;
 mod wide;
 
 pub use act::Act;
-pub use buf::{ALIGN, Buf};
+pub use buf::{ALIGN, Arena, Buf};
 pub use cpu::Cpu;
 pub use isa::Isa;
 pub use map::Map;

@@ -175,7 +175,7 @@ impl BatchNorm {
             false => (old_mean.clone(), old_variance.clone()),
         };
         let (scale, shift) = self.line(&gamma, &beta, &mean, &variance);
-        let y = Tensor::build(x.shape(), |y| {
+        let y = Tensor::fill(x.shape(), |y| {
             if !data.is_empty() {
                 scale_shift(cx.cpu, &data, &scale, &shift, size, y);
             }

@@ -141,12 +141,12 @@ pub(crate) fn combine_f32(
                 vec::binary_assign(cpu, op, a.as_mut_slice()?, right);
                 return Ok(a);
             }
-            Tensor::build(&walk.shape, |out| {
+            Tensor::fill(&walk.shape, |out| {
                 vec::binary(cpu, op, a.as_slice()?, right, out);
                 Ok(())
             })
         }
-        _ => Tensor::build(&walk.shape, |out: &mut [f32]| {
+        _ => Tensor::fill(&walk.shape, |out: &mut [f32]| {
             let (a, b) = (a.as_slice::<f32>()?, elements);
             let (back, (n, sa, sb)) = (if swap { kept } else { turned }, walk.axes[walk.axes.len() - 1]);
             walk.runs(|po, pa, pb| {

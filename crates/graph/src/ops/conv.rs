@@ -307,7 +307,7 @@ impl Conv {
             activation: activation.unwrap_or(kernel::conv::Activation::None),
             then: if activation.is_some() { None } else { Some(&tile) },
         };
-        let y = Tensor::build(&Layout::ChannelsLast.lay(sizes.out()), |out: &mut [f32]| {
+        let y = Tensor::fill(&Layout::ChannelsLast.lay(sizes.out()), |out: &mut [f32]| {
             weight.packed.run(cx.cpu, &flat, x.as_slice()?, out, &epilogue);
             Ok(())
         })?;

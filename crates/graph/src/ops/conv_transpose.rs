@@ -174,7 +174,7 @@ impl ConvTranspose {
         };
         let bias = bias::<f32>(inputs, sizes.out_channels)?;
         let x = &Layout::ChannelsFirst.to_last(cx.cpu, x.clone())?;
-        let y = Tensor::build(&Layout::ChannelsLast.lay(sizes.out()), |out: &mut [f32]| {
+        let y = Tensor::fill(&Layout::ChannelsLast.lay(sizes.out()), |out: &mut [f32]| {
             let epilogue = Epilogue { bias, ..Epilogue::default() };
             match weight {
                 Some(weight) => weight.packed.run(cx.cpu, &flat, x.as_slice()?, out, &epilogue),

@@ -199,7 +199,7 @@ impl Gemm {
             act: act.unwrap_or_default(),
             after: if act.is_some() { None } else { Some(&tile) },
         };
-        Tensor::build(&[m, n], |out| {
+        Tensor::fill(&[m, n], |out| {
             matmul(cx.cpu, a, b, out, n, &post);
             Ok(())
         })

@@ -38,7 +38,7 @@ impl GlobalPool {
         let (len, channels) = (x.shape()[spatial.clone()].iter().product(), x.shape()[x.rank() - 1]);
         let mut shape = x.shape().to_vec();
         shape[spatial].fill(1);
-        Tensor::build(&shape, |out| {
+        Tensor::fill(&shape, |out| {
             match self.kind {
                 Kind::Max => reduce(cx.cpu, Reduce::Max, x.as_slice()?, [x.shape()[0], len, channels], out),
                 _ => last::global_average_pool(cx.cpu, len, channels, x.as_slice()?, out),

@@ -54,7 +54,7 @@ impl Heads {
         let all = Heads { rows: before + self.rows, rows_first: false, ..*self };
         let (s, w) = (self.strides(), self.width);
         let (old, new) = (past.as_slice::<f32>()?, t.as_slice::<f32>()?);
-        let joined = Tensor::build(&all.shape(), |out: &mut [f32]| {
+        let joined = Tensor::fill(&all.shape(), |out: &mut [f32]| {
             for (i, out) in out.chunks_mut((all.rows * w).max(1)).enumerate() {
                 let (b, h) = (i / self.heads, i % self.heads);
                 let (head, tail) = out.split_at_mut(before * w);
@@ -164,7 +164,7 @@ pub(crate) fn attend(
                 mask,
             };
             let (q_data, k_data, v_data) = (q_data.as_slice()?, k_data.as_slice()?, v_data.as_slice()?);
-            let y = Tensor::build(&out.shape(), |y| {
+            let y = Tensor::fill(&out.shape(), |y| {
                 let (q, k, v) = ((q_data, q.strides()), (k_data, k.strides()), (v_data, v.strides()));
                 attention(cpu, &shape, q, k, v, (y, out.strides()));
                 Ok(())

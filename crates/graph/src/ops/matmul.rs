@@ -249,7 +249,7 @@ impl MatMul {
             act: fuse::in_product(self.act).unwrap_or_default(),
             after: if fuse::in_product(self.act).is_some() { None } else { Some(&tile) },
         };
-        Tensor::build(&shape, |out: &mut [f32]| {
+        Tensor::fill(&shape, |out: &mut [f32]| {
             let single: Option<Right> = match (&weight, &right) {
                 (Some(w), _) => Some((&w.packed).into()),
                 (None, Some((b, data))) if b.batch.iter().product::<usize>() == 1 => {

@@ -80,7 +80,7 @@ impl Pool {
             (Kind::Max { .. }, DType::F32) => self.greatest::<f32>(cpu, &pool, channels, x, &shape),
             (Kind::Max { .. }, DType::U8) => self.greatest::<u8>(cpu, &pool, channels, x, &shape),
             (Kind::Max { .. }, DType::I8) => self.greatest::<i8>(cpu, &pool, channels, x, &shape),
-            (Kind::Average { padding_counts }, DType::F32) => Tensor::build(&shape, |y| {
+            (Kind::Average { padding_counts }, DType::F32) => Tensor::fill(&shape, |y| {
                 let x = x.as_slice()?;
                 match self.layout {
                     Layout::ChannelsFirst => pool2d::average_pool(cpu, &pool, x, y, padding_counts),
@@ -101,7 +101,7 @@ impl Pool {
         x: &Tensor,
         shape: &[usize],
     ) -> Result<Tensor> {
-        Tensor::build(shape, |y: &mut [T]| {
+        Tensor::fill(shape, |y: &mut [T]| {
             match self.layout {
                 Layout::ChannelsFirst => pool2d::max_pool(cpu, pool, x.as_slice()?, y),
                 Layout::ChannelsLast => last::max_pool(cpu, pool, channels, x.as_slice()?, y),

@@ -106,7 +106,7 @@ impl SelfAttention {
             let post =
                 Post { bias: bias.map_or(Bias::None, |b| Bias::Col(&b[at..at + n])), ..Post::default() };
             let part = View::strided(&w[at.min(w.len())..], hidden, n, columns, 1);
-            let y = Tensor::build(&layout.shape(), |y| {
+            let y = Tensor::fill(&layout.shape(), |y| {
                 matmul(cx.cpu, x, part, y, n, &post);
                 Ok(())
             })?;
@@ -281,7 +281,7 @@ impl Op for EmbedLayerNorm {
                 }
                 add_rows(data, width, table, segments.into_iter())?;
             }
-            let y = Tensor::build(sum.shape(), |y| {
+            let y = Tensor::fill(sum.shape(), |y| {
                 let plan =
                     Norm { kind: Kind::Layer, epsilon: self.epsilon, gamma: Some(gamma), beta: Some(beta) };
                 norm(cx.cpu, plan, sum.as_slice()?, width, Extra::default(), y);

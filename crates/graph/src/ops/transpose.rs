@@ -78,7 +78,7 @@ pub(crate) fn transpose(cpu: &Cpu, x: Tensor, order: &[usize]) -> Result<Tensor>
         let steps = order.iter().map(|&a| from[a] as isize).collect();
         return Strided { offset: 0, shape, steps }.read(x);
     }
-    let mut y = Tensor::zeros(x.dtype(), &shape)?;
+    let mut y = Tensor::any(x.dtype(), &shape)?;
     kernel::transpose::transpose(cpu, size, x.bytes(), x.shape(), order, y.bytes_mut()?);
     Ok(y)
 }

@@ -1,8 +1,8 @@
 //! A model ready to run on inputs by name.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use kernel::Cpu;
+use kernel::{Arena, Cpu};
 
 use super::{Program, Watch};
 use crate::{Datum, Error, Fact, Graph, Result};
@@ -11,6 +11,8 @@ use crate::{Datum, Error, Fact, Graph, Result};
 #[derive(Debug)]
 pub struct Session {
     program: Program,
+    /// Memory of earlier runs, one for each that was under way at the same time.
+    arenas: Mutex<Vec<Arena>>,
 }
 
 impl Session {
@@ -20,7 +22,7 @@ impl Session {
     /// When the graph breaks a rule.
     pub fn new(graph: Graph, cpu: &Cpu) -> Result<Session> {
         graph.check()?;
-        Ok(Session { program: Program::new(Arc::new(graph), cpu)? })
+        Ok(Session { program: Program::new(Arc::new(graph), cpu)?, arenas: Mutex::default() })
     }
 
     /// The graph that runs.
@@ -72,6 +74,10 @@ impl Session {
         if let Some((value, _)) = missing.into_iter().find(|(v, d)| d.is_none() && v.constant.is_none()) {
             return Err(Error::Input(format!("input {:?} ({}) is missing", value.name, value.fact)));
         }
-        self.program.run(data, Vec::new(), watch)
+        let arenas = || self.arenas.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut arena = arenas().pop().unwrap_or_default();
+        let outputs = arena.run(|| self.program.run(data, Vec::new(), watch));
+        arenas().push(arena);
+        outputs
     }
 }

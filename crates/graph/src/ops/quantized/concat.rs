@@ -79,7 +79,7 @@ impl Op for QConcat {
             parts.push((part, table(dtype, from, to, |v| v)?));
         }
         let inner: usize = shape[axis + 1..].iter().product();
-        let mut whole = Tensor::zeros(dtype, &shape)?;
+        let mut whole = Tensor::any(dtype, &shape)?;
         let mut rest = whole.bytes_mut()?;
         for outer in 0..shape[..axis].iter().product() {
             for (part, table) in &parts {

@@ -220,7 +220,7 @@ impl QConv {
         let x_zero = zero(inputs, self.place(AZero))?;
         in_range(x.dtype(), x_zero)?;
         if self.form == Form::Integer {
-            let mut sums = Tensor::zeros(DType::I32, &out)?;
+            let mut sums = Tensor::any(DType::I32, &out)?;
             packed.run(cx.cpu, &shape, bytes(x)?, x_zero, ByteOutput::Sums(sums.as_mut_slice()?));
             return Ok(sums);
         }
@@ -247,7 +247,7 @@ impl QConv {
                 Bounds::NONE => Activation::None,
                 Bounds { lo, hi } => Activation::Clip { lo, hi },
             };
-            let y = Tensor::build(&out, |out: &mut [f32]| {
+            let y = Tensor::fill(&out, |out: &mut [f32]| {
                 let output = ByteOutput::Real { out, scale: &scale, bias: bias.as_deref(), activation };
                 packed.run(cx.cpu, &shape, bytes(x)?, x_zero, output);
                 Ok(())
@@ -273,7 +273,7 @@ impl QConv {
             lo,
             hi,
         };
-        let mut codes = Tensor::zeros(dtype, &out)?;
+        let mut codes = Tensor::any(dtype, &out)?;
         let output = match dtype {
             DType::U8 => ByteOutput::U8(codes.as_mut_slice()?, requant),
             DType::I8 => ByteOutput::S8(codes.as_mut_slice()?, requant),

@@ -67,7 +67,7 @@ impl DequantizeLinear {
             Some(zero) => zero.to_f32()?,
             None => Cow::Owned(vec![0.0; values.len()]),
         };
-        let real = Tensor::build(x.shape(), |out: &mut [f32]| {
+        let real = Tensor::fill(x.shape(), |out: &mut [f32]| {
             let lines = Lines { grid: &grid, scales: &values, zeros: &zeros };
             match x.dtype() {
                 DType::U8 if grid.is_single() => {

@@ -48,7 +48,7 @@ impl Op for DynamicQuantizeLinear {
         let x = inputs.need(0)?;
         let values = x.to_f32()?;
         let (mut scale, mut zero) = (1.0, 0);
-        let codes = Tensor::build(x.shape(), |out: &mut [u8]| {
+        let codes = Tensor::fill(x.shape(), |out: &mut [u8]| {
             (scale, zero) = quantize_dynamic(cx.cpu, &values, out);
             Ok(())
         })?;

@@ -180,7 +180,7 @@ impl Op for GatherBlockQuantized {
             steps[i] = if scales.shape()[i] == 1 { 0 } else { step };
             step *= scales.shape()[i];
         }
-        let y = Tensor::build(&out_shape, |out: &mut [f32]| {
+        let y = Tensor::fill(&out_shape, |out: &mut [f32]| {
             let places = (0..outer).flat_map(|o| picks.iter().map(move |p| (o * size + p) * inner));
             for (first, line) in places.zip(out.chunks_mut(inner.max(1))) {
                 for (i, o) in line.iter_mut().enumerate() {

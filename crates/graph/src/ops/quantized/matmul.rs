@@ -463,7 +463,7 @@ impl Op for QMatMul {
         let (a_bytes, a_scale, a_zero) = if a.dtype().is_float() {
             let mut grid = (1.0, 0);
             let values = a.to_f32()?;
-            codes = Tensor::build(a.shape(), |out: &mut [u8]| {
+            codes = Tensor::fill(a.shape(), |out: &mut [u8]| {
                 grid = quantize_dynamic(cx.cpu, &values, out);
                 Ok(())
             })?;
@@ -490,7 +490,7 @@ impl Op for QMatMul {
         };
         let ones = (Per::All(1.0), Per::All(1.0));
         let sums = || {
-            Tensor::build(&plan.shape, |out: &mut [i32]| {
+            Tensor::fill(&plan.shape, |out: &mut [i32]| {
                 for (&pair, out) in plan.pairs.iter().zip(out.chunks_mut(size.max(1))) {
                     products.run(pair, ones.0, ones.1, Out::I32(out));
                 }
@@ -574,7 +574,7 @@ impl Finish<'_> {
             return Ok(None);
         }
         let act = matmul::Act::Clip { lo: self.op.bounds.lo, hi: self.op.bounds.hi };
-        let build = Tensor::build(shape, |out: &mut [f32]| {
+        let build = Tensor::fill(shape, |out: &mut [f32]| {
             for (&pair, out) in pairs.iter().zip(out.chunks_mut((m * n).max(1))) {
                 let out = Out::F32 { out, bias, act };
                 self.products.run(pair, self.a_scale.of(pair.0), self.b_scale.of(pair.1), out);
@@ -599,7 +599,7 @@ impl Finish<'_> {
         let (lo, hi) = self.op.bounds.codes(*y_scale, *zero, in_range(dtype, *zero)?);
         let factor = |b_scale: &f32| self.op.alpha * (a_scale * b_scale) / y_scale;
         let factors = Line { values: self.b_scale.values.iter().map(factor).collect(), len: *n };
-        let mut y = Tensor::zeros(dtype, shape)?;
+        let mut y = Tensor::any(dtype, shape)?;
         for (i, &pair) in pairs.iter().enumerate() {
             let place = i * m * n..(i + 1) * m * n;
             let out = match dtype {

@@ -123,7 +123,7 @@ fn elements<T: Code>(cpu: &Cpu, a: &Tensor, b: &Tensor, f: impl Fn(T, T) -> T + 
     const CHUNK: usize = 1 << 14;
     let walk = Walk::new(a.shape(), b.shape())?;
     let (x, y) = (a.as_slice::<T>()?, b.as_slice::<T>()?);
-    Tensor::build(&walk.shape, |out: &mut [T]| {
+    Tensor::fill(&walk.shape, |out: &mut [T]| {
         if a.shape() != b.shape() {
             walk.apply(x, y, out, f);
             return Ok(());

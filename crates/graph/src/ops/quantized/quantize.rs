@@ -144,7 +144,7 @@ impl Division<'_> {
     }
 
     fn codes<T: Code>(&self, shape: &[usize], rounders: &[Rounder]) -> Result<Tensor> {
-        Tensor::build(shape, |out: &mut [T]| {
+        Tensor::fill(shape, |out: &mut [T]| {
             self.each(|at, x, param| out[at] = T::from_i32(rounders[param].code(x)));
             Ok(())
         })
@@ -157,11 +157,11 @@ impl Division<'_> {
         }
         let scale = self.scale[0];
         let made = match dtype {
-            DType::U8 => Tensor::build(shape, |out| {
+            DType::U8 => Tensor::fill(shape, |out| {
                 quantize_u8(cpu, &self.x, scale, zero as u8, out);
                 Ok(())
             }),
-            DType::I8 => Tensor::build(shape, |out| {
+            DType::I8 => Tensor::fill(shape, |out| {
                 quantize_s8(cpu, &self.x, scale, zero as i8, out);
                 Ok(())
             }),
