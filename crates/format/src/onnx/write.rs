@@ -32,6 +32,14 @@ pub fn write(model: &Model, path: &Path) -> crate::Result<()> {
     write_limited(model, path, MAX_INSIDE)
 }
 
+/// As [`write`], with the weights in a file beside however big they are; only those of less than 4 kB stay inside.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_beside(model: &Model, path: &Path) -> crate::Result<()> {
+    write_limited(model, path, 0)
+}
+
 /// As [`write`], with another size from which on the weights go to a file beside.
 fn write_limited(model: &Model, path: &Path, inside: usize) -> crate::Result<()> {
     let mut proto = to_proto(model).map_err(crate::Error::model(path))?;
