@@ -14,6 +14,7 @@ pub mod bits;
 pub mod boxes;
 pub mod call;
 pub mod cast;
+pub mod causal_conv;
 pub mod choose;
 pub mod clip;
 pub mod col2im;
@@ -42,6 +43,7 @@ pub mod group_norm;
 pub mod identity;
 pub mod layer_norm;
 pub mod layer_norm_grad;
+pub mod linear_attention;
 pub mod loss;
 pub mod matmul;
 pub mod max_unpool;
@@ -109,6 +111,7 @@ static FAMILIES: &[&[OpDef]] = &[
     boxes::DEFS,
     call::DEFS,
     cast::DEFS,
+    causal_conv::DEFS,
     choose::DEFS,
     clip::DEFS,
     col2im::DEFS,
@@ -137,6 +140,7 @@ static FAMILIES: &[&[OpDef]] = &[
     identity::DEFS,
     layer_norm::DEFS,
     layer_norm_grad::DEFS,
+    linear_attention::DEFS,
     loss::DEFS,
     loss::GRAD,
     matmul::DEFS,
