@@ -337,6 +337,37 @@ def digits():
     check("digits int8", [model, data], test)
 
 
+def learned():
+    """Models of scikit-learn, as skl2onnx writes them: linear ones and trees, with what prepares their features."""
+    from sklearn import datasets, ensemble, impute, linear_model, pipeline, preprocessing, tree
+    from skl2onnx import to_onnx
+
+    iris, cancer, diabetes = (load(return_X_y=True) for load in (
+        datasets.load_iris, datasets.load_breast_cancer, datasets.load_diabetes))
+    logistic = linear_model.LogisticRegression
+    scaled = pipeline.make_pipeline(preprocessing.StandardScaler(), preprocessing.Normalizer(), logistic())
+    mended = pipeline.make_pipeline(
+        impute.SimpleImputer(), preprocessing.Binarizer(threshold=2), tree.DecisionTreeClassifier())
+    for name, (x, y), model in [
+        ("logistic regression of 3 classes", iris, logistic(max_iter=500)),
+        ("scaled logistic regression", cancer, scaled),
+        ("imputed and binarized tree", iris, mended),
+        ("random forest of 3 classes", iris, ensemble.RandomForestClassifier(9, random_state=1)),
+        ("boosted trees of 3 classes", iris, ensemble.GradientBoostingClassifier(n_estimators=9)),
+        ("boosted trees of 2 classes", cancer, ensemble.GradientBoostingClassifier(n_estimators=9)),
+        ("boosted stumps", cancer, ensemble.AdaBoostClassifier(n_estimators=5)),
+        ("ridge regression", diabetes, linear_model.Ridge()),
+        ("random forest of numbers", diabetes, ensemble.RandomForestRegressor(9, random_state=1)),
+    ]:
+        def test(x=x.astype(np.float32), y=y, model=model):
+            options = {"zipmap": False} if hasattr(model, "predict_proba") else None
+            path = work / "learned.onnx"
+            onnx.save(to_onnx(model.fit(x, y), x[:1], options=options, target_opset={"": 18, "ai.onnx.ml": 3}), path)
+            return same_outputs(path, {"X": x}, tolerance=1e-5)
+
+        check(name, [], test)
+
+
 def int8_agrees(name, model, arrays, times=3.5, least=0.95):
     """Shrinks on unlabelled arrays; the answers of the int8 model agree in lessen and onnxruntime."""
     def test():
@@ -378,6 +409,7 @@ if OCR.exists():
     int8_agrees("ch_PP-OCRv4_det_infer", OCR / "ch_PP-OCRv4_det_infer.onnx", {"x": pages})
     int8_agrees("ch_ppocr_mobile_v2.0_cls_infer", OCR / "ch_ppocr_mobile_v2.0_cls_infer.onnx", {"x": lines})
 conversions()
+learned()
 resnet("resnet20", 91.73)
 resnet("resnet56", 93.39)
 sentences()

@@ -33,6 +33,7 @@ pub mod dft;
 pub mod diagonal;
 pub mod einsum;
 pub mod expand;
+pub mod features;
 pub mod fuse;
 pub mod gather;
 pub mod gelu;
@@ -44,6 +45,7 @@ pub mod identity;
 pub mod layer_norm;
 pub mod layer_norm_grad;
 pub mod linear_attention;
+pub mod linear_model;
 pub mod loss;
 pub mod matmul;
 pub mod max_unpool;
@@ -81,6 +83,7 @@ pub mod strings;
 pub mod sum_to;
 pub mod topk;
 pub mod transpose;
+pub mod trees;
 pub mod unary;
 pub mod variadic;
 pub mod vocabulary;
@@ -95,6 +98,7 @@ mod gate;
 mod halves;
 mod heads;
 mod number;
+mod scores;
 
 #[cfg(test)]
 mod every_op;
@@ -130,6 +134,7 @@ static FAMILIES: &[&[OpDef]] = &[
     diagonal::DEFS,
     einsum::DEFS,
     expand::DEFS,
+    features::DEFS,
     gather::DEFS,
     gelu::CONTRIB,
     gelu::DEFS,
@@ -141,6 +146,7 @@ static FAMILIES: &[&[OpDef]] = &[
     layer_norm::DEFS,
     layer_norm_grad::DEFS,
     linear_attention::DEFS,
+    linear_model::DEFS,
     loss::DEFS,
     loss::GRAD,
     matmul::DEFS,
@@ -192,6 +198,7 @@ static FAMILIES: &[&[OpDef]] = &[
     sum_to::DEFS,
     topk::DEFS,
     transpose::DEFS,
+    trees::DEFS,
     unary::DEFS,
     unary::SLOPE,
     variadic::DEFS,
