@@ -133,6 +133,28 @@ fn compare_finds_nothing_between_equals_and_much_between_strangers() {
 }
 
 #[test]
+fn eval_agrees_with_another_model_as_compare_does() {
+    let place = Place::new();
+    let (a, b) = (place.model("a.onnx", "Relu", three(), &[]), place.model("b.onnx", "Neg", three(), &[]));
+    let x = Tensor::new(&[3, 3], &[1f32, 2.0, 3.0, 3.0, -1.0, 0.0, 4.0, -5.0, -5.0]).unwrap();
+    let data = place.npz("d.npz", &[("x", x)]);
+    let args = ["eval", &b, "--data", &data, "--task", "agree", "--against", &a, "--json"];
+    let found = lessen(&args).json();
+    assert_eq!(found, lessen(&["compare", &a, &b, "--data", &data, "--json"]).json());
+    assert_eq!((&found["task"], &found["flips"]["changed"]), (&"agree".into(), &3.into()));
+    assert!(found["metric"].is_null());
+    // Labels that the data may have play no part.
+    let same = ["eval", &example("digits.onnx"), "--data", &example("test.npz"), "--against"];
+    let same = lessen(&[&same[..], &[&example("digits.onnx"), "--json"]].concat()).json();
+    assert_eq!((&same["agreement"]["value"], &same["metric"]), (&100.0.into(), &serde_json::Value::Null));
+
+    lessen(&["eval", &b, "--data", &data]).fails(&["neither labels nor scores", "--against MODEL"]);
+    lessen(&["eval", &b, "--data", &data, "--task", "agree"]).fails(&["--task agree", "--against MODEL"]);
+    let classify = ["eval", &b, "--data", &data, "--task", "classify", "--against", &a];
+    lessen(&classify).fails(&["--task agree", "lessen compare"]);
+}
+
+#[test]
 fn bench_measures_both_models() {
     let digits = example("digits.onnx");
     let args = ["bench", &digits, "--against", &digits, "--runs", "6", "--threads", "1", "--json"];
@@ -158,6 +180,56 @@ fn convert_keeps_the_model() {
     assert_eq!(place.names(), ["out.onnx"]);
     let same =
         lessen(&["compare", &example("digits.onnx"), &out, "--data", &example("test.npz"), "--json"]).json();
+    assert_eq!(same["distance"]["max_abs"]["value"], 0.0);
+}
+
+#[test]
+fn convert_raises_the_version() {
+    let place = Place::new();
+    let (model, data) = (example("digits.onnx"), example("test.npz"));
+    let out = place.path("out.onnx");
+    let told = lessen(&["convert", &model, &out, "--opset", "24", "--json"]).json();
+    assert!(told["changes"].to_string().contains("versions"), "{told}");
+    assert_eq!(lessen(&["inspect", &out, "--json"]).json()["opsets"]["ai.onnx"], 24);
+    let same = lessen(&["compare", &model, &out, "--data", &data, "--json"]).json();
+    assert_eq!(same["distance"]["max_abs"]["value"], 0.0);
+
+    let before = std::fs::read(&out).unwrap();
+    lessen(&["convert", &out, &out, "--opset", "21"]).fails(&["version 24", "raised, not lowered to 21"]);
+    lessen(&["convert", &model, &out, "--opset", "29"]).fails(&["version 29", "13 to 28"]);
+    assert_eq!(std::fs::read(&out).unwrap(), before);
+}
+
+#[test]
+fn convert_rewrites_what_changed_and_names_what_cannot_be() {
+    let place = Place::new();
+    let old = place.old_model("old.onnx", "Softmax", 11, 1);
+    let new = place.path("new.onnx");
+    let told = lessen(&["convert", &old, &new, "--opset", "13", "--json"]).json();
+    assert!(told["changes"].to_string().contains("operator Flatten"), "{told}");
+    let x = Tensor::new(&[2, 3, 1], &[1f32, 2.0, 3.0, 3.0, -1.0, 0.0]).unwrap();
+    let data = place.npz("d.npz", &[("x", x)]);
+    let same = lessen(&["compare", &old, &new, "--data", &data, "--json"]).json();
+    assert_eq!(same["distance"]["max_abs"]["value"], 0.0);
+
+    let stuck = place.old_model("stuck.onnx", "Dropout", 7, 2);
+    lessen(&["convert", &stuck, &new, "--opset", "21"]).fails(&["version 21", "Dropout", "mask"]);
+}
+
+#[test]
+fn convert_puts_weights_beside() {
+    let place = Place::new();
+    let (model, out) = (example("digits.onnx"), place.path("out.onnx"));
+    let told = lessen(&["convert", &model, &out, "--external", "--json"]).json();
+    let mut names = place.names();
+    names.sort();
+    assert_eq!(names, ["out.onnx", "out.onnx.data"]);
+    assert_eq!(told["changes"].as_array().unwrap().len(), 0);
+    let size = |name: &str| std::fs::metadata(place.path(name)).unwrap().len();
+    assert!(size("out.onnx") < size("out.onnx.data"));
+    assert_eq!(told["bytes"]["after"], size("out.onnx") + size("out.onnx.data"));
+    let data = example("test.npz");
+    let same = lessen(&["compare", &model, &out, "--data", &data, "--json"]).json();
     assert_eq!(same["distance"]["max_abs"]["value"], 0.0);
 }
 

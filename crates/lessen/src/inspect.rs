@@ -1,7 +1,7 @@
 //! What a model is made of, what it costs to run, and what would make it smaller.
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use graph::op::{Facts, WeightKind};
 use graph::ops::opaque::Opaque;
@@ -198,19 +198,11 @@ pub fn full_domain(domain: &str) -> &str {
     if domain.is_empty() { "ai.onnx" } else { domain }
 }
 
-/// Bytes of a file, or of all files right in a folder.
+/// Bytes of all files that a model lies in.
 pub(crate) fn bytes_of(path: &Path) -> Result<u64> {
-    let io = |e| crate::Error::io(path)(e);
-    let data = std::fs::metadata(path).map_err(io)?;
-    if !data.is_dir() {
-        return Ok(data.len());
-    }
-    let mut bytes = 0;
-    for entry in std::fs::read_dir(path).map_err(io)? {
-        let data = entry.and_then(|e| e.metadata()).map_err(io)?;
-        bytes += if data.is_file() { data.len() } else { 0 };
-    }
-    Ok(bytes)
+    let size =
+        |file: PathBuf| std::fs::metadata(&file).map(|data| data.len()).map_err(crate::Error::io(file));
+    format::files(path)?.into_iter().map(size).sum()
 }
 
 fn count(graph: &Graph, counts: &mut BTreeMap<(String, String), (usize, bool)>) {

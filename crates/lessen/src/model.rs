@@ -77,6 +77,27 @@ impl Model {
         Ok(format::save(&self.inner, path.as_ref())?)
     }
 
+    /// As [`Model::save`], with the weights in a file beside, `NAME.data`, as models of more than 1 GB have them always.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn save_beside(&self, path: impl AsRef<Path>) -> Result<()> {
+        Ok(format::onnx::write_beside(&self.inner, path.as_ref())?)
+    }
+
+    /// Raises the version of ONNX's own operators to `to` (13 to 28); the results stay the same.
+    ///
+    /// # Errors
+    /// When the version is out of range or lower than the model's, or a node has no equal in it.
+    pub fn upgrade(&mut self, to: i64) -> Result<()> {
+        if let Some(from) = self.inner.opsets.get("").filter(|from| **from > to) {
+            return Err(Error::input(format!(
+                "the model is of version {from} of the ONNX operators already; versions are raised, not lowered to {to}"
+            )));
+        }
+        Ok(format::onnx::upgrade(&mut self.inner, to)?)
+    }
+
     /// The graph and what the file says about it.
     pub fn inner(&self) -> &graph::Model {
         &self.inner

@@ -39,9 +39,9 @@ pub struct Receipt {
     pub met: bool,
     /// Why not, when not.
     pub missed: Vec<String>,
-    /// Size of the ONNX file: before.
+    /// Size of the original's file with that of its weights; of its ONNX form when it was a folder.
     pub bytes_before: Number,
-    /// Size of the ONNX file: after.
+    /// Size of the ONNX file that was made.
     pub bytes_after: Number,
     /// How many times smaller.
     pub smaller: Number,
@@ -436,6 +436,13 @@ impl Judge for DataJudge<'_> {
 
     fn score(&self, model: &graph::Model, part: Part) -> shrink::Result<Option<Score>> {
         self.compare(model, part).map_err(judged)
+    }
+
+    fn bytes_before(&self, original: &graph::Model) -> shrink::Result<usize> {
+        match self.original.path().filter(|path| path.is_file()) {
+            Some(file) => Ok(crate::inspect::bytes_of(file).map_err(judged)? as usize),
+            None => self.bytes(original),
+        }
     }
 
     fn bytes(&self, model: &graph::Model) -> shrink::Result<usize> {

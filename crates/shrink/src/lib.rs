@@ -4,6 +4,7 @@
 
 pub mod calibrate;
 pub mod error;
+pub mod lean;
 pub mod plan;
 pub mod quantize;
 pub mod search;

@@ -8,6 +8,7 @@ use graph::{Datum, Graph, Model, tidy};
 use kernel::Cpu;
 
 use crate::calibrate::{Stats, calibrate};
+use crate::lean;
 use crate::plan::{Choice, Plan, Step};
 use crate::quantize::{embedding, matmul_dynamic, qdq};
 use crate::weights::{Weight, is_product, weights};
@@ -79,6 +80,14 @@ pub trait Judge {
     /// When the model cannot be run.
     fn score(&self, model: &Model, part: Part) -> Result<Option<Score>>;
 
+    /// Size of the original's file, in bytes; that of the model as it would be written when there is none.
+    ///
+    /// # Errors
+    /// When it cannot be found out.
+    fn bytes_before(&self, original: &Model) -> Result<usize> {
+        self.bytes(original)
+    }
+
     /// Size of the model's file, in bytes.
     ///
     /// # Errors
@@ -111,13 +120,16 @@ pub struct Outcome {
 /// The least version of ONNX's operators that has a scale for each channel.
 pub const MIN_OPSET: i64 = 13;
 
+/// Names of values and nodes are kept unless they make up more than this part of the file: one in a hundred.
+const NAMES: usize = 100;
+
 /// Shrinks a model to 8 bits.
 ///
 /// # Errors
 /// When the model cannot be run or changed, a weight is damaged, or the judge fails. A goal that is missed is no
 /// error: see [`Outcome::missed`].
 pub fn shrink(model: &Model, goal: &Goal, judge: &dyn Judge, cpu: &Cpu) -> Result<Outcome> {
-    let before = judge.bytes(model)?;
+    let before = judge.bytes_before(model)?;
     let work = Work::new(model, judge, cpu)?;
     let mut choices = work.defaults();
     let mut made = work.build(&choices)?;
@@ -136,7 +148,13 @@ pub fn shrink(model: &Model, goal: &Goal, judge: &dyn Judge, cpu: &Cpu) -> Resul
             Some(_) => {}
         }
     }
-    let (model, plan) = made;
+    let (mut model, plan) = made;
+    lean::lean(&mut model.graph, work.version)?;
+    if lean::name_bytes(&model.graph) * NAMES > judge.bytes(&model)? {
+        lean::shorten(&mut model.graph)?;
+    }
+    model.graph.infer()?;
+    model.graph.check()?;
     judge.progress("measuring on examples that nothing was decided on");
     let score = judge.score(&model, Part::Verify)?;
     let after = judge.bytes(&model)?;
@@ -173,6 +191,9 @@ impl<'a> Work<'a> {
         }
         let mut base = model.clone();
         tidy::run(&mut base.graph, tidy::PORTABLE, cpu)?;
+        if lean::biases(&mut base.graph)? > 0 {
+            tidy::run(&mut base.graph, tidy::PORTABLE, cpu)?;
+        }
         let weights = weights(&base.graph)?;
         let mut work = Work { base, weights, stats: Stats::new(), judge, version };
         let products: Vec<&Weight> = work.weights.iter().filter(|w| work.is_static(w)).collect();

@@ -10,6 +10,9 @@ use lessen::compare::{Compare as Found, compare};
 use super::{Done, table};
 use crate::flags::{Common, Data, Opening, Showing};
 
+/// How many of the worst examples are named, unless it is said.
+pub(super) const WORST: usize = 5;
+
 /// Show the same examples to two models and compare their answers.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -17,18 +20,18 @@ use crate::flags::{Common, Data, Opening, Showing};
   lessen compare minilm/ small.onnx --data sts.csv.gz --tokenizer minilm/ --json")]
 pub struct Compare {
     /// The model that is taken as right.
-    a: PathBuf,
+    pub(super) a: PathBuf,
     /// The model that is compared with it.
-    b: PathBuf,
+    pub(super) b: PathBuf,
     #[command(flatten)]
-    data: Data,
+    pub(super) data: Data,
     #[command(flatten)]
-    opening: Opening,
+    pub(super) opening: Opening,
     #[command(flatten)]
-    showing: Showing,
+    pub(super) showing: Showing,
     /// How many of the examples to name for which the models are the farthest apart.
-    #[arg(long, value_name = "N", default_value_t = 5)]
-    worst: usize,
+    #[arg(long, value_name = "N", default_value_t = WORST)]
+    pub(super) worst: usize,
 }
 
 impl Compare {

@@ -17,20 +17,34 @@ use crate::flags::Common;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   lessen convert minilm/ minilm.onnx
-  lessen convert old.onnx new.onnx --json")]
+  lessen convert old.onnx new.onnx --opset 21
+  lessen convert big.onnx big2.onnx --external --json")]
 pub struct Convert {
     /// The model: an ONNX file, or a folder with config.json and model.safetensors.
     input: PathBuf,
     /// The file to write. It is complete or not there at all.
     output: PathBuf,
+    /// Raise the version of the ONNX operators to this one, 13 to 28.
+    #[arg(long, value_name = "N")]
+    opset: Option<i64>,
+    /// Put the weights into a file beside, OUTPUT.data, as is done with models of more than 1 GB in any case.
+    #[arg(long)]
+    external: bool,
 }
 
 impl Convert {
     pub fn run(self, common: &Common) -> Result<Done> {
         let cpu = common.cpu()?;
-        let model = Model::open(&self.input)?;
+        let mut model = Model::open(&self.input)?;
         let before = inspect(&model, &[], &cpu)?;
-        model.save(&self.output).context("the model cannot be written")?;
+        if let Some(to) = self.opset {
+            model.upgrade(to).with_context(|| format!("the model cannot be raised to version {to}"))?;
+        }
+        match self.external {
+            true => model.save_beside(&self.output),
+            false => model.save(&self.output),
+        }
+        .context("the model cannot be written")?;
         let after = look(&self.output, &cpu).context("the file that was written cannot be read back")?;
         let changes = changes(&before, &after);
         let size = |i: &Inspection| i.file_bytes.unwrap_or(0);

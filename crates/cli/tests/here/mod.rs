@@ -111,20 +111,22 @@ impl Place {
 
     /// A model of one operator on one input of this shape.
     pub fn model(&self, name: &str, op: &str, shape: Vec<Dim>, entries: &[(&str, &str)]) -> String {
-        let mut graph = Graph::new("test");
-        let x = graph.add_input("x", Fact::tensor(DType::F32, shape)).unwrap();
-        let attrs = Attrs::new();
-        let reader = Reader { attrs: &attrs, version: 17, inputs: 1, outputs: 1 };
-        let op: Arc<dyn graph::Op> = graph::ops::read("", op, &reader).unwrap();
-        let (_, outputs) = graph.add_with_outputs("y", Node::new(op, vec![Some(x)]), 1, None).unwrap();
-        graph.outputs = outputs;
-        let mut model = Model { graph, ir_version: 8, ..Model::default() };
-        model.opsets.insert(String::new(), 17);
+        let mut model = one(op, 17, shape, 1);
         for (key, value) in entries {
             model.set_metadata(key, *value);
         }
+        self.save(name, &model)
+    }
+
+    /// A model of one operator of an old version on an input of unknown sizes.
+    pub fn old_model(&self, name: &str, op: &str, version: i64, outputs: usize) -> String {
+        let shape = vec![Dim::named("n"), Dim::named("a"), Dim::named("b")];
+        self.save(name, &one(op, version, shape, outputs))
+    }
+
+    fn save(&self, name: &str, model: &Model) -> String {
         let path = self.path(name);
-        format::save(&model, Path::new(&path)).unwrap();
+        format::save(model, Path::new(&path)).unwrap();
         path
     }
 
@@ -137,4 +139,17 @@ impl Place {
         bytes.extend([10, 20, 30, 40, 50, 60, 0, 0, 70, 80, 90, 100, 110, 120, 0, 0]);
         self.file(name, &bytes)
     }
+}
+
+fn one(op: &str, version: i64, shape: Vec<Dim>, outputs: usize) -> Model {
+    let mut graph = Graph::new("test");
+    let x = graph.add_input("x", Fact::tensor(DType::F32, shape)).unwrap();
+    let attrs = Attrs::new();
+    let reader = Reader { attrs: &attrs, version, inputs: 1, outputs };
+    let op: Arc<dyn graph::Op> = graph::ops::read("", op, &reader).unwrap();
+    let (_, made) = graph.add_with_outputs("y", Node::new(op, vec![Some(x)]), outputs, None).unwrap();
+    graph.outputs = made;
+    let mut model = Model { graph, ir_version: 8, ..Model::default() };
+    model.opsets.insert(String::new(), version);
+    model
 }

@@ -1,13 +1,13 @@
 //! Tensor data in other files: <https://github.com/onnx/onnx/blob/main/docs/ExternalData.md>
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
 use graph::{Error, Result};
 
-use super::proto::TensorProto;
+use super::proto::{GraphProto, TensorProto};
 
 /// The folder of a model, and those of its data files that were mapped so far.
 pub(super) struct External {
@@ -64,5 +64,19 @@ impl External {
         let file = Bytes::from_owner(kernel::Map::open(&path).map_err(fail)?);
         self.files.borrow_mut().insert(location.into(), file.clone());
         Ok(file)
+    }
+}
+
+/// Adds the names of all files that tensors of a graph and of the bodies in it lie in.
+pub(super) fn locations(graph: &GraphProto, found: &mut BTreeSet<String>) {
+    let attrs = || graph.node.iter().flat_map(|n| &n.attribute);
+    let sparse = graph.sparse_initializer.iter().flat_map(|s| s.values.iter().chain(&s.indices));
+    let tensors = graph.initializer.iter().chain(sparse);
+    for tensor in tensors.chain(attrs().flat_map(|a| a.t.iter().chain(&a.tensors))) {
+        let entries = tensor.external_data.iter().filter(|e| e.key() == "location");
+        found.extend(entries.map(|e| e.value().to_owned()));
+    }
+    for body in attrs().flat_map(|a| a.g.iter().chain(&a.graphs)) {
+        locations(body, found);
     }
 }

@@ -9,7 +9,7 @@ mod tensor;
 mod upgrade;
 mod write;
 
-pub use read::{from_proto, read, read_bytes};
+pub use read::{files, from_proto, read, read_bytes};
 pub use tensor::{tensor_from_proto, tensor_to_proto};
 pub use upgrade::upgrade;
-pub use write::{size, to_bytes, to_proto, write};
+pub use write::{size, to_bytes, to_proto, write, write_beside};

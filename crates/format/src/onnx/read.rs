@@ -1,8 +1,8 @@
 //! An ONNX file as a [`Model`].
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use graph::{
 };
 use prost::Message;
 
-use super::external::External;
+use super::external::{self, External};
 use super::functions;
 use super::proto::{
     AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, StringStringEntryProto, TypeProto,
@@ -32,6 +32,17 @@ pub fn read(path: &Path) -> crate::Result<Model> {
     let proto = decode(bytes).map_err(|what| crate::Error::broken(path, what))?;
     let external = External::beside(path);
     Reading::new(&proto, Some(&external)).and_then(|r| r.model(&proto)).map_err(crate::Error::model(path))
+}
+
+/// The files that an ONNX model lies in: its own, and those beside with its weights.
+///
+/// # Errors
+/// When the file cannot be read or is broken.
+pub fn files(path: &Path) -> crate::Result<Vec<PathBuf>> {
+    let proto = decode(crate::file::map(path)?).map_err(|what| crate::Error::broken(path, what))?;
+    let mut beside = BTreeSet::new();
+    proto.graph.iter().for_each(|graph| external::locations(graph, &mut beside));
+    Ok(std::iter::once(path.into()).chain(beside.into_iter().map(|name| path.with_file_name(name))).collect())
 }
 
 /// Reads an ONNX model from memory.

@@ -21,8 +21,12 @@ use super::tensor::tensor_to_proto;
 const MAX_INSIDE: usize = 1 << 30;
 /// Tensors smaller than this stay inside the message in any case.
 const MIN_OUTSIDE: usize = 1 << 12;
-/// Where a tensor outside starts: a multiple of this, so that it can be mapped on every system.
+/// Where a tensor outside starts: a multiple of this, so that vectors can be read where they lie.
+const LINE: u64 = 1 << 6;
+/// The same for tensors of [`BIG`] bytes and more, so that they can be mapped by themselves on every system.
 const PAGE: u64 = 1 << 16;
+/// From this size on a tensor outside starts at a [`PAGE`].
+const BIG: usize = 1 << 20;
 
 /// Writes a model as an ONNX file; weights of more than 1 GB in all go to a file beside it, `NAME.data`.
 ///
@@ -30,6 +34,14 @@ const PAGE: u64 = 1 << 16;
 /// When an operator has no ONNX form, or the files cannot be written.
 pub fn write(model: &Model, path: &Path) -> crate::Result<()> {
     write_limited(model, path, MAX_INSIDE)
+}
+
+/// As [`write`], with the weights in a file beside however big they are; only those of less than 4 kB stay inside.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_beside(model: &Model, path: &Path) -> crate::Result<()> {
+    write_limited(model, path, 0)
 }
 
 /// As [`write`], with another size from which on the weights go to a file beside.
@@ -75,7 +87,7 @@ fn write_outside(proto: &mut ModelProto, path: &Path) -> crate::Result<()> {
         let mut at = 0u64;
         for tensor in tensors {
             let Some(raw) = tensor.raw_data.take_if(|raw| raw.len() >= MIN_OUTSIDE) else { continue };
-            let start = at.next_multiple_of(PAGE);
+            let start = at.next_multiple_of(if raw.len() < BIG { LINE } else { PAGE });
             out.write_all(&vec![0; (start - at) as usize])?;
             out.write_all(&raw)?;
             at = start + raw.len() as u64;
@@ -351,17 +363,18 @@ mod tests {
 
     use super::*;
 
-    /// `x + small + big + big`, in which the second is made by a node.
+    /// `x + small + first + second + third`, of which the last is made by a node and is the biggest.
     fn model() -> Model {
         let mut graph = Graph::new("g");
-        let big: Vec<f32> = (0..2000).map(|i| i as f32).collect();
+        let big: Vec<f32> = (0..175 * 1501).map(|i| i as f32).collect();
         let x = graph.add_input("x", Fact::tensor(DType::F32, vec![Dim::named("n")])).unwrap();
         let small = graph.add_constant("small", Tensor::scalar(1f32));
-        let first = graph.add_constant("first", Tensor::vector(&big));
+        let first = graph.add_constant("first", Tensor::vector(&big[..1501]));
         let second = graph.add_constant("second", Tensor::vector(&big[..1500]).reshaped(&[1500, 1]).unwrap());
-        graph.value_mut(second).home = Home::Node("maker".into(), "value");
+        let third = graph.add_constant("third", Tensor::vector(&big).reshaped(&[175, 1, 1501]).unwrap());
+        graph.value_mut(third).home = Home::Node("maker".into(), "value");
         let mut sum = x;
-        for constant in [small, first, second] {
+        for constant in [small, first, second, third] {
             let attrs = graph::Attrs::new();
             let reader = Reader { attrs: &attrs, version: 17, inputs: 2, outputs: 1 };
             let node =
@@ -380,9 +393,10 @@ mod tests {
         write_limited(&model, &path, 1000).unwrap();
         assert!(std::fs::metadata(&path).unwrap().len() < 1000);
         let data = std::fs::metadata(folder.path().join("m.onnx.data")).unwrap().len();
-        assert_eq!(data, PAGE + 6000, "two tensors, each on a page of its own");
+        // In the order of the file: 1501 and 1500 numbers, each on a line, and the third on a page.
+        assert_eq!(data, PAGE + 4 * 175 * 1501, "{data} bytes beside");
         let again = super::super::read(&path).unwrap();
-        for name in ["small", "first", "second"] {
+        for name in ["small", "first", "second", "third"] {
             let of = |m: &Model| m.graph.constant(m.graph.find(name).unwrap()).unwrap().clone();
             assert_eq!(of(&again), of(&model), "{name}");
         }

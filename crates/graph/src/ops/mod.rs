@@ -14,6 +14,7 @@ pub mod bits;
 pub mod boxes;
 pub mod call;
 pub mod cast;
+pub mod causal_conv;
 pub mod choose;
 pub mod clip;
 pub mod col2im;
@@ -32,6 +33,7 @@ pub mod dft;
 pub mod diagonal;
 pub mod einsum;
 pub mod expand;
+pub mod features;
 pub mod fuse;
 pub mod gather;
 pub mod gelu;
@@ -43,6 +45,8 @@ pub mod identity;
 pub mod layer_norm;
 pub mod layer_norm_grad;
 pub mod layout;
+pub mod linear_attention;
+pub mod linear_model;
 pub mod loss;
 pub mod matmul;
 pub mod max_unpool;
@@ -80,6 +84,7 @@ pub mod strings;
 pub mod sum_to;
 pub mod topk;
 pub mod transpose;
+pub mod trees;
 pub mod unary;
 pub mod variadic;
 pub mod vocabulary;
@@ -94,6 +99,7 @@ mod gate;
 mod halves;
 mod heads;
 mod number;
+mod scores;
 
 #[cfg(test)]
 mod every_op;
@@ -110,6 +116,7 @@ static FAMILIES: &[&[OpDef]] = &[
     boxes::DEFS,
     call::DEFS,
     cast::DEFS,
+    causal_conv::DEFS,
     choose::DEFS,
     clip::DEFS,
     col2im::DEFS,
@@ -128,6 +135,7 @@ static FAMILIES: &[&[OpDef]] = &[
     diagonal::DEFS,
     einsum::DEFS,
     expand::DEFS,
+    features::DEFS,
     gather::DEFS,
     gelu::CONTRIB,
     gelu::DEFS,
@@ -138,6 +146,8 @@ static FAMILIES: &[&[OpDef]] = &[
     identity::DEFS,
     layer_norm::DEFS,
     layer_norm_grad::DEFS,
+    linear_attention::DEFS,
+    linear_model::DEFS,
     loss::DEFS,
     loss::GRAD,
     matmul::DEFS,
@@ -189,6 +199,7 @@ static FAMILIES: &[&[OpDef]] = &[
     sum_to::DEFS,
     topk::DEFS,
     transpose::DEFS,
+    trees::DEFS,
     unary::DEFS,
     unary::SLOPE,
     variadic::DEFS,

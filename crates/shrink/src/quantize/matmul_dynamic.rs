@@ -48,7 +48,7 @@ pub fn rewrite(graph: &mut Graph, weight: &Weight, shared: &mut Shared, version:
         None => {
             let Some(tensor) = graph.constant(weight.value).cloned() else { return Ok(0.0) };
             let tensor = if transposed { transpose(&tensor)? } else { tensor };
-            let Codes { codes, scales, error, .. } = quantize_weight(&tensor, 1)?;
+            let Codes { codes, scales, error, .. } = quantize_weight(&tensor, 1, &[])?;
             let like = graph.value(weight.value).name.clone();
             let made = (
                 graph.add_constant(&format!("{like}.c"), codes),

@@ -1,5 +1,5 @@
 //! Static 8-bit quantization, written as `QuantizeLinear`/`DequantizeLinear` pairs around products, the form that
-//! every engine reads: u8 activations on a fixed grid, s8 weights with a scale for each channel, i32 bias.
+//! every engine reads: u8 activations on a fixed grid, s8 weights with a scale for each channel.
 
 use std::collections::{HashMap, HashSet};
 
@@ -15,6 +15,10 @@ use crate::{Error, Result};
 /// The stem of the names of scales and of what stands between grids: they are many, and their bytes count in small
 /// models. A number follows.
 const SHORT: &str = "q";
+
+/// Most steps of the grid of the sums that a bias may be: it must fit 32 bits with what is added to it. A channel
+/// whose weights are all but zero gets a coarser scale than they need, which its bias drowns out.
+const MOST_STEPS: f32 = (1 << 28) as f32;
 
 /// Operators that move or join numbers: what they read on a grid, they give back on a grid.
 const CARRIERS: &[&str] = &["Add", "AveragePool", "Concat", "GlobalAveragePool", "MaxPool"];
@@ -102,14 +106,21 @@ pub struct Codes {
     pub error: f64,
 }
 
-/// Quantizes a weight to 8 bits, a searched scale for each channel along `axis`.
+/// Quantizes a weight to 8 bits, a searched scale for each channel along `axis`; `least` has the
+/// least scale of each channel, or is empty.
 ///
 /// # Errors
 /// When the tensor is not f32 or has no such axis.
-pub fn quantize_weight(tensor: &Tensor, axis: i64) -> Result<Codes> {
+pub fn quantize_weight(tensor: &Tensor, axis: i64, least: &[f32]) -> Result<Codes> {
     let data = tensor.values::<f32>()?;
     let channels = Channels::new(tensor, axis)?;
-    let grids: Vec<Grid> = (0..channels.count).map(|c| search_s8(channels.elements(&data, c))).collect();
+    let grids: Vec<Grid> = (0..channels.count)
+        .map(|c| {
+            let mut grid = search_s8(channels.elements(&data, c));
+            grid.scale = grid.scale.max(least.get(c).copied().unwrap_or(0.0));
+            grid
+        })
+        .collect();
     let (mut harm, mut norm) = (0f64, 0f64);
     let codes: Vec<i8> = data
         .iter()
@@ -208,35 +219,43 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Puts the weight of a product, and its bias, in integers.
+    /// Puts the weight of a product in integers. The bias of a convolution stays as it is: engines put it on the
+    /// grid of the sums when they read the file, and scales for it would cost as many bytes again.
     fn product(&mut self, weight: &Weight) -> Result<f64> {
+        let Some(node) = self.graph.node(weight.node) else { return Ok(0.0) };
         let Some(tensor) = self.graph.constant(weight.value).cloned() else { return Ok(0.0) };
-        let Codes { codes, scales, zeros, axis, error } = quantize_weight(&tensor, weight.used.out_axis)?;
+        let conv = weight.used.kind == WeightKind::Conv;
+        let input = node.input(0).and_then(|x| self.grids.get(&x)).map(|grid| grid.scale);
+        let bias = node.input(2).filter(|_| conv).and_then(|b| self.graph.constant(b)).zip(input);
+        let least: Vec<f32> = match bias {
+            Some((bias, input)) => bias.to_f32()?.iter().map(|b| b.abs() / input / MOST_STEPS).collect(),
+            None => Vec::new(),
+        };
+        let Codes { codes, scales, zeros, axis, error } =
+            quantize_weight(&tensor, weight.used.out_axis, &least)?;
         let name = self.graph.value(weight.value).name.clone();
-        let input_scale = self
-            .graph
-            .node(weight.node)
-            .and_then(|n| n.input(0))
-            .and_then(|x| self.grids.get(&x))
-            .map(|g| g.scale);
-        let codes = self.graph.add_constant(&format!("{name}.c"), codes);
-        let scale = self.graph.add_constant(SHORT, scales.clone());
-        let ids = [codes, scale, self.zeros.get(self.graph, "zeros", zeros)];
+        let mut ids = vec![
+            self.graph.add_constant(&format!("{name}.c"), codes),
+            self.graph.add_constant(SHORT, scales.clone()),
+        ];
+        // Without zero points onnxruntime takes a convolution for one of integers, but not a matrix product.
+        if !conv {
+            ids.push(self.zeros.get(self.graph, "zeros", zeros));
+        }
         let attrs = Attrs::new().int("axis", axis as i64);
-        let before = Some(weight.node);
-        let d = self.node("DequantizeLinear", SHORT, &ids, attrs, before)?;
+        let d = self.node("DequantizeLinear", SHORT, &ids, attrs, Some(weight.node))?;
         self.graph.set_input(weight.node, weight.used.input, Some(d));
-        if let Some(input_scale) = input_scale {
-            self.bias(weight, &scales, input_scale)?;
+        if let Some(input) = input.filter(|_| !conv) {
+            self.bias(weight, &scales, input)?;
         }
         Ok(error)
     }
 
+    /// Puts the bias of a `Gemm` in integers: onnxruntime takes it for one of integers only then.
     fn bias(&mut self, weight: &Weight, scales: &Tensor, input_scale: f32) -> Result<()> {
         let Some(node) = self.graph.node(weight.node) else { return Ok(()) };
         let unscaled = |name: &str| node.op.attrs().float_or(name, 1.0).is_ok_and(|v| v == 1.0);
-        let holds = weight.used.kind == WeightKind::Conv
-            || node.kind() == "Gemm" && unscaled("alpha") && unscaled("beta");
+        let holds = node.kind() == "Gemm" && unscaled("alpha") && unscaled("beta");
         let Some(value) = node.input(2).filter(|_| holds) else { return Ok(()) };
         let Some(bias) = self.graph.constant(value).cloned() else { return Ok(()) };
         let (bias, scales) = (bias.values::<f32>()?.into_owned(), scales.values::<f32>()?);
@@ -245,7 +264,7 @@ impl Writer<'_> {
         }
         let steps: Vec<f32> = scales.iter().map(|s| s * input_scale).collect();
         // A channel whose weights are all but zero would need a bias beyond 32 bits: keep the bias as it is then.
-        if bias.iter().zip(&steps).any(|(b, s)| !(b / s).is_finite() || (b / s).abs() >= 2e9) {
+        if bias.iter().zip(&steps).any(|(b, s)| !(b / s).is_finite() || (b / s).abs() >= MOST_STEPS) {
             return Ok(());
         }
         let codes: Vec<i32> =
