@@ -15,6 +15,7 @@ pub mod boxes;
 pub mod call;
 pub mod cast;
 pub mod choose;
+pub mod classic;
 pub mod clip;
 pub mod col2im;
 pub mod compare;
@@ -110,6 +111,7 @@ static FAMILIES: &[&[OpDef]] = &[
     call::DEFS,
     cast::DEFS,
     choose::DEFS,
+    classic::DEFS,
     clip::DEFS,
     col2im::DEFS,
     compare::DEFS,
