@@ -86,6 +86,17 @@ impl Runner {
     }
 }
 
+/// What to do about operators that only some exporters write, by how their names start.
+static ADVICE: &[(&str, &str)] = &[
+    ("ai.onnx.ml.ZipMap", "export the model with the option zipmap=False"),
+    ("com.microsoft.Nhwc", ONE_PROCESSOR),
+    ("com.microsoft.QLinearConv", ONE_PROCESSOR),
+    ("com.microsoft.nchwc.", ONE_PROCESSOR),
+];
+
+const ONE_PROCESSOR: &str = "onnxruntime saved the model for one kind of processor; take the model from before that, or \
+                             have it saved with graph_optimization_level ORT_ENABLE_EXTENDED";
+
 /// Checks that every operator can be run.
 fn supported(graph: &Graph) -> Result<()> {
     let mut missing: BTreeMap<String, (usize, &str)> = BTreeMap::new();
@@ -104,7 +115,9 @@ fn supported(graph: &Graph) -> Result<()> {
             _ => format!("{name} ({count} nodes, first {first:?})"),
         })
         .collect();
-    Err(Error::input(format!("the model cannot be run here: not supported: {}", list.join(", "))))
+    let advice = ADVICE.iter().find(|(start, _)| missing.keys().any(|name| name.starts_with(start)));
+    let advice = advice.map_or_else(String::new, |(_, text)| format!("; {text}"));
+    Err(Error::input(format!("the model cannot be run here: not supported: {}{advice}", list.join(", "))))
 }
 
 /// Checks that arrays hold neither NaN nor infinity.
@@ -145,5 +158,16 @@ mod tests {
         values[5] = f32::NAN;
         let error = check_finite(&[("x".into(), Tensor::new(&[2, 3], &values).unwrap())]).unwrap_err();
         assert!(error.to_string().contains("\"x\" holds NaN at index [1, 2]"), "{error}");
+    }
+
+    #[test]
+    fn operators_of_one_exporter_come_with_advice() -> graph::Result<()> {
+        let mut graph = Graph::default();
+        let x = graph.add_input("x", Fact::tensor(DType::F32, vec![Dim::Unknown]))?;
+        graph.add_op("a", Opaque::new("com.microsoft.nchwc", "Conv", graph::Attrs::new()), &[x])?;
+        let error = supported(&graph).unwrap_err().to_string();
+        assert!(error.contains("com.microsoft.nchwc.Conv (node "), "{error}");
+        assert!(error.ends_with("graph_optimization_level ORT_ENABLE_EXTENDED"), "{error}");
+        Ok(())
     }
 }

@@ -4,9 +4,11 @@ use std::any::Any;
 use std::sync::Arc;
 
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
+use crate::ops::matmul::MatMul;
 use crate::ops::number::{Number, by_type};
+use crate::ops::transpose::transpose;
 use crate::tensor::count;
-use crate::{Attrs, Dim, Error, Fact, Op, Result, Tensor, ValueId};
+use crate::{Attrs, DType, Datum, Dim, Error, Fact, Op, Result, Tensor, ValueId};
 
 /// The sum over all letters that the output does not name of the products of the inputs' elements.
 #[derive(Debug)]
@@ -37,6 +39,7 @@ pub(crate) static DEFS: &[OpDef] = &[OpDef {
             sample("i,i", &[&[3], &[3]], &[0, 1]),
             sample("ij,jk,kl->il", &[&[2, 3], &[3, 2], &[2, 2]], &[0, 1, 2]),
             sample("ij->", &[&[2, 3]], &[]),
+            sample("bqhd,bkhd->bhqk", &[&[2, 3, 2, 4], &[2, 5, 2, 4]], &[0, 1]),
         ]
     },
 }];
@@ -206,7 +209,48 @@ fn advance<T>(index: &mut [usize], sizes: &[usize], lanes: &mut [Lane<T>], first
     }
 }
 
-fn chain<T: Number>(inputs: &[&Tensor], terms: &Terms) -> Result<Tensor> {
+/// The same for two operands of f32 as a product of matrices, when it is one: axes of equal sizes, each of which both
+/// operands or the output name, and one at least that only one operand names.
+fn product(cx: &RunCx, operands: [(&Tensor, &[Letter]); 2], output: &[Letter]) -> Result<Option<Tensor>> {
+    let [(a, left), (b, right)] = operands;
+    let size_in = |tensor: &Tensor, term: &[Letter], letter: &Letter| {
+        term.iter().position(|l| l == letter).map_or(1, |at| tensor.shape()[at])
+    };
+    let once = |term: &[Letter]| term.iter().enumerate().all(|(i, l)| !term[..i].contains(l));
+    let alike = |l: &&Letter| !right.contains(l) || size_in(a, left, l) == size_in(b, right, l);
+    let floats = a.dtype() == DType::F32 && b.dtype() == DType::F32 && !a.is_empty() && !b.is_empty();
+    if !floats || !once(left) || !once(right) || !left.iter().all(|l| alike(&l)) {
+        return Ok(None);
+    }
+    let letters = |term: &[Letter], keep: &dyn Fn(&Letter) -> bool| -> Vec<Letter> {
+        term.iter().copied().filter(keep).collect()
+    };
+    let batch = letters(output, &|l| left.contains(l) && right.contains(l));
+    let summed = letters(left, &|l| right.contains(l) && !output.contains(l));
+    let rows = letters(left, &|l| !right.contains(l));
+    let columns = letters(right, &|l| !left.contains(l));
+    let one_sided = [&rows[..], &columns].concat();
+    if one_sided.is_empty() || !one_sided.iter().all(|l| output.contains(l)) {
+        return Ok(None);
+    }
+    let matrices = |tensor: &Tensor, term: &[Letter], parts: [&[Letter]; 3]| -> Result<Datum> {
+        let order: Vec<usize> =
+            parts.concat().iter().filter_map(|l| term.iter().position(|m| m == l)).collect();
+        let shape = parts.map(|part| part.iter().map(|l| size_in(tensor, term, l)).product());
+        Ok(Datum::Tensor(transpose(cx.cpu, tensor.clone(), &order)?.reshaped(&shape)?))
+    };
+    let inputs = vec![
+        Some(matrices(a, left, [&batch, &rows, &summed])?),
+        Some(matrices(b, right, [&batch, &summed, &columns])?),
+    ];
+    let made = [batch, rows, columns].concat();
+    let sizes: Vec<usize> = made.iter().map(|l| size_in(a, left, l).max(size_in(b, right, l))).collect();
+    let order: Vec<usize> = output.iter().filter_map(|l| made.iter().position(|m| m == l)).collect();
+    let all = MatMul::new().run(&RunCx::new(cx.cpu, 1), Inputs::new(inputs))?.swap_remove(0);
+    transpose(cx.cpu, all.reshaped(&sizes)?, &order).map(Some)
+}
+
+fn chain<T: Number>(cx: &RunCx, inputs: &[&Tensor], terms: &Terms) -> Result<Tensor> {
     // From the left, two at a time; between the steps only those letters stay that are still needed.
     let (mut left, mut names): (Option<Tensor>, Vec<Letter>) = (None, Vec::new());
     for (i, (&input, term)) in inputs.iter().zip(&terms.inputs).enumerate() {
@@ -220,7 +264,10 @@ fn chain<T: Number>(inputs: &[&Tensor], terms: &Terms) -> Result<Tensor> {
         }
         let target = if i + 1 == inputs.len() { terms.output.clone() } else { kept };
         let next = match &left {
-            Some(sum) => contract::<T>(&[(sum, &names), (input, term)], &target)?,
+            Some(sum) => {
+                let pair = [(sum, &names[..]), (input, &term[..])];
+                product(cx, pair, &target)?.map_or_else(|| contract::<T>(&pair, &target), Ok)?
+            }
             None => contract::<T>(&[(input, term)], &target)?,
         };
         (left, names) = (Some(next), target);
@@ -252,10 +299,10 @@ impl Op for Einsum {
         Ok(vec![Fact::maybe(dtype, Some(shape))])
     }
 
-    fn run(&self, _: &RunCx, inputs: Inputs) -> Result<Vec<Tensor>> {
+    fn run(&self, cx: &RunCx, inputs: Inputs) -> Result<Vec<Tensor>> {
         let tensors = (0..inputs.len()).map(|i| inputs.need(i)).collect::<Result<Vec<_>>>()?;
         let terms = self.terms(&tensors.iter().map(|t| t.rank()).collect::<Vec<_>>())?;
-        Ok(vec![by_type!(inputs.need(0)?.dtype(), chain(&tensors, &terms))?])
+        Ok(vec![by_type!(inputs.need(0)?.dtype(), chain(cx, &tensors, &terms))?])
     }
 
     fn grad(&self, cx: &mut GradCx) -> Result<Vec<Option<ValueId>>> {
@@ -302,5 +349,37 @@ impl Op for Einsum {
 
     fn as_any(&self) -> &dyn Any {
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_are_the_sums() -> Result<()> {
+        let cpu = kernel::Cpu::new(1).map_err(Error::invalid)?;
+        let cases: [(&str, &[usize], &[usize], bool); 6] = [
+            ("bqhd,bkhd->bhqk", &[2, 3, 2, 4], &[2, 5, 2, 4], true),
+            ("ij,jk->ki", &[3, 4], &[4, 2], true),
+            ("i,j->ji", &[3], &[4], true),
+            ("bij,bj->bi", &[2, 3, 4], &[2, 4], true),
+            ("...i,i->...", &[2, 3, 4], &[1], false),
+            ("ij,jk->k", &[3, 4], &[4, 2], false),
+        ];
+        for (equation, left, right, is_product) in cases {
+            let (a, b) = (ramp(left), ramp(right));
+            let terms = Einsum { equation: equation.into() }.terms(&[left.len(), right.len()])?;
+            let pair = [(&a, &terms.inputs[0][..]), (&b, &terms.inputs[1][..])];
+            let found = product(&RunCx::new(&cpu, 1), pair, &terms.output)?;
+            assert_eq!(found.is_some(), is_product, "{equation}");
+            let Some(found) = found else { continue };
+            let expected = contract::<f32>(&pair, &terms.output)?;
+            assert_eq!(found.shape(), expected.shape(), "{equation}");
+            for (x, y) in found.to_f32()?.iter().zip(expected.to_f32()?.iter()) {
+                assert!((x - y).abs() < 1e-5, "{equation}: {x}, not {y}");
+            }
+        }
+        Ok(())
     }
 }

@@ -117,7 +117,8 @@ impl GridSample {
         if self.mode == Mode::Nearest {
             x = x.round_ties_even();
         }
-        if x < axis.low || x > axis.high {
+        // A cubic keeps its place: only its neighbours are moved in.
+        if self.mode != Mode::Cubic && (x < axis.low || x > axis.high) {
             x = match self.border {
                 Border::Zeros => x,
                 Border::Edge => x.clamp(0.0, size - 1.0),
@@ -286,5 +287,23 @@ impl Op for AffineGrid {
 
     fn as_any(&self) -> &dyn Any {
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Against grid_sample of PyTorch.
+    #[test]
+    fn cubic_keeps_places_beyond_the_border() -> Result<()> {
+        let op = GridSample { attrs: Attrs::new(), mode: Mode::Cubic, border: Border::Edge, corners: false };
+        let image: Vec<f32> = (0..12u8).map(f32::from).collect();
+        let found =
+            op.sample::<f32>(&Tensor::new(&[1, 1, 3, 4], &image)?, &[-1.2, 0.3, 1.6, -0.9], &[1, 1, 1, 2])?;
+        for (found, expected) in found.as_slice::<f32>()?.iter().zip([6.1769, 2.5564]) {
+            assert!((found - expected).abs() < 1e-4, "{found}, expected {expected}");
+        }
+        Ok(())
     }
 }

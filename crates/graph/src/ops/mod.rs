@@ -16,6 +16,7 @@ pub mod call;
 pub mod cast;
 pub mod causal_conv;
 pub mod choose;
+pub mod classic;
 pub mod clip;
 pub mod col2im;
 pub mod compare;
@@ -118,6 +119,7 @@ static FAMILIES: &[&[OpDef]] = &[
     cast::DEFS,
     causal_conv::DEFS,
     choose::DEFS,
+    classic::DEFS,
     clip::DEFS,
     col2im::DEFS,
     compare::DEFS,

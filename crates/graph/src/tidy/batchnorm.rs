@@ -8,8 +8,8 @@ use crate::{Attrs, Graph, Node, NodeId, Result, Tensor, ValueId};
 /// Folds each batch normalisation whose input comes from a convolution that nobody else reads.
 pub(super) fn fold(graph: &mut Graph, _: &Cpu) -> Result<usize> {
     let mut count = 0;
+    let mut readers = graph.readers();
     for id in graph.node_ids() {
-        let readers = graph.readers();
         let Some(plan) = graph.node(id).and_then(|node| plan(graph, node, &readers)) else { continue };
         let Plan { conv, weight, bias, output } = plan;
         let (name, has_bias) = match graph.node(conv) {
@@ -24,6 +24,7 @@ pub(super) fn fold(graph: &mut Graph, _: &Cpu) -> Result<usize> {
         graph.set_input(conv, 1, Some(weight));
         graph.set_input(conv, 2, Some(bias));
         graph.set_output(conv, 0, Some(output))?;
+        readers = graph.readers();
         count += 1;
     }
     Ok(count)

@@ -71,28 +71,28 @@ impl Coordinate {
         })
     }
 
-    /// The place in the input, between its elements, of element `i` of the output.
-    /// Where the length of the output matters it is the exact one, before it was rounded down to `new`.
-    fn place(self, i: usize, old: usize, new: usize, scale: f64, region: (f64, f64)) -> f64 {
-        let (x, old) = (i as f64, old as f64);
+    /// The place in the input, between its elements, of element `i` of the output. In f32, as other engines do it:
+    /// which element is the nearest hangs on the last bit.
+    fn place(self, i: usize, old: usize, new: usize, scale: f32, region: (f32, f32)) -> f32 {
+        let (x, old, new) = (i as f32, old as f32, new as f32);
         let exact = scale * old;
         let length = if (exact - exact.round()).abs() < 1e-4 { exact.round() } else { exact };
         match self {
             Coordinate::HalfPixel => (x + 0.5) / scale - 0.5,
             Coordinate::HalfPixelSymmetric => {
                 // The output is centred on the input, also when its size was rounded.
-                let adjust = new as f64 / length;
-                let center = old / 2.0;
-                center * (1.0 - adjust) + (x + 0.5) / scale - 0.5
+                let offset = old / 2.0 * (1.0 - new / exact);
+                (f64::from(offset) + (f64::from(x) + 0.5) / f64::from(scale) - 0.5) as f32
             }
-            Coordinate::PytorchHalfPixel if length > 1.0 => (x + 0.5) / scale - 0.5,
-            Coordinate::PytorchHalfPixel => -0.5,
+            Coordinate::PytorchHalfPixel if new > 1.0 => (x + 0.5) / scale - 0.5,
+            Coordinate::PytorchHalfPixel => 0.0,
+            // The length is the one before it was rounded down to `new`.
             Coordinate::AlignCorners if length > 1.0 => x * (old - 1.0) / (length - 1.0),
             Coordinate::AlignCorners => 0.0,
             Coordinate::Asymmetric => x / scale,
             Coordinate::TfHalfPixel => (x + 0.5) / scale,
-            Coordinate::Crop if length > 1.0 => {
-                region.0 * (old - 1.0) + x * (region.1 - region.0) * (old - 1.0) / (length - 1.0)
+            Coordinate::Crop if new > 1.0 => {
+                region.0 * (old - 1.0) + x * (region.1 - region.0) * (old - 1.0) / (new - 1.0)
             }
             Coordinate::Crop => 0.5 * (region.0 + region.1) * (old - 1.0),
         }
@@ -110,7 +110,7 @@ impl Nearest {
         })
     }
 
-    fn of(self, x: f64, scale: f64) -> f64 {
+    fn of(self, x: f64, scale: f32) -> f64 {
         match self {
             Nearest::RoundPreferFloor => (x - 0.5).ceil(),
             Nearest::RoundPreferCeil => (x + 0.5).floor(),
@@ -156,7 +156,6 @@ impl Filter {
     /// The taps for an axis of `old` > 0 elements made into one of `new`. `region` is the part of the axis that
     /// [`Coordinate::Crop`] takes.
     pub fn taps(&self, old: usize, new: usize, scale: f32, region: (f32, f32)) -> Taps {
-        let (scale, region) = (f64::from(scale), (f64::from(region.0), f64::from(region.1)));
         let last = old as i64 - 1;
         let mut taps = Taps {
             ends: Vec::with_capacity(new),
@@ -165,9 +164,9 @@ impl Filter {
             fill: self.extrapolation,
         };
         // With antialias the kernel is as wide as an element of the output.
-        let shrink = if self.antialias { scale.min(1.0) } else { 1.0 };
+        let shrink = if self.antialias { f64::from(scale).min(1.0) } else { 1.0 };
         for i in 0..new {
-            let x = self.coordinate.place(i, old, new, scale, region);
+            let x = f64::from(self.coordinate.place(i, old, new, scale, region));
             if self.coordinate == Coordinate::Crop && !(0.0..=last as f64).contains(&x) {
                 taps.outside[i] = true;
             }
@@ -298,5 +297,25 @@ mod tests {
         assert_eq!(Nearest::RoundPreferFloor.of(1.5, 1.0), 1.0);
         assert_eq!(Nearest::RoundPreferCeil.of(1.5, 1.0), 2.0);
         assert_eq!(Nearest::RoundPreferFloor.of(1.6, 1.0), 2.0);
+    }
+
+    /// 4.5 / 1.8 is 2.5 in f32; in f64 the scale that f32 holds gives a little more, and the next element.
+    #[test]
+    fn places_are_rounded_as_f32() {
+        let filter = Filter {
+            kernel: Kernel::Nearest(Nearest::Ceil),
+            coordinate: Coordinate::HalfPixel,
+            antialias: false,
+            exclude_outside: false,
+            extrapolation: 0.0,
+        };
+        let picked: Vec<usize> = filter.taps(5, 9, 9.0 / 5.0, (0.0, 1.0)).firsts().collect();
+        assert_eq!(picked, [0, 1, 1, 2, 2, 3, 4, 4, 4]);
+    }
+
+    #[test]
+    fn the_length_is_the_rounded_one() {
+        assert_eq!(Coordinate::PytorchHalfPixel.place(0, 3, 1, 0.6, (0.0, 1.0)), 0.0);
+        assert_eq!(Coordinate::Crop.place(1, 3, 2, 0.9, (0.0, 1.0)), 2.0);
     }
 }

@@ -43,13 +43,15 @@ pub(in crate::tidy) fn fuse(graph: &mut Graph, _: &Cpu) -> Result<usize> {
     }
     let pattern = pattern();
     let mut count = 0;
+    let mut readers = graph.readers();
     for id in graph.node_ids() {
         if graph.node(id).is_none_or(|n| n.kind() != "Reshape") {
             continue;
         }
-        let Some(found) = pattern.find(graph, id, &graph.readers()) else { continue };
+        let Some(found) = pattern.find(graph, id, &readers) else { continue };
         let Some((op, inputs)) = make(graph, &found) else { continue };
         swap(graph, id, op, inputs, &found)?;
+        readers = graph.readers();
         count += 1;
     }
     Ok(count)

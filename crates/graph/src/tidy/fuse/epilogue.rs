@@ -101,12 +101,13 @@ impl Host {
 /// Takes what follows into each host, as far as it goes.
 pub(in crate::tidy) fn fuse(graph: &mut Graph, _: &Cpu) -> Result<usize> {
     let mut count = 0;
+    let mut readers = graph.readers();
     for id in graph.node_ids() {
-        let readers = graph.readers();
         if graph.node(id).is_none_or(|n| Host::of(graph, n).is_none()) {
             continue;
         }
         while step(graph, id, &readers)? {
+            readers = graph.readers();
             count += 1;
         }
     }
