@@ -16,7 +16,6 @@ pub mod call;
 pub mod cast;
 pub mod causal_conv;
 pub mod choose;
-pub mod classic;
 pub mod clip;
 pub mod col2im;
 pub mod compare;
@@ -119,7 +118,6 @@ static FAMILIES: &[&[OpDef]] = &[
     cast::DEFS,
     causal_conv::DEFS,
     choose::DEFS,
-    classic::DEFS,
     clip::DEFS,
     col2im::DEFS,
     compare::DEFS,
