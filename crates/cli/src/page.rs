@@ -1,4 +1,5 @@
-//! The receipt as one HTML page that needs nothing else: a table before/after, and a bar for each weight.
+//! The receipt as one HTML page that needs nothing else: a table before/after, and a bar for each weight. Light
+//! or dark, as the reader's system is; bars are left out on narrow screens.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -15,23 +16,37 @@ pub fn write(receipt: &Receipt, path: &Path) -> lessen::Result<()> {
     lessen::write_file(path, page(receipt, &json).as_bytes())
 }
 
-const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}\
-h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em}table{border-collapse:collapse;width:100%}\
-td,th{padding:.3em .7em;border-bottom:1px solid #ddd;text-align:right}td:first-child,th:first-child{text-align:left}\
-.met{color:#176639}.missed{color:#a32020}small{color:#666}pre{background:#f6f6f6;padding:1em;overflow:auto}\
-svg text{font:12px system-ui,sans-serif}";
+const STYLE: &str = ":root{color-scheme:light dark;--text:#222;--soft:#666;--back:#fff;--line:#ddd;--box:#f6f6f6;\
+--met:#176639;--missed:#a32020;--f32:#777;--static:#3b7dd8;--dynamic:#2a9d6f;--rows:#b8860b}\
+@media(prefers-color-scheme:dark){:root{--text:#e4e4e4;--soft:#a0a0a0;--back:#16181b;--line:#3a3d42;--box:#202327;\
+--met:#6fd39a;--missed:#ff8a80;--f32:#8a8a8a}}\
+body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:var(--text);\
+background:var(--back)}h1{font-size:1.5em;margin-bottom:0}h2{font-size:1.15em;margin-top:2em}h1,small,.weights td:first-child\
+{overflow-wrap:anywhere}table{border-collapse:collapse;width:100%}td,th{padding:.3em .7em;text-align:right;\
+border-bottom:1px solid var(--line);font-weight:normal}thead th{color:var(--soft)}td:first-child,th:first-child\
+{text-align:left;padding-left:0}.met{color:var(--met)}.missed{color:var(--missed)}small{color:var(--soft)}\
+.weights{font-size:.85em}.weights td{padding-top:.1em;padding-bottom:.1em;white-space:nowrap}.weights td:first-child\
+{white-space:normal;width:38%}.bar{width:30%}.bar i{display:block;height:.8em;min-width:1px;border-radius:2px}\
+.f32{background:var(--f32)}.static{background:var(--static)}.dynamic{background:var(--dynamic)}.rows{background:var(--rows)}\
+summary{cursor:pointer}pre{background:var(--box);padding:1em;overflow:auto;font-size:.8em}\
+@media(max-width:40em){td,th{padding:.3em}.bar{display:none}.weights td:first-child{width:auto}}";
 
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 fn page(receipt: &Receipt, json: &str) -> String {
-    let name = escape(&receipt.original);
+    let path = escape(&receipt.original);
+    let name = Path::new(&receipt.original).file_name().map(|n| escape(&n.to_string_lossy()));
+    let name = name.unwrap_or_else(|| "a model".into());
     let mut html = format!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Receipt: {name}</title><style>{STYLE}</style>\
-         <h1>Receipt for {name}</h1>"
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" \
+         content=\"width=device-width\"><title>Receipt: {name}</title><style>{STYLE}</style>\
+         <h1>Receipt for {name}</h1><small>{path}</small>"
     );
+    let asked = receipt.asked.smaller.is_some() || receipt.asked.lose.is_some();
     match receipt.met {
+        true if !asked => {}
         true => html += "<p class=\"met\">All that was asked for holds.</p>",
         false => {
             for missed in &receipt.missed {
@@ -55,7 +70,11 @@ fn page(receipt: &Receipt, json: &str) -> String {
         );
     }
     weights(&mut html, receipt);
-    let _ = writeln!(html, "<h2>All numbers</h2><pre>{}</pre></html>", escape(json));
+    let _ = writeln!(
+        html,
+        "<h2>All numbers</h2><details><summary>as JSON</summary><pre>{}</pre></details></html>",
+        escape(json)
+    );
     html
 }
 
@@ -76,48 +95,36 @@ fn table(html: &mut String, receipt: &Receipt) {
     }
     if let Some(s) = &receipt.speed {
         let what = format!("Time of one run, {} threads", s.threads);
-        let faster = format!("{:.2} times faster", s.faster.value);
-        row(&what, format!("{:.3}", s.before), format!("{:.3}", s.after), faster);
+        row(&what, format!("{:.3}", s.before), format!("{:.3}", s.after), s.words());
     }
     let start = html.find("<tr>").unwrap_or(html.len());
     html.insert_str(start, "<table>");
     html.push_str("</table>");
 }
 
-/// A bar for each weight: as long as its number of elements (a square root, so that small ones are seen), dark for
-/// what stays f32.
+/// A row with a bar for each weight: as long as its number of elements (a square root, so that small ones are seen).
 fn weights(html: &mut String, receipt: &Receipt) {
     let steps = &receipt.plan.steps;
     let Some(most) = steps.iter().map(|s| s.elements).max() else { return };
-    let height = 18 * steps.len();
-    let _ = write!(
-        html,
-        "<h2>Weights</h2><p><small>Length: number of elements (square root). Error: squared, relative to the \
-         weight.</small></p><svg viewBox=\"0 0 900 {height}\" width=\"100%\" role=\"img\" \
-         aria-label=\"weights, what was done to each\">"
-    );
-    for (i, step) in steps.iter().enumerate() {
-        let (y, length) = (18 * i, 330.0 * (step.elements as f64 / most as f64).sqrt());
-        let (colour, what) = match step.choice {
-            Choice::Keep => ("#444", "f32"),
-            Choice::Int8Static => ("#3b7dd8", "int8"),
-            Choice::Int8Dynamic => ("#2a9d6f", "int8, dynamic"),
-            Choice::Int8Rows => ("#b8860b", "int8 rows"),
+    *html += "<h2>Weights</h2><p><small>Length of a bar: number of elements (square root). Error: squared, relative \
+              to the weight.</small></p><table class=\"weights\"><thead><tr><th>node</th><th class=\"bar\"></th>\
+              <th>elements</th><th>now</th><th>error</th></tr></thead>";
+    for step in steps {
+        let length = 100.0 * (step.elements as f64 / most as f64).sqrt();
+        let (class, what) = match step.choice {
+            Choice::Keep => ("f32", "f32"),
+            Choice::Int8Static => ("static", "int8"),
+            Choice::Int8Dynamic => ("dynamic", "int8, dynamic"),
+            Choice::Int8Rows => ("rows", "int8 rows"),
         };
-        let error =
-            if step.choice == Choice::Keep { String::new() } else { format!(", error {:.1e}", step.error) };
-        let label: String = step.node.chars().take(46).collect();
+        let error = if step.choice == Choice::Keep { String::new() } else { format!("{:.1e}", step.error) };
         let _ = write!(
             html,
-            "<text x=\"0\" y=\"{}\">{}</text><rect x=\"330\" y=\"{}\" width=\"{length:.1}\" height=\"12\" \
-             fill=\"{colour}\"/><text x=\"{:.1}\" y=\"{}\">{} {what}{error}</text>",
-            y + 13,
-            escape(&label),
-            y + 3,
-            336.0 + length,
-            y + 13,
+            "<tr><td>{}</td><td class=\"bar\"><i class=\"{class}\" style=\"width:{length:.1}%\"></i></td><td>{}</td>\
+             <td>{what}</td><td>{error}</td></tr>",
+            escape(&step.node),
             step.elements
         );
     }
-    *html += "</svg>";
+    *html += "</table>";
 }

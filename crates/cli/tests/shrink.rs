@@ -32,7 +32,11 @@ fn the_example_becomes_smaller_and_stays_right() {
     let again = lessen(&["eval", &small, "--data", &data, "--json"]).json();
     assert!(again["value"]["value"].as_f64().unwrap() > 98.5);
     let page = std::fs::read_to_string(place.path("small.html")).unwrap();
-    assert!(page.starts_with("<!doctype html>") && page.contains("times smaller") && page.contains("<svg"));
+    assert!(
+        page.starts_with("<!doctype html>")
+            && page.contains("times smaller")
+            && page.contains("class=\"static\"")
+    );
     assert!(!page.contains("http"), "the page needs nothing else");
 }
 

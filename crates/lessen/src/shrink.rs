@@ -100,6 +100,16 @@ pub struct Speed {
     pub threads: usize,
 }
 
+impl Speed {
+    /// How many times faster or slower, in words.
+    pub fn words(&self) -> String {
+        match self.faster.value {
+            ratio if ratio > 0.0 && ratio < 1.0 => format!("{:.2} times slower", 1.0 / ratio),
+            ratio => format!("{ratio:.2} times faster"),
+        }
+    }
+}
+
 /// How the examples were shared out. No example is in two shares.
 #[derive(Clone, Debug, Serialize)]
 pub struct Shares {

@@ -177,7 +177,7 @@ fn words(receipt: &Receipt) -> String {
             format!("time of one run, {} threads", speed.threads),
             format!("{:.3}", speed.before),
             format!("{:.3}", speed.after),
-            format!("{:.2} times faster", speed.faster.value),
+            speed.words(),
         ]);
     }
     let mut text = table(&rows);
