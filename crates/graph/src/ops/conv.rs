@@ -311,7 +311,7 @@ impl Conv {
             weight.packed.run(cx.cpu, &flat, x.as_slice()?, out, &epilogue);
             Ok(())
         })?;
-        self.layout.from_last(cx.cpu, y)
+        self.layout.laid_from_last(cx.cpu, y)
     }
 
     fn run_f64(&self, inputs: &Inputs) -> Result<Tensor> {

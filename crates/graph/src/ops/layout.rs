@@ -75,7 +75,7 @@ impl Layout {
     ///
     /// # Errors
     /// When memory is short.
-    pub(crate) fn from_last(self, cpu: &Cpu, x: Tensor) -> Result<Tensor> {
+    pub(crate) fn laid_from_last(self, cpu: &Cpu, x: Tensor) -> Result<Tensor> {
         Layout::ChannelsLast.turn(self, cpu, x)
     }
 

@@ -224,16 +224,20 @@ impl Cut {
         let each = (panels.taps * g.in_channels).saturating_mul(panels.padded());
         let macs = each.saturating_mul(g.batch * height * width);
         let want = if threads > 1 { (macs / TASK_MACS).clamp(1, 4 * threads) } else { 1 };
-        let mut parts = 1;
+        let all = panels.padded().div_ceil(2 * panels.tile.lanes);
+        // Where there are more weights than pixels, each thread had better read only some of the weights.
+        let weights = panels.taps * panels.units() * panels.padded() * 4;
+        let is_deep = panels.groups == 1 && weights > g.in_size[0] * g.in_size[1] * pixel;
+        let mut parts = if is_deep { want.min(all) } else { 1 };
+        let want = want.div_ceil(parts);
         if tasks(rows, cols) < want {
             if height > 1 {
                 rows = height.div_ceil(want.div_ceil(g.batch * width.div_ceil(cols))).max(1);
             } else {
                 cols = width.div_ceil(want.div_ceil(g.batch)).next_multiple_of(tile).min(width);
             }
-            parts = want.div_ceil(tasks(rows, cols));
+            parts *= want.div_ceil(tasks(rows, cols));
         }
-        let all = panels.padded().div_ceil(2 * panels.tile.lanes);
         let panels = if panels.groups > 1 { all } else { all.div_ceil(parts.min(all)) };
         Cut { rows, cols, panels }
     }

@@ -332,7 +332,7 @@ impl Op for QConv {
 
     fn run(&self, cx: &RunCx, mut inputs: Inputs) -> Result<Vec<Tensor>> {
         let y = self.compute(cx, &mut inputs)?;
-        Ok(vec![self.layout.from_last(cx.cpu, y)?])
+        Ok(vec![self.layout.laid_from_last(cx.cpu, y)?])
     }
 
     fn mul_adds(&self, inputs: &Facts, outputs: &[Fact]) -> u64 {
