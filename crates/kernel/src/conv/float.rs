@@ -1,8 +1,9 @@
 //! Convolution in `f32`.
 
-use super::depth::{self, DepthPanels, Weave};
-use super::driver::{Block, Body, Geometry, Panels, Pixels, run};
-use super::tile::{Tile, Words};
+use super::depth::Weave;
+use super::driver::{Block, Body, Pixels};
+use super::tile::Words;
+use super::weights::{Lined, Weights, per_group};
 use super::{Activation, ConvShape, Out, bounded};
 use crate::{Cpu, Isa};
 use std::ops::Range;
@@ -30,17 +31,7 @@ impl Default for Epilogue<'_> {
 }
 
 /// The weights of an `f32` convolution, laid out for one instruction set.
-pub struct PackedConv {
-    form: Form,
-    isa: Isa,
-    kernel: [usize; 2],
-    groups: usize,
-}
-
-enum Form {
-    Dense(Panels),
-    Depth(DepthPanels),
-}
+pub struct PackedConv(Weights);
 
 impl PackedConv {
     /// Packs `weights`, `[out_channels, in_channels / groups, kernel]`, for the instruction set of `cpu`. Only
@@ -49,23 +40,12 @@ impl PackedConv {
     /// # Panics
     /// When the channels are no positive multiple of the groups, or `weights` has another length.
     pub fn new(cpu: &Cpu, shape: &ConvShape, weights: &[f32]) -> PackedConv {
-        let (inputs, channels) = per_group(shape);
+        let (inputs, _) = per_group(shape);
         let taps = shape.kernel[0] * shape.kernel[1];
         assert_eq!(weights.len(), shape.out_channels * inputs * taps, "length of the weights");
-        let tile = Tile::select(cpu.isa(), Words::Real);
-        let weight = |channel: usize, tap: usize, input: usize| {
+        PackedConv(Weights::new(cpu, shape, Words::Real, |channel, tap, input| {
             weights[(channel * inputs + input) * taps + tap].to_bits()
-        };
-        let form = match shape.groups > 1 && inputs == 1 && channels == 1 {
-            true => Form::Depth(DepthPanels::new(tile, Words::Real, shape.groups, shape.kernel, |c, t| {
-                weight(c, t, 0)
-            })),
-            false => {
-                let sizes = [channels, inputs, taps];
-                Form::Dense(Panels::new(tile, Words::Real, shape.groups, sizes, weight))
-            }
-        };
-        PackedConv { form, isa: cpu.isa(), kernel: shape.kernel, groups: shape.groups }
+        }))
     }
 
     /// Convolves `input`, `[batch, height, width, channels]`, into `out`, of the same order, on the threads of `cpu`
@@ -75,68 +55,14 @@ impl PackedConv {
     /// # Panics
     /// When `shape` is impossible or does not fit the weights, or a slice does not fit `shape`.
     pub fn run(&self, cpu: &Cpu, shape: &ConvShape, input: &[f32], out: &mut [f32], epilogue: &Epilogue) {
-        let Some(out_size) = shape.out_size() else { panic!("an impossible convolution: {shape:?}") };
-        let (inputs, channels) = per_group(shape);
-        let packed = match &self.form {
-            Form::Dense(p) => (p.inputs, p.channels),
-            Form::Depth(_) => (1, 1),
-        };
-        let sizes = (inputs, channels);
-        assert!(
-            sizes == packed && self.groups == shape.groups && self.kernel == shape.kernel,
-            "the shape fits the packed weights"
-        );
-        assert_eq!(input.len(), shape.in_len(), "length of the input");
+        let geometry = self.0.geometry(shape, input.len());
         assert_eq!(out.len(), shape.out_len(), "length of the output");
-        let geometry = Geometry::new(shape, out_size);
-        match &self.form {
-            Form::Dense(panels) => run_real(cpu, self.isa, panels, geometry, input, out, epilogue),
-            Form::Depth(panels) => {
-                let body =
-                    RealBody::new(self.isa, input, out, epilogue, [1, panels.channels, panels.padded()]);
-                depth::run(cpu.pool(), panels, &geometry, &body);
-            }
-        }
+        let body = RealBody::new(self.0.isa(), input, out, epilogue, self.0.lined());
+        self.0.run(cpu.pool(), geometry, &body);
     }
 }
 
-/// Runs a convolution that is not depthwise; lengths have been checked.
-pub(super) fn run_real(
-    cpu: &Cpu,
-    isa: Isa,
-    panels: &Panels,
-    geometry: Geometry,
-    input: &[f32],
-    out: &mut [f32],
-    epilogue: &Epilogue,
-) {
-    let sizes = [panels.groups, panels.channels, panels.padded()];
-    run(cpu.pool(), panels, geometry, &RealBody::new(isa, input, out, epilogue, sizes));
-}
-
-/// Input and output channels of a group.
-pub(super) fn per_group(shape: &ConvShape) -> (usize, usize) {
-    let (inputs, outputs, groups) = (shape.in_channels, shape.out_channels, shape.groups);
-    assert!(
-        groups > 0
-            && inputs > 0
-            && outputs > 0
-            && inputs.is_multiple_of(groups)
-            && outputs.is_multiple_of(groups),
-        "{inputs} and {outputs} channels are positive multiples of {groups} groups"
-    );
-    (inputs / groups, outputs / groups)
-}
-
-/// Values of each output channel, those of each group of `channels` filled up to `padded`.
-pub(super) fn lined<T: Copy + Default>(values: &[T], channels: usize, padded: usize) -> Vec<T> {
-    let mut lined = vec![T::default(); values.len() / channels.max(1) * padded];
-    for (to, from) in lined.chunks_exact_mut(padded).zip(values.chunks_exact(channels)) {
-        to[..channels].copy_from_slice(from);
-    }
-    lined
-}
-
+/// Input, output and epilogue of a run.
 pub(super) struct RealBody<'a> {
     isa: Isa,
     input: &'a [f32],
@@ -148,15 +74,14 @@ pub(super) struct RealBody<'a> {
 }
 
 impl<'a> RealBody<'a> {
-    /// For these many groups of channels, which fill so many lanes each.
-    fn new(
+    pub fn new(
         isa: Isa,
         input: &'a [f32],
         out: &'a mut [f32],
         epilogue: &'a Epilogue<'a>,
-        [groups, channels, padded]: [usize; 3],
+        lined: Lined,
     ) -> RealBody<'a> {
-        let all = groups * channels;
+        let all = lined.groups * lined.channels;
         assert!(epilogue.bias.is_none_or(|b| b.len() == all), "length of the bias");
         assert!(epilogue.residual.is_none_or(|r| r.len() == out.len()), "length of the residual");
         RealBody {
@@ -165,8 +90,8 @@ impl<'a> RealBody<'a> {
             out: Out::new(out),
             channels: all,
             bias: match epilogue.bias {
-                Some(bias) => lined(bias, channels, padded),
-                None => vec![-0.0; groups * padded],
+                Some(bias) => lined.line(bias),
+                None => vec![-0.0; lined.groups * lined.padded],
             },
             epilogue,
             bounds: epilogue.activation.bounds().unwrap_or([f32::NEG_INFINITY, f32::INFINITY]),

@@ -6,10 +6,11 @@
 //! zero point that an `i8` cannot absorb, a word holds two 16-bit differences. In a depthwise convolution a word
 //! holds taps above each other instead of channels. All of them give the same integers.
 
-use super::depth::{self, DepthPanels, Weave};
-use super::driver::{Block, Body, Geometry, Panels, Pixels, run};
-use super::float::{Rows, lined, per_group, put};
+use super::depth::Weave;
+use super::driver::{Block, Body, Pixels};
+use super::float::{Rows, put};
 use super::tile::{Tile, Words, weave};
+use super::weights::{Lined, Weights, per_group};
 use super::{Activation, ConvShape, Out, bounded};
 use crate::wide::{Loops, wide};
 use crate::{Cpu, Isa};
@@ -96,34 +97,9 @@ pub enum ByteOutput<'a> {
 
 /// The weights of an 8-bit convolution, laid out for one instruction set.
 pub struct PackedByteConv {
-    form: Form,
-    isa: Isa,
-    kernel: [usize; 2],
-    groups: usize,
+    weights: Weights,
     /// Sum of each output channel's weights.
     totals: Vec<i32>,
-}
-
-enum Form {
-    Dense(Panels),
-    Depth(DepthPanels),
-}
-
-impl Form {
-    fn words(&self) -> Words {
-        match self {
-            Form::Dense(p) => p.kind,
-            Form::Depth(p) => p.kind,
-        }
-    }
-
-    /// Values of each output channel as the tiles' vectors need them.
-    fn lined<T: Copy + Default>(&self, values: &[T]) -> Vec<T> {
-        match self {
-            Form::Dense(p) => lined(values, p.channels, p.padded()),
-            Form::Depth(p) => lined(values, p.channels, p.padded()),
-        }
-    }
 }
 
 impl PackedByteConv {
@@ -135,7 +111,7 @@ impl PackedByteConv {
     /// When the channels are no positive multiple of the groups, a length does not fit, or a zero point is not in the
     /// range of the weights.
     pub fn new(cpu: &Cpu, shape: &ConvShape, weights: Bytes, zeros: &[i32]) -> PackedByteConv {
-        let (inputs, channels) = per_group(shape);
+        let (inputs, _) = per_group(shape);
         let taps = shape.kernel[0] * shape.kernel[1];
         assert_eq!(weights.len(), shape.out_channels * inputs * taps, "length of the weights");
         assert!(
@@ -159,18 +135,11 @@ impl PackedByteConv {
         };
         let mask = if kind == Words::Quad { 0xff } else { 0xffff };
         let bits = |channel: usize, tap: usize, input: usize| weight(channel, tap, input) as u32 & mask;
-        let tile = Tile::select(cpu.isa(), kind);
-        let form = match shape.groups > 1 && inputs == 1 && channels == 1 {
-            true => {
-                Form::Depth(DepthPanels::new(tile, kind, shape.groups, shape.kernel, |c, t| bits(c, t, 0)))
-            }
-            false => Form::Dense(Panels::new(tile, kind, shape.groups, [channels, inputs, taps], bits)),
-        };
         let total = |channel: usize| {
             (0..inputs * taps).fold(0i32, |sum, i| sum.wrapping_add(weight(channel, i % taps, i / taps)))
         };
         let totals = (0..shape.out_channels).map(total).collect();
-        PackedByteConv { form, isa: cpu.isa(), kernel: shape.kernel, groups: shape.groups, totals }
+        PackedByteConv { weights: Weights::new(cpu, shape, kind, bits), totals }
     }
 
     /// Convolves `input`, `[batch, height, width, channels]`, whose zero point is `zero`, on the threads of `cpu`
@@ -181,38 +150,25 @@ impl PackedByteConv {
     /// When `shape` is impossible or does not fit the weights, a slice does not fit `shape`, or `zero` is not
     /// in the range of the input.
     pub fn run(&self, cpu: &Cpu, shape: &ConvShape, input: Bytes, zero: i32, out: ByteOutput) {
-        let Some(out_size) = shape.out_size() else { panic!("an impossible convolution: {shape:?}") };
-        let packed = match &self.form {
-            Form::Dense(p) => (p.inputs, p.channels),
-            Form::Depth(_) => (1, 1),
-        };
-        assert!(
-            per_group(shape) == packed && self.groups == shape.groups && self.kernel == shape.kernel,
-            "the shape fits the packed weights"
-        );
-        assert_eq!(input.len(), shape.in_len(), "length of the input");
+        let geometry = self.weights.geometry(shape, input.len());
         let zero = zero.wrapping_add(input.offset());
         assert!((0..256).contains(&zero), "the zero point lies in the range of the input");
         let (bytes, flip) = input.raw();
-        let words = self.form.words();
+        let words = self.weights.words();
         let correction = |channel: usize| match words {
             Words::Quad => self.totals[channel].wrapping_mul(-zero),
             _ => 0,
         };
         let body = ByteBody {
-            isa: self.isa,
+            isa: self.weights.isa(),
             words,
             input: bytes,
             flip,
             zero: zero as u8,
             channels: shape.out_channels,
-            sink: Sink::new(out, &self.form, shape.out_channels, shape.out_len(), correction),
+            sink: Sink::new(out, self.weights.lined(), shape.out_len(), correction),
         };
-        let geometry = Geometry::new(shape, out_size);
-        match &self.form {
-            Form::Dense(panels) => run(cpu.pool(), panels, geometry, &body),
-            Form::Depth(panels) => depth::run(cpu.pool(), panels, &geometry, &body),
-        }
+        self.weights.run(cpu.pool(), geometry, &body);
     }
 }
 
@@ -238,13 +194,8 @@ enum Sink<'a> {
 }
 
 impl<'a> Sink<'a> {
-    fn new(
-        out: ByteOutput<'a>,
-        form: &Form,
-        channels: usize,
-        len: usize,
-        correction: impl Fn(usize) -> i32,
-    ) -> Sink<'a> {
+    fn new(out: ByteOutput<'a>, lined: Lined, len: usize, correction: impl Fn(usize) -> i32) -> Sink<'a> {
+        let channels = lined.groups * lined.channels;
         let fits = |n: usize| assert_eq!(n, len, "length of the output");
         let scales = |s: &[f32], bias: Option<&[f32]>| {
             assert!(s.len() == 1 || s.len() == channels, "one scale, or one a channel");
@@ -252,13 +203,13 @@ impl<'a> Sink<'a> {
             let scale = |c: usize| if s.len() == 1 { s[0] } else { s[c] };
             let all: Vec<[f32; 2]> =
                 (0..channels).map(|c| [scale(c), bias.map_or(-0.0, |bias| bias[c])]).collect();
-            form.lined(&all)
+            lined.line(&all)
         };
         let add = |bias: Option<&[i32]>| {
             assert!(bias.is_none_or(|b| b.len() == channels), "length of the bias");
             let bias = |channel: usize| bias.map_or(0, |b| b[channel]);
             let all: Vec<i32> = (0..channels).map(|c| correction(c).wrapping_add(bias(c))).collect();
-            form.lined(&all)
+            lined.line(&all)
         };
         let bytes = |out: &'a mut [u8], requant: &Requant, range: [i32; 2]| {
             fits(out.len());

@@ -12,6 +12,7 @@ mod int8;
 mod nd;
 mod tile;
 mod transpose;
+mod weights;
 
 pub(crate) use driver::{Out, inside};
 pub use float::{Epilogue, PackedConv, Then};

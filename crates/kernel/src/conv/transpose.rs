@@ -4,10 +4,11 @@
 //! residue modulo the stride all use the same taps, evenly spaced, and see consecutive inputs: a convolution of
 //! stride 1 whose outputs are written `stride` apart.
 
-use super::driver::{Geometry, Panels, Raster};
+use super::driver::{Geometry, Panels, Raster, run};
 use super::elements;
-use super::float::{Epilogue, run_real};
+use super::float::{Epilogue, RealBody};
 use super::tile::{Tile, Words};
+use super::weights::Lined;
 use crate::{Cpu, Isa};
 
 /// The sizes of a two-dimensional transposed convolution.
@@ -193,8 +194,12 @@ impl PackedConvTranspose {
             pad: [0, 0],
             raster: Raster::whole(size),
         };
+        let mut compute = |panels: &Panels, geometry: Geometry| {
+            let body = RealBody::new(self.isa, input, &mut *out, epilogue, Lined::of(panels));
+            run(cpu.pool(), panels, geometry, &body);
+        };
         if let Some(panels) = &self.blank {
-            run_real(cpu, self.isa, panels, whole, input, out, epilogue);
+            compute(panels, whole);
         }
         for phase in &self.phases {
             let mut first = [0; 2];
@@ -216,7 +221,7 @@ impl PackedConvTranspose {
                 raster: Raster { first, step: shape.stride, size },
                 ..whole
             };
-            run_real(cpu, self.isa, &phase.panels, geometry, input, out, epilogue);
+            compute(&phase.panels, geometry);
         }
     }
 }
