@@ -302,7 +302,7 @@ def conversions():
         def test():
             new = converted(model, feeds, "--external")
             inside, outside = new.stat().st_size, pathlib.Path(f"{new}.data").stat().st_size
-            assert inside < outside / 4, f"{inside} bytes are still inside"
+            assert inside < outside / 2, f"{inside} bytes are still inside"
             return f"{inside} bytes, {outside} beside"
 
         return test
