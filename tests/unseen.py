@@ -338,8 +338,8 @@ def transformers():
     for model in [BertModel(BertConfig(**size)), MPNetModel(MPNetConfig(**size)), T5EncoderModel(T5Config(**small))]:
         feeds = [dict(zip(names, [rng.integers(3, 99, s), np.ones(s, np.int64)])) for s in [(2, 9), (1, 5)]]
         example = tuple(torch.from_numpy(feeds[0][n]) for n in names)
-        torch.onnx.export(Named(model).eval(), example, str(work / "torch.onnx"), input_names=names, dynamic_axes={n: {0: "b", 1: "s"} for n in names}, opset_version=17,
-                          dynamo=False)
+        torch.onnx.export(Named(model).eval(), example, str(work / "torch.onnx"), input_names=names,
+                          dynamic_axes={n: {0: "b", 1: "s"} for n in names}, opset_version=17, dynamo=False)
         check(f"transformers, {type(model).__name__}", work / "torch.onnx", feeds)
 
 
