@@ -234,7 +234,7 @@ impl Op for BatchNorm {
         }
         let mut outputs = self.run_first(cx, &self.layout.to_first(cx.cpu, x)?, &inputs)?;
         let y = outputs.remove(0);
-        outputs.insert(0, self.layout.laid(cx.cpu, y)?);
+        outputs.insert(0, self.layout.laid_from_first(cx.cpu, y)?);
         Ok(outputs)
     }
 

@@ -295,7 +295,7 @@ impl Conv {
                 finish(cx.cpu, self.act, residual.as_ref().map(|r| r.as_slice()).transpose()?, out);
                 Ok(())
             })?;
-            return self.layout.laid(cx.cpu, y);
+            return self.layout.laid_from_first(cx.cpu, y);
         };
         let x = self.layout.to_last(cx.cpu, x)?;
         let residual = residual.map(|r| self.layout.to_last(cx.cpu, r)).transpose()?;

@@ -204,7 +204,7 @@ impl Op for GlobalPool {
                 (Layout::ChannelsLast, [_, .., _]) if x.dtype() == DType::F32 => self.run_last(cx, &x)?,
                 (layout, _) => {
                     let x = layout.to_first(cx.cpu, x)?;
-                    layout.laid(cx.cpu, self.run_first(cx, &x)?)?
+                    layout.laid_from_first(cx.cpu, self.run_first(cx, &x)?)?
                 }
             };
             Ok(vec![y])

@@ -59,7 +59,7 @@ impl Layout {
     ///
     /// # Errors
     /// When memory is short.
-    pub(crate) fn laid(self, cpu: &Cpu, x: Tensor) -> Result<Tensor> {
+    pub(crate) fn laid_from_first(self, cpu: &Cpu, x: Tensor) -> Result<Tensor> {
         Layout::ChannelsFirst.turn(self, cpu, x)
     }
 

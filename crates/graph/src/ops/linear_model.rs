@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use crate::op::{Facts, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::ops::gather::gather;
-use crate::ops::scores::{Post, best, labels, rows};
-use crate::{Attr, Attrs, DType, Dim, Error, Fact, Op, Result, Tensor};
+use crate::ops::scores::{Post, best, infer, labels, rows};
+use crate::{Attr, Attrs, DType, Error, Fact, Op, Result, Tensor};
 
 /// A score for each class or target: a weighted sum of the features.
 #[derive(Debug)]
@@ -98,19 +98,7 @@ impl Op for LinearModel {
     }
 
     fn infer(&self, inputs: &Facts) -> Result<Vec<Fact>> {
-        let n = match inputs.shape(0) {
-            Some([n, _]) => n.clone(),
-            Some([_]) => Dim::Is(1),
-            _ => Dim::Unknown,
-        };
-        let scores = Fact::tensor(DType::F32, vec![n.clone(), self.intercepts.len().into()]);
-        Ok(match &self.labels {
-            None => vec![scores],
-            Some(labels) => {
-                let facts = [Fact::tensor(labels.dtype(), vec![n]), scores];
-                facts.into_iter().take(inputs.outputs.max(1)).collect()
-            }
-        })
+        Ok(infer(inputs, Some(DType::F32), self.intercepts.len(), self.labels.as_ref()))
     }
 
     fn run(&self, _: &RunCx, inputs: Inputs) -> Result<Vec<Tensor>> {

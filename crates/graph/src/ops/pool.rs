@@ -460,7 +460,7 @@ impl Op for Pool {
                 (DType::U8, Kind::Max { by_columns }) => max::<u8>(cx, x, &axes, by_columns),
                 (other, _) => Err(Error::unsupported(format!("{} of {other}", self.name()))),
             };
-            outputs?.into_iter().map(|y| self.layout.laid(cx.cpu, y)).collect()
+            outputs?.into_iter().map(|y| self.layout.laid_from_first(cx.cpu, y)).collect()
         })
     }
 

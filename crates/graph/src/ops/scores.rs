@@ -1,7 +1,8 @@
 //! What the models of ai.onnx.ml do with their scores at the end: `post_transform`, and labels of classes.
 //! <https://onnx.ai/onnx/operators/index_ai_onnx_ml.html>
 
-use crate::{Attrs, DType, Error, Result, Tensor};
+use crate::op::Facts;
+use crate::{Attrs, DType, Dim, Error, Fact, Result, Tensor};
 
 /// How scores become what is given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +50,29 @@ impl Post {
                 let sum: f64 = scores.iter().sum();
                 scores.iter_mut().for_each(|s| *s /= sum);
             }
+        }
+    }
+}
+
+/// What a model of `[examples, features]` makes: scores `[examples, targets]`, after the label of each example where
+/// there are labels.
+pub(crate) fn infer(
+    inputs: &Facts,
+    dtype: Option<DType>,
+    targets: usize,
+    labels: Option<&Tensor>,
+) -> Vec<Fact> {
+    let n = match inputs.shape(0) {
+        Some([n, _]) => n.clone(),
+        Some([_]) => Dim::Is(1),
+        _ => Dim::Unknown,
+    };
+    let scores = Fact::maybe(dtype, Some(vec![n.clone(), targets.into()]));
+    match labels {
+        None => vec![scores],
+        Some(labels) => {
+            let facts = [Fact::tensor(labels.dtype(), vec![n]), scores];
+            facts.into_iter().take(inputs.outputs.max(1)).collect()
         }
     }
 }

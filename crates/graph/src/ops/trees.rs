@@ -8,8 +8,8 @@ use std::sync::Arc;
 use crate::op::{Facts, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::ops::cast::cast;
 use crate::ops::gather::gather;
-use crate::ops::scores::{Post, best, labels, logistic, rows};
-use crate::{Attr, Attrs, DType, Dim, Error, Fact, Op, Result, Tensor};
+use crate::ops::scores::{Post, best, infer, labels, logistic, rows};
+use crate::{Attr, Attrs, DType, Error, Fact, Op, Result, Tensor};
 
 /// Where a branch leads.
 #[derive(Clone, Copy, Debug)]
@@ -455,20 +455,8 @@ impl Op for Trees {
     }
 
     fn infer(&self, inputs: &Facts) -> Result<Vec<Fact>> {
-        let n = match inputs.shape(0) {
-            Some([n, _]) => n.clone(),
-            Some([_]) => Dim::Is(1),
-            _ => Dim::Unknown,
-        };
         let dtype = if self.line == 0 { inputs.dtype(0) } else { Some(DType::F32) };
-        let scores = Fact::maybe(dtype, Some(vec![n.clone(), self.forest.targets.into()]));
-        Ok(match &self.labels {
-            None => vec![scores],
-            Some(labels) => {
-                let facts = [Fact::tensor(labels.dtype(), vec![n]), scores];
-                facts.into_iter().take(inputs.outputs.max(1)).collect()
-            }
-        })
+        Ok(infer(inputs, dtype, self.forest.targets, self.labels.as_ref()))
     }
 
     fn run(&self, _: &RunCx, inputs: Inputs) -> Result<Vec<Tensor>> {

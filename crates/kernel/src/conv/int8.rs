@@ -366,23 +366,23 @@ impl Loops for Stage<'_> {
 
 impl Weave for ByteBody<'_> {
     fn weave(&self, rows: [Option<usize>; 4], to: &mut [u32]) {
-        wide(self.isa, Words4 { body: self, rows, to });
+        wide(self.isa, WeaveRows { body: self, rows, to });
     }
 }
 
 /// Numbers of four rows that follow each other in a word, or of two.
-struct Words4<'a> {
+struct WeaveRows<'a> {
     body: &'a ByteBody<'a>,
     rows: [Option<usize>; 4],
     to: &'a mut [u32],
 }
 
-impl Loops for Words4<'_> {
+impl Loops for WeaveRows<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let Words4 { body, rows, to } = self;
+        let WeaveRows { body, rows, to } = self;
         let (flip, zero) = (body.flip, body.zero);
         const LINE: usize = 256;
         let blank = [zero ^ flip; LINE];
