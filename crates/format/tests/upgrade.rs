@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use graph::{Attr, Attrs, DType, Dim, Fact, Graph, Model, Node, Tensor, Value, op::Reader, ops};
 use lessen_format as format;
-use lessen_format::onnx::upgrade;
+use lessen_format::onnx::{needed, upgrade};
 
 /// Cases that cannot be raised, with what they are refused for.
 const REFUSED: &[(&str, &str)] = &[
@@ -177,4 +177,17 @@ fn what_unknown_operators_hold_is_kept_and_raised() {
     let (_, squeeze) = body.nodes().next().unwrap();
     assert_eq!(squeeze.inputs.len(), 2);
     assert_eq!(body.captures[0].0, "w");
+}
+
+#[test]
+fn a_newer_operator_that_onnxruntime_wrote_into_an_older_model_counts() {
+    let model = one("LayerNormalization", 12, Attrs::new(), &[2, 3], 1);
+    assert_eq!(needed(&model), 17);
+    let mut raised = model.clone();
+    upgrade(&mut raised, needed(&model)).unwrap();
+    assert_eq!(raised.opsets[""], 17);
+    for version in [17, 21] {
+        assert_eq!(needed(&one("LayerNormalization", version, Attrs::new(), &[2, 3], 1)), version);
+    }
+    assert_eq!(needed(&one("Relu", 12, Attrs::new(), &[2], 1)), 12);
 }

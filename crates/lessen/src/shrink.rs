@@ -180,10 +180,8 @@ pub fn shrink(
     let Request { data, smaller, lose, task, ref options } = *request;
     let watch = Stopwatch::start();
     let mut original = model.inner().clone();
-    let version = original.opsets.get("").copied().unwrap_or(shrink::search::MIN_OPSET);
-    if version < shrink::search::MIN_OPSET {
-        format::onnx::upgrade(&mut original, shrink::search::MIN_OPSET)?;
-    }
+    let version = format::onnx::needed(&original).max(shrink::search::MIN_OPSET);
+    format::onnx::upgrade(&mut original, version)?;
     let original = model.with_inner(original);
     let judge = DataJudge::new(&original, data, task, options, cpu, progress)?;
     let metric = judge.metric_of_original()?;

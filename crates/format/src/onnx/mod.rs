@@ -11,5 +11,5 @@ mod write;
 
 pub use read::{files, from_proto, read, read_bytes};
 pub use tensor::{tensor_from_proto, tensor_to_proto};
-pub use upgrade::upgrade;
+pub use upgrade::{needed, upgrade};
 pub use write::{size, to_bytes, to_proto, write, write_beside};

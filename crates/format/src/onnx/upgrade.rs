@@ -74,6 +74,20 @@ static RULES: &[Rule] = &[
     ("Upsample", 10, upsample_is_resize),
 ];
 
+/// Operators that onnxruntime reads, and its optimizer writes, in models of versions that ONNX did not have them in
+/// yet, with the version that has them.
+const EARLY: &[(&str, i64)] = &[("LayerNormalization", 17)];
+
+/// The version of ONNX's own operators that a model has to name for its nodes to be there: the one that it names,
+/// if onnxruntime's optimizer did not write newer ones.
+pub fn needed(model: &Model) -> i64 {
+    let named = model.opsets.get("").copied().unwrap_or(0);
+    let since = |node: &Node| {
+        EARLY.iter().find(|(name, _)| node.op.domain().is_empty() && node.op.name() == *name).map(|e| e.1)
+    };
+    model.graph.nodes().filter_map(|(_, node)| since(node)).max().unwrap_or(0).max(named)
+}
+
 /// Raises the version of ONNX's own operators to `to` (13 to 28), in the graph and in all bodies; the results stay
 /// the same. A model that is there already is left as it is, and so are functions, which name versions of their own.
 ///
