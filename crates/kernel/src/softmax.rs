@@ -194,7 +194,8 @@ mod tests {
                 });
                 prop_assert_eq!(&results[0], &results[1]);
                 for (y, w) in results[0].iter().zip(&want) {
-                    let loose = if log { 3e-7 } else { 1e-37 };
+                    // What the sum's rounding moves in proportion, it moves in the logarithm by as much outright.
+                    let loose = if log { 4e-6 } else { 1e-37 };
                     prop_assert!((*y as f64 - w).abs() <= 4e-6 * w.abs() + loose, "{}: {} for {}", isa, y, w);
                 }
             }
