@@ -190,4 +190,10 @@ fn a_newer_operator_that_onnxruntime_wrote_into_an_older_model_counts() {
         assert_eq!(needed(&one("LayerNormalization", version, Attrs::new(), &[2, 3], 1)), version);
     }
     assert_eq!(needed(&one("Relu", 12, Attrs::new(), &[2], 1)), 12);
+    let attrs = Attrs::new().with("body", Attr::Graph(model.graph.into()));
+    let reader = Reader { attrs: &attrs, version: 1, inputs: 0, outputs: 0 };
+    let mut graph = Graph::new("g");
+    graph.add_node(Node::new(ops::read("elsewhere", "Search", &reader).unwrap(), Vec::new())).unwrap();
+    let outer = Model { graph, opsets: [(String::new(), 12)].into(), ..Model::default() };
+    assert_eq!(needed(&outer), 17, "a body counts");
 }

@@ -78,14 +78,21 @@ static RULES: &[Rule] = &[
 /// yet, with the version that has them.
 const EARLY: &[(&str, i64)] = &[("LayerNormalization", 17)];
 
-/// The version of ONNX's own operators that a model has to name for its nodes to be there: the one that it names,
-/// if onnxruntime's optimizer did not write newer ones.
+/// The version of ONNX's own operators that a model has to name for its nodes, those in bodies too, to be there: the
+/// one that it names, or a newer one if onnxruntime's optimizer wrote newer nodes. 0 when neither says any.
 pub fn needed(model: &Model) -> i64 {
     let named = model.opsets.get("").copied().unwrap_or(0);
-    let since = |node: &Node| {
-        EARLY.iter().find(|(name, _)| node.op.domain().is_empty() && node.op.name() == *name).map(|e| e.1)
+    early(&model.graph).max(named)
+}
+
+/// The newest version that an operator of [`EARLY`] in a graph is of, or 0.
+fn early(graph: &Graph) -> i64 {
+    let of = |node: &Node| {
+        let own = EARLY.iter().find(|(name, _)| node.op.domain().is_empty() && node.op.name() == *name);
+        let inner = node.op.bodies().into_iter().map(|body| early(body)).max();
+        own.map_or(0, |(_, since)| *since).max(inner.unwrap_or(0))
     };
-    model.graph.nodes().filter_map(|(_, node)| since(node)).max().unwrap_or(0).max(named)
+    graph.nodes().map(|(_, node)| of(node)).max().unwrap_or(0)
 }
 
 /// Raises the version of ONNX's own operators to `to` (13 to 28), in the graph and in all bodies; the results stay
