@@ -80,6 +80,17 @@ pub trait Op: Debug + Send + Sync {
         None
     }
 
+    /// What its weight (of this shape) is multiplied with, given the input beside it: hands over rows of inputs, one
+    /// row after the other, with the number of the group of outputs that read them. The order of a row is that of
+    /// the weight's elements for one output.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when this cannot be said; when the input does not fit.
+    fn weight_rows(&self, x: &Tensor, weight: &[usize], emit: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
+        let _ = (x, weight, emit);
+        Err(Error::unsupported(format!("the inputs of the weight of {}", self.name())))
+    }
+
     /// Multiply-adds of one run, when the shapes are known.
     fn mul_adds(&self, inputs: &Facts, outputs: &[Fact]) -> u64 {
         let _ = (inputs, outputs);

@@ -2,13 +2,19 @@
 //! search that chooses among them for a goal.
 #![forbid(unsafe_code)]
 
+pub mod allocate;
 pub mod calibrate;
 pub mod error;
+pub mod gram;
 pub mod lean;
+pub mod linear;
+pub mod matrix;
+pub mod obs;
 pub mod plan;
 pub mod quantize;
 pub mod search;
 pub mod stats;
+pub mod walk;
 pub mod weights;
 
 pub use error::{Error, Result};

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use kernel::conv::{ConvNd, ConvShape, Epilogue, PackedConv, conv_nd};
 use kernel::{Act, Cpu};
 
+use super::patches::patches;
 use crate::op::{
     Facts, GradCx, Inputs, OpDef, PackCx, Packed, Reader, RunCx, Sample, WeightKind, WeightUse, ramp,
 };
@@ -465,6 +466,15 @@ impl Op for Conv {
 
     fn weight(&self) -> Option<WeightUse> {
         Some(WeightUse { input: 1, out_axis: 0, kind: WeightKind::Conv })
+    }
+
+    fn weight_rows(&self, x: &Tensor, weight: &[usize], emit: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
+        if self.layout != Layout::ChannelsFirst {
+            return Err(Error::unsupported("the patches of an image with its channels last"));
+        }
+        let sizes = Sizes::new(&self.window, self.groups, x.shape(), weight)?;
+        patches(&sizes, x.as_slice()?, emit);
+        Ok(())
     }
 
     fn mul_adds(&self, inputs: &Facts, outputs: &[Fact]) -> u64 {

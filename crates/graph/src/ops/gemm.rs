@@ -284,6 +284,15 @@ impl Op for Gemm {
         Some(WeightUse { input: 1, out_axis, kind: WeightKind::MatMul })
     }
 
+    fn weight_rows(&self, x: &Tensor, weight: &[usize], emit: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
+        let inner = weight.get(usize::from(self.transposed[1])).copied();
+        if self.transposed[0] || weight.len() != 2 || x.shape().last().copied() != inner {
+            return Err(Error::unsupported(format!("the inputs of a weight of shape {weight:?}")));
+        }
+        emit(0, x.as_slice()?);
+        Ok(())
+    }
+
     fn mul_adds(&self, inputs: &Facts, outputs: &[Fact]) -> u64 {
         let k = inputs.shape(0).and_then(|s| s.get(usize::from(!self.transposed[0]))?.size()).unwrap_or(0);
         (outputs.first().and_then(Fact::count).unwrap_or(0) as u64).saturating_mul(k as u64)

@@ -457,6 +457,19 @@ impl Op for MatMul {
         Some(WeightUse { input: 1, out_axis, kind: WeightKind::MatMul })
     }
 
+    fn weight_rows(&self, x: &Tensor, weight: &[usize], emit: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
+        let inner = weight.len().checked_sub(2).map(|at| weight[at + usize::from(self.transposed[1])]);
+        if self.transposed[0]
+            || self.batch_inside[0]
+            || weight.len() != 2
+            || x.shape().last().copied() != inner
+        {
+            return Err(Error::unsupported(format!("the inputs of a weight of shape {weight:?}")));
+        }
+        emit(0, x.as_slice()?);
+        Ok(())
+    }
+
     fn mul_adds(&self, inputs: &Facts, outputs: &[Fact]) -> u64 {
         let k = inputs.shape(0).and_then(|s| known(s, true, self.transposed[0], self.batch_inside[0]));
         let k = k.and_then(|(_, _, k)| k.size()).unwrap_or(0);

@@ -57,6 +57,7 @@ pub mod optimizer;
 pub mod optional;
 pub mod other_norm;
 pub mod pad;
+mod patches;
 pub mod pool;
 pub mod pool_grad;
 pub mod pow;

@@ -1,12 +1,27 @@
-//! Affine grids of 8 bits: `x ~ scale * (code - zero)`. <https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html>
+//! Affine grids of few bits: `x ~ scale * (code - zero)`. <https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html>
 
 /// Which codes a grid has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub struct Kind {
+    low: i32,
+    high: i32,
+}
+
+impl Kind {
     /// 0..=255 with a zero point: activations.
-    U8,
+    pub const U8: Kind = Kind::unsigned(8);
     /// -127..=127, the zero point is 0: weights.
-    S8,
+    pub const S8: Kind = Kind { low: -127, high: 127 };
+
+    /// 0..2^bits with a zero point, for 1 to 8 bits.
+    pub const fn unsigned(bits: u32) -> Kind {
+        Kind { low: 0, high: (1 << bits) - 1 }
+    }
+
+    /// The greatest code.
+    pub fn high(self) -> i32 {
+        self.high
+    }
 }
 
 /// A grid.
@@ -19,33 +34,37 @@ pub struct Grid {
     kind: Kind,
 }
 
+/// A scale that can be divided by.
+fn usable(scale: f32) -> f32 {
+    if scale.is_normal() { scale } else { 1.0 }
+}
+
 impl Grid {
     /// The grid over a range, which is widened to hold 0, so that 0 stays exact.
     pub fn from_range(low: f32, high: f32, kind: Kind) -> Grid {
         let (low, high) = (low.min(0.0), high.max(0.0));
-        let usable = |scale: f32| if scale.is_normal() { scale } else { 1.0 };
-        match kind {
-            Kind::S8 => Grid { scale: usable(high.max(-low) / 127.0), zero: 0, kind },
-            Kind::U8 => {
-                let scale = usable((high - low) / 255.0);
-                let zero = (-low / scale).round_ties_even().clamp(0.0, 255.0) as i32;
-                Grid { scale, zero, kind }
-            }
+        if kind.low < 0 {
+            return Grid { scale: usable(high.max(-low) / kind.high as f32), zero: 0, kind };
         }
+        let scale = usable((high - low) / kind.high as f32);
+        let zero = (-low / scale).round_ties_even().clamp(0.0, kind.high as f32) as i32;
+        Grid { scale, zero, kind }
     }
 
     /// The code of a number: the nearest, ties to the even one; saturated.
     pub fn code(&self, x: f32) -> i32 {
-        let (low, high) = match self.kind {
-            Kind::U8 => (0, 255),
-            Kind::S8 => (-127, 127),
-        };
-        ((x / self.scale).round_ties_even() as i32).saturating_add(self.zero).clamp(low, high)
+        let code = ((x / self.scale).round_ties_even() as i32).saturating_add(self.zero);
+        code.clamp(self.kind.low, self.kind.high)
+    }
+
+    /// The number of a code.
+    pub fn value(&self, code: i32) -> f32 {
+        (code - self.zero) as f32 * self.scale
     }
 
     /// The number nearest to `x` on the grid.
     pub fn round(&self, x: f32) -> f32 {
-        (self.code(x) - self.zero) as f32 * self.scale
+        self.value(self.code(x))
     }
 }
 
@@ -67,6 +86,88 @@ pub fn search_s8<'a>(weights: impl Iterator<Item = &'a f32> + Clone) -> Grid {
     best.1
 }
 
+/// Trial steps of [`search`], relative to the range over the codes: from a little above to a good deal below.
+const TRIALS: u32 = 20;
+
+/// The grid for a group of weights that minimises the squared error, each weight counting as much as its importance
+/// says (equally when `importance` is empty): from trial steps, scale and zero point are fitted by least squares and
+/// the codes found anew (llama.cpp's search for its K-quants with an importance matrix).
+pub fn search(weights: &[f32], importance: &[f64], bits: u32) -> Grid {
+    let kind = Kind::unsigned(bits);
+    let top = kind.high as f32;
+    let (min, max) = weights.iter().fold((0f32, 0f32), |(l, h), &w| (l.min(w), h.max(w)));
+    let plain = Grid::from_range(min, max, kind);
+    if max - min <= 0.0 {
+        return plain;
+    }
+    let weigh = |i: usize| importance.get(i).map_or(1.0, |&u| u as f32);
+    // Numbers in units of the range, so that no square of them is too small for f32.
+    let range = max - min;
+    let unit: Vec<f32> = weights.iter().map(|w| w / range).collect();
+    let total: f32 = (0..weights.len()).map(weigh).sum();
+    let mean = if total > 0.0 { weights.len() as f32 / total } else { 0.0 };
+    let counts: Vec<f32> =
+        (0..weights.len()).map(|i| if mean > 0.0 { weigh(i) * mean } else { 1.0 }).collect();
+    let harm = |grid: &Grid| -> f32 {
+        let inverse = 1.0 / grid.scale;
+        let (low, high) = (-grid.zero as f32, (kind.high - grid.zero) as f32);
+        let each = unit.iter().zip(&counts).map(|(&w, &u)| {
+            let d = w - (w * inverse).round_ties_even().clamp(low, high) * grid.scale;
+            u * d * d
+        });
+        each.sum()
+    };
+    let start = Grid { scale: usable(plain.scale / range), ..plain };
+    let mut best = (harm(&start), start);
+    for trial in 0..TRIALS {
+        let steps = top + 0.8 - 1.8 * trial as f32 / (TRIALS - 1) as f32 * (1.0 + top / 8.0).min(3.0);
+        if steps <= 0.25 {
+            break;
+        }
+        let low = min / range;
+        let (mut u1, mut ux, mut ul, mut ull, mut uxl) = (0f32, 0f32, 0f32, 0f32, 0f32);
+        for (&w, &u) in unit.iter().zip(&counts) {
+            let code = ((w - low) * steps).round_ties_even().clamp(0.0, top);
+            u1 += u;
+            ux += u * w;
+            ul += u * code;
+            ull += u * code * code;
+            uxl += u * w * code;
+        }
+        let determinant = u1 * ull - ul * ul;
+        if determinant <= 0.0 {
+            continue;
+        }
+        let scale = (u1 * uxl - ux * ul) / determinant;
+        let offset = (ull * ux - ul * uxl) / determinant;
+        if !scale.is_normal() || scale <= 0.0 {
+            continue;
+        }
+        let zero = (-offset / scale).round_ties_even().clamp(0.0, top);
+        // With a zero point that is a whole number, the best scale is another.
+        let mut grid = Grid { scale, zero: zero as i32, kind };
+        for _ in 0..2 {
+            let inverse = 1.0 / grid.scale;
+            let (mut xq, mut qq) = (0f32, 0f32);
+            for (&w, &u) in unit.iter().zip(&counts) {
+                let q = (w * inverse).round_ties_even().clamp(-zero, top - zero);
+                xq += u * w * q;
+                qq += u * q * q;
+            }
+            let fitted = xq / qq;
+            if qq > 0.0 && fitted.is_normal() && fitted > 0.0 {
+                grid.scale = fitted;
+            }
+        }
+        let h = harm(&grid);
+        if h < best.0 {
+            best = (h, grid);
+        }
+    }
+    let scale = best.1.scale * range;
+    if scale.is_normal() { Grid { scale, ..best.1 } } else { plain }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,7 +175,7 @@ mod tests {
     #[test]
     fn zero_is_exact_and_the_ends_saturate() {
         for (low, high) in [(-1.0, 3.0), (0.5, 3.0), (-3.0, -1.0), (0.0, 0.0)] {
-            for kind in [Kind::U8, Kind::S8] {
+            for kind in [Kind::U8, Kind::S8, Kind::unsigned(2), Kind::unsigned(3)] {
                 let grid = Grid::from_range(low, high, kind);
                 assert_eq!(grid.round(0.0), 0.0);
                 assert!(grid.scale > 0.0);
@@ -99,5 +200,52 @@ mod tests {
         assert!(plain.scale > 0.95 / 127.0);
         weights.push(1.3);
         assert!(search_s8(weights.iter()).scale < 1.3 / 127.0);
+    }
+
+    /// Sums of three numbers each: like a bell.
+    fn bell(n: usize) -> Vec<f32> {
+        let one = |i: usize| (i * 7919 % 1013) as f32 / 506.0 - 1.0;
+        (0..n).map(|i| one(i) + one(3 * i + 5) + one(11 * i + 17)).collect()
+    }
+
+    fn error(weights: &[f32], importance: &[f64], grid: &Grid) -> f64 {
+        let weigh = |i: usize| importance.get(i).copied().unwrap_or(1.0);
+        weights.iter().enumerate().map(|(i, &w)| weigh(i) * f64::from(w - grid.round(w)).powi(2)).sum()
+    }
+
+    #[test]
+    fn a_search_is_never_worse_than_the_range_and_much_better_at_few_bits() {
+        let weights = bell(64);
+        let (min, max) = weights.iter().fold((0f32, 0f32), |(l, h), &w| (l.min(w), h.max(w)));
+        for bits in 1..=8 {
+            let found = search(&weights, &[], bits);
+            let plain = Grid::from_range(min, max, Kind::unsigned(bits));
+            let (a, b) = (error(&weights, &[], &found), error(&weights, &[], &plain));
+            assert!(a <= b * 1.0001, "{bits} bits: {a} {b}");
+            assert!(bits != 2 || a < 0.8 * b, "{a} {b}");
+            assert!(found.round(0.0) == 0.0);
+        }
+    }
+
+    #[test]
+    fn importance_pulls_the_grid() {
+        let weights = bell(64);
+        let importance: Vec<f64> = (0..64).map(|i| if i % 8 == 0 { 100.0 } else { 1.0 }).collect();
+        let (blind, seeing) = (search(&weights, &[], 3), search(&weights, &importance, 3));
+        let (a, b) = (error(&weights, &importance, &seeing), error(&weights, &importance, &blind));
+        assert!(a < b, "{a} {b}");
+    }
+
+    #[test]
+    fn odd_groups_have_usable_grids() {
+        for weights in [vec![0.0; 8], vec![1e-38; 8], vec![3e38, -3e38], vec![5.0], vec![-0.25; 3], vec![]] {
+            for bits in [1, 2, 4, 8] {
+                let grid = search(&weights, &[], bits);
+                assert!(grid.scale > 0.0 && grid.scale.is_finite(), "{weights:?} {grid:?}");
+                assert!(weights.iter().all(|&w| (grid.round(w) - w).abs() <= w.abs() + f32::MIN_POSITIVE));
+            }
+        }
+        // Nothing is important: nothing is known.
+        assert_eq!(search(&bell(16), &[0.0; 16], 4), search(&bell(16), &[], 4));
     }
 }
