@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use lessen::receipt::bytes;
-use lessen::shrink::{Choice, Receipt};
+use lessen::shrink::{Choice, Form, Receipt};
 
 /// Writes the page. It is complete or not there at all.
 ///
@@ -17,7 +17,7 @@ pub fn write(receipt: &Receipt, path: &Path) -> lessen::Result<()> {
 }
 
 const STYLE: &str = ":root{color-scheme:light dark;--text:#222;--soft:#666;--back:#fff;--line:#ddd;--box:#f6f6f6;\
---met:#176639;--missed:#a32020;--f32:#777;--static:#3b7dd8;--dynamic:#2a9d6f;--rows:#b8860b}\
+--met:#176639;--missed:#a32020;--f32:#777;--static:#3b7dd8;--dynamic:#2a9d6f;--rows:#b8860b;--bits:#7a4fb5}\
 @media(prefers-color-scheme:dark){:root{--text:#e4e4e4;--soft:#a0a0a0;--back:#16181b;--line:#3a3d42;--box:#202327;\
 --met:#6fd39a;--missed:#ff8a80;--f32:#8a8a8a}}\
 body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:var(--text);\
@@ -28,6 +28,7 @@ border-bottom:1px solid var(--line);font-weight:normal}thead th{color:var(--soft
 .weights{font-size:.85em}.weights td{padding-top:.1em;padding-bottom:.1em;white-space:nowrap}.weights td:first-child\
 {white-space:normal;width:38%}.bar{width:30%}.bar i{display:block;height:.8em;min-width:1px;border-radius:2px}\
 .f32{background:var(--f32)}.static{background:var(--static)}.dynamic{background:var(--dynamic)}.rows{background:var(--rows)}\
+.bits{background:var(--bits)}\
 summary{cursor:pointer}pre{background:var(--box);padding:1em;overflow:auto;font-size:.8em}\
 @media(max-width:40em){td,th{padding:.3em}.bar{display:none}.weights td:first-child{width:auto}}";
 
@@ -102,20 +103,29 @@ fn table(html: &mut String, receipt: &Receipt) {
     html.push_str("</table>");
 }
 
+/// A form of few bits in words.
+fn bits(form: Form) -> String {
+    match form.group {
+        0 => format!("{} bits", form.bits),
+        group => format!("{} bits, groups of {group}", form.bits),
+    }
+}
+
 /// A row with a bar for each weight: as long as its number of elements (a square root, so that small ones are seen).
 fn weights(html: &mut String, receipt: &Receipt) {
     let steps = &receipt.plan.steps;
     let Some(most) = steps.iter().map(|s| s.elements).max() else { return };
     *html += "<h2>Weights</h2><p><small>Length of a bar: number of elements (square root). Error: squared, relative \
-              to the weight.</small></p><table class=\"weights\"><thead><tr><th>node</th><th class=\"bar\"></th>\
+              to the weight, or to what comes out of it where the weight was adapted to the calibration data.</small></p><table class=\"weights\"><thead><tr><th>node</th><th class=\"bar\"></th>\
               <th>elements</th><th>now</th><th>error</th></tr></thead>";
     for step in steps {
         let length = 100.0 * (step.elements as f64 / most as f64).sqrt();
         let (class, what) = match step.choice {
-            Choice::Keep => ("f32", "f32"),
-            Choice::Int8Static => ("static", "int8"),
-            Choice::Int8Dynamic => ("dynamic", "int8, dynamic"),
-            Choice::Int8Rows => ("rows", "int8 rows"),
+            Choice::Keep => ("f32", "f32".into()),
+            Choice::Int8Static => ("static", "int8".into()),
+            Choice::Int8Dynamic => ("dynamic", "int8, dynamic".into()),
+            Choice::Int8Rows => ("rows", "int8 rows".into()),
+            Choice::Bits(form) => ("bits", bits(form)),
         };
         let error = if step.choice == Choice::Keep { String::new() } else { format!("{:.1e}", step.error) };
         let _ = write!(

@@ -5,12 +5,12 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use graph::Datum;
-use graph::run::Session;
 use learn::Input;
 use learn::data::{Dataset, Target, split};
 use learn::score::{self, Interval};
 use meter::{Machine, Stopwatch, interleave};
 use serde::Serialize;
+pub use shrink::quantize::coded::Form;
 pub use shrink::{Choice, Goal, Plan, Step};
 use shrink::{Judge, Part, Score};
 
@@ -23,6 +23,8 @@ use crate::{Cpu, Error, Model, Result};
 const CALIBRATION: usize = 256;
 /// Most examples that the harm of each single weight is measured on.
 const PROBE: usize = 64;
+/// Models become at most this many times smaller by weights of 8 bits.
+const INT8: f64 = 3.0;
 /// Runs of each model when their speed is compared.
 const ROUNDS: usize = 25;
 
@@ -180,7 +182,11 @@ pub fn shrink(
     let Request { data, smaller, lose, task, ref options } = *request;
     let watch = Stopwatch::start();
     let mut original = model.inner().clone();
-    let version = format::onnx::needed(&original).max(shrink::search::MIN_OPSET);
+    let least = match smaller {
+        Some(times) if times > INT8 => shrink::quantize::weight_only::MIN_OPSET,
+        _ => shrink::search::MIN_OPSET,
+    };
+    let version = format::onnx::needed(&original).max(least);
     format::onnx::upgrade(&mut original, version)?;
     let original = model.with_inner(original);
     let judge = DataJudge::new(&original, data, task, options, cpu, progress)?;
@@ -411,7 +417,6 @@ impl<'a> DataJudge<'a> {
 impl Judge for DataJudge<'_> {
     fn calibration(
         &self,
-        _: &Session,
         run: &mut dyn FnMut(Vec<(String, Datum)>) -> shrink::Result<()>,
     ) -> shrink::Result<()> {
         let Some(data) = self.data else { return Ok(()) };

@@ -65,7 +65,7 @@ pub fn calibrate(graph: &Graph, wanted: &HashSet<ValueId>, judge: &dyn Judge, cp
     let session = Session::new(graph.clone(), cpu)?;
     let mut collector = Collector { graph, wanted, stats: Stats::new(), odd: None };
     let mut runs = 0usize;
-    judge.calibration(&session, &mut |inputs| {
+    judge.calibration(&mut |inputs| {
         runs += 1;
         let inputs = inputs.iter().map(|(name, datum)| (name.as_str(), datum.clone())).collect();
         session.run_watched(inputs, &mut collector)?;

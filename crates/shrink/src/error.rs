@@ -21,6 +21,9 @@ pub enum Error {
     /// A plan does not fit the model.
     #[error("plan: {0}")]
     Plan(String),
+    /// A form of a weight cannot be written.
+    #[error("form: {0}")]
+    Form(String),
     /// What the caller's judge reports.
     #[error("{0}")]
     Judge(Box<dyn std::error::Error + Send + Sync>),

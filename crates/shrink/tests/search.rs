@@ -52,11 +52,7 @@ fn kept(model: &Model) -> HashSet<&'static str> {
 }
 
 impl Judge for Knows {
-    fn calibration(
-        &self,
-        _: &Session,
-        run: &mut dyn FnMut(Vec<(String, Datum)>) -> Result<()>,
-    ) -> Result<()> {
+    fn calibration(&self, run: &mut dyn FnMut(Vec<(String, Datum)>) -> Result<()>) -> Result<()> {
         run(vec![("x".into(), Datum::Tensor(ramp(&[8, 16])))])
     }
 

@@ -190,14 +190,15 @@ fn words(receipt: &Receipt) -> String {
         }
         None => text += "nothing was measured: no data (--data PATH)\n",
     }
-    let count = |choice| receipt.plan.steps.iter().filter(|s| s.choice == choice).count();
-    text += &format!(
-        "weights: {} static int8, {} dynamic int8, {} int8 tables, {} kept in f32\n",
-        count(Choice::Int8Static),
-        count(Choice::Int8Dynamic),
-        count(Choice::Int8Rows),
-        count(Choice::Keep)
-    );
+    let mut kinds: Vec<(Choice, usize)> = Vec::new();
+    for step in &receipt.plan.steps {
+        match kinds.iter_mut().find(|(choice, _)| *choice == step.choice) {
+            Some((_, count)) => *count += 1,
+            None => kinds.push((step.choice, 1)),
+        }
+    }
+    let kinds: Vec<String> = kinds.iter().map(|(choice, count)| format!("{count} {choice}")).collect();
+    text += &format!("weights: {}\n", kinds.join(", "));
     if !receipt.given_back.is_empty() {
         text += &format!("given back to f32, most harmful first: {}\n", receipt.given_back.join(", "));
     }

@@ -1,5 +1,8 @@
 //! Weights in few bits: a code for each element, a scale and a zero point for each group of neighbours in a row.
 
+use std::fmt;
+use std::str::FromStr;
+
 use kernel::Cpu;
 
 use super::grid::{Grid, Kind, search};
@@ -68,6 +71,36 @@ impl Coded {
         )
     }
 
+    /// Weights whose rows follow one another, in one: the groups of a convolution. All have the same form and columns.
+    pub fn stack(parts: Vec<Coded>) -> Option<Coded> {
+        parts.into_iter().reduce(|mut all, part| {
+            all.rows += part.rows;
+            all.codes.extend(part.codes);
+            all.scales.extend(part.scales);
+            all.zeros.extend(part.zeros);
+            all
+        })
+    }
+
+    /// Any weight in this form, another one for each seed: to find out how many bytes it takes in a file.
+    pub fn sample(form: Form, rows: usize, cols: usize, seed: usize) -> Coded {
+        let grids = rows * form.groups(cols);
+        let mut state = seed as u64;
+        let mut next = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 40) as u32
+        };
+        let mask = (1u32 << form.bits) - 1;
+        Coded {
+            form,
+            rows,
+            cols,
+            codes: (0..rows * cols).map(|_| (next() & mask) as u8).collect(),
+            scales: (0..grids).map(|_| 1.0 + next() as f32).collect(),
+            zeros: (0..grids).map(|_| (next() & mask) as u8).collect(),
+        }
+    }
+
     fn new(form: Form, w: &Matrix, grids: &[Grid], fixed: &Matrix) -> Coded {
         let (group, groups) = (form.group_of(w.cols), form.groups(w.cols));
         let code = |(k, &x): (usize, &f32)| grids[k / w.cols * groups + k % w.cols / group].code(x) as u8;
@@ -78,6 +111,29 @@ impl Coded {
             codes: fixed.data.iter().enumerate().map(code).collect(),
             scales: grids.iter().map(|g| g.scale).collect(),
             zeros: grids.iter().map(|g| g.zero as u8).collect(),
+        }
+    }
+}
+
+impl fmt::Display for Form {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.group {
+            0 => write!(f, "w{}", self.bits),
+            group => write!(f, "w{}-g{group}", self.bits),
+        }
+    }
+}
+
+impl FromStr for Form {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Form, String> {
+        let (bits, group) = text.split_once("-g").unwrap_or((text, "0"));
+        let bits = bits.strip_prefix('w').and_then(|b| b.parse().ok()).filter(|b| (1..=8).contains(b));
+        let group = group.parse().ok().filter(|g| (0..=1 << 20).contains(g));
+        match (bits, group) {
+            (Some(bits), Some(group)) => Ok(Form { bits, group }),
+            _ => Err(format!("{text:?} is no form of a weight; say w4 or w4-g128, for 1 to 8 bits")),
         }
     }
 }
@@ -209,6 +265,16 @@ mod tests {
             assert!(weighed < 0.6 * plain, "{bits}: {weighed} {plain}");
             assert!(swept < 0.6 * plain, "{bits}: {swept} {plain}");
             assert!(best < swept && best < 0.6 * weighed, "{bits}: {best} {swept} {weighed}");
+        }
+    }
+
+    #[test]
+    fn forms_are_written_as_they_are_read() {
+        for form in [Form { bits: 3, group: 0 }, Form { bits: 8, group: 128 }] {
+            assert_eq!(form.to_string().parse(), Ok(form));
+        }
+        for bad in ["", "w", "w0", "w9", "4", "w4-g", "w4-g-1", "w4g32"] {
+            assert!(bad.parse::<Form>().is_err(), "{bad}");
         }
     }
 

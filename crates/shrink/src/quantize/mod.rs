@@ -5,6 +5,7 @@ pub mod embedding;
 pub mod grid;
 pub mod matmul_dynamic;
 pub mod qdq;
+pub mod weight_only;
 
 use graph::op::Reader;
 use graph::{Attrs, Graph, Node, NodeId, Tensor, ValueId};

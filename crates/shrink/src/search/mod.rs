@@ -1,16 +1,18 @@
 //! From a goal to a model: choose for each weight, measure, give back what costs too much.
 
+mod bits;
+
 use std::collections::HashSet;
 
 use graph::op::WeightKind;
-use graph::run::Session;
-use graph::{Datum, Graph, Model, tidy};
+use graph::{Graph, Model, tidy};
 use kernel::Cpu;
 
 use crate::calibrate::{Stats, calibrate};
 use crate::lean;
 use crate::plan::{Choice, Plan, Step};
-use crate::quantize::{embedding, matmul_dynamic, qdq};
+use crate::quantize::{embedding, matmul_dynamic, qdq, weight_only};
+use crate::walk::Example;
 use crate::weights::{Weight, is_product, weights};
 use crate::{Error, Result};
 
@@ -61,15 +63,11 @@ impl Score {
 
 /// What the search asks of its caller, who has the data.
 pub trait Judge {
-    /// Hands calibration examples to `run`, as named inputs of the session's graph, batch by batch.
+    /// Hands calibration examples to `run`, as named inputs of the model, batch by batch.
     ///
     /// # Errors
     /// When an example cannot be read, or `run` fails.
-    fn calibration(
-        &self,
-        session: &Session,
-        run: &mut dyn FnMut(Vec<(String, Datum)>) -> Result<()>,
-    ) -> Result<()>;
+    fn calibration(&self, run: &mut dyn FnMut(Example) -> Result<()>) -> Result<()>;
 
     /// True when there are calibration examples.
     fn can_calibrate(&self) -> bool;
@@ -123,7 +121,8 @@ pub const MIN_OPSET: i64 = 13;
 /// Names of values and nodes are kept unless they make up more than this part of the file: one in a hundred.
 const NAMES: usize = 100;
 
-/// Shrinks a model to 8 bits.
+/// Shrinks a model: to 8 bits, and to fewer when it must become smaller than that makes it (the model must then name
+/// version 21 of ONNX's operators).
 ///
 /// # Errors
 /// When the model cannot be run or changed, a weight is damaged, or the judge fails. A goal that is missed is no
@@ -148,13 +147,14 @@ pub fn shrink(model: &Model, goal: &Goal, judge: &dyn Judge, cpu: &Cpu) -> Resul
             Some(_) => {}
         }
     }
-    let (mut model, plan) = made;
-    lean::lean(&mut model.graph, work.version)?;
-    if lean::name_bytes(&model.graph) * NAMES > judge.bytes(&model)? {
-        lean::shorten(&mut model.graph)?;
+    let (mut model, mut plan) = (work.finish(made.0)?, made.1);
+    let target = goal.smaller.map(|smaller| (before as f64 / smaller) as usize);
+    if let Some(target) = target.filter(|&target| work.version >= weight_only::MIN_OPSET && target > 0)
+        && judge.bytes(&model)? > target
+    {
+        given_back.clear();
+        (model, plan) = bits::shrink(&work, target)?;
     }
-    model.graph.infer()?;
-    model.graph.check()?;
     judge.progress("measuring on examples that nothing was decided on");
     let score = judge.score(&model, Part::Verify)?;
     let after = judge.bytes(&model)?;
@@ -180,10 +180,11 @@ struct Work<'a> {
     stats: Stats,
     judge: &'a dyn Judge,
     version: i64,
+    cpu: &'a Cpu,
 }
 
 impl<'a> Work<'a> {
-    fn new(model: &Model, judge: &'a dyn Judge, cpu: &Cpu) -> Result<Work<'a>> {
+    fn new(model: &Model, judge: &'a dyn Judge, cpu: &'a Cpu) -> Result<Work<'a>> {
         let version = model.opsets.get("").copied().unwrap_or(MIN_OPSET);
         if version < MIN_OPSET {
             let what = format!("the model uses version {version} of ONNX's operators; {MIN_OPSET} is needed");
@@ -195,7 +196,7 @@ impl<'a> Work<'a> {
             tidy::run(&mut base.graph, tidy::PORTABLE, cpu)?;
         }
         let weights = weights(&base.graph)?;
-        let mut work = Work { base, weights, stats: Stats::new(), judge, version };
+        let mut work = Work { base, weights, stats: Stats::new(), judge, version, cpu };
         let products: Vec<&Weight> = work.weights.iter().filter(|w| work.is_static(w)).collect();
         if judge.can_calibrate() && !products.is_empty() {
             judge.progress("calibrating");
@@ -256,6 +257,17 @@ impl<'a> Work<'a> {
         };
         let plan = Plan { steps: self.weights.iter().zip(choices).map(step).collect() };
         Ok((model, plan))
+    }
+
+    /// The model as it is written: without what its meaning does not need.
+    fn finish(&self, mut model: Model) -> Result<Model> {
+        lean::lean(&mut model.graph, self.version)?;
+        if lean::name_bytes(&model.graph) * NAMES > self.judge.bytes(&model)? {
+            lean::shorten(&mut model.graph)?;
+        }
+        model.graph.infer()?;
+        model.graph.check()?;
+        Ok(model)
     }
 
     /// Gives weights back to f32, the most harmful first, until the loss is within the bound: as few as will do.
