@@ -70,6 +70,10 @@ fn page(receipt: &Receipt, json: &str) -> String {
             escape(&receipt.machine.to_string())
         );
     }
+    if let Some(proof) = &receipt.proof {
+        let class = if proof.holds { "met" } else { "soft" };
+        let _ = write!(html, "<p class=\"{class}\">{}</p>", escape(&proof.words()));
+    }
     weights(&mut html, receipt);
     let _ = writeln!(
         html,

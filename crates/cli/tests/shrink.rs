@@ -88,3 +88,69 @@ fn wrong_calls_fail_in_one_line() {
         assert_eq!(lessen(&["shrink", &model, bad[0], bad[1]]).code, 1, "{bad:?}");
     }
 }
+
+/// Digits made seven times smaller.
+fn seven(place: &Place, more: &[&str]) -> here::Answer {
+    digits(place, &[&["--smaller", "6", "--lose", "2"], more].concat())
+}
+
+#[test]
+fn few_bits_go_where_they_do_least_harm_and_a_plan_repeats_them_byte_by_byte() {
+    let place = Place::new();
+    let receipt = seven(&place, &[]).json();
+    assert_eq!(receipt["met"], true, "{receipt}");
+    assert!(receipt["smaller"]["value"].as_f64().unwrap() >= 6.0);
+    assert!(receipt["quality"]["after"]["value"].as_f64().unwrap() > 97.0);
+    assert!(receipt["proof"]["holds"].is_boolean());
+    let choices: std::collections::HashSet<&str> =
+        receipt["plan"]["steps"].as_array().unwrap().iter().map(|s| s["choice"].as_str().unwrap()).collect();
+    assert!(choices.len() > 1 && choices.iter().all(|c| c.starts_with('w')), "{choices:?}");
+    let (plan, again) = (place.path("small.toml"), place.path("again.onnx"));
+    let (model, data) = (example("digits.onnx"), example("test.npz"));
+    let threads = |n| ["apply", &model, &plan, "--data", &data, "-o", &again, "--json", "--threads", n];
+    for n in ["1", "2"] {
+        lessen(&threads(n)).json();
+        let bytes = |path: String| std::fs::read(path).unwrap();
+        assert!(bytes(place.path("small.onnx")) == bytes(again.clone()), "{n} threads");
+    }
+    // Edited: all weights but the first are kept.
+    let text = std::fs::read_to_string(&plan).unwrap();
+    let end = text.match_indices("[[steps]]").nth(1).unwrap().0;
+    std::fs::write(place.path("edited.toml"), &text[..end]).unwrap();
+    let edited = place.path("edited.toml");
+    let receipt = lessen(&["apply", &model, &edited, "--data", &data, "-o", &again, "--json"]).json();
+    let kept = receipt["plan"]["steps"].as_array().unwrap().iter().filter(|s| s["choice"] == "keep").count();
+    assert_eq!(kept + 1, receipt["plan"]["steps"].as_array().unwrap().len());
+}
+
+#[test]
+fn rounding_by_sweeping_beats_the_nearest_code_at_the_same_bytes() {
+    let (swept, nearest) = (Place::new(), Place::new());
+    let of = |receipt: serde_json::Value| {
+        (receipt["bytes_after"]["value"].as_f64().unwrap(), receipt["quality"]["distance"].as_f64().unwrap())
+    };
+    let (bytes, distance) = of(seven(&swept, &["--force"]).json());
+    let plain = ["--rounding", "nearest", "--ranges", "min-max", "--force"];
+    let answer = seven(&nearest, &plain);
+    let (same, further) = of(serde_json::from_str(&answer.out).unwrap());
+    assert_eq!(bytes, same);
+    assert!(distance < 0.5 * further, "{distance} {further}");
+}
+
+#[test]
+fn plans_that_do_not_fit_are_refused_with_the_reason() {
+    let place = Place::new();
+    let (model, data, out) = (example("digits.onnx"), example("test.npz"), place.path("small.onnx"));
+    let refused = |plan: &str, what: &str| {
+        let path = place.path("plan.toml");
+        std::fs::write(&path, plan).unwrap();
+        let answer = lessen(&["apply", &model, &path, "--data", &data, "-o", &out]);
+        assert!(answer.code == 1 && answer.err.contains(what), "{}", answer.err);
+        assert!(!std::path::Path::new(&out).exists());
+    };
+    refused("[[steps]]\nnode = 'no'\nweight = 'no'\nchoice = 'w4'\n", "no weight");
+    refused("[[steps]]\nnode = 'no'\nweight = 'no'\nchoice = 'w44'\n", "w44");
+    refused("steps = [", "line 1");
+    let missing = place.path("missing.toml");
+    assert!(lessen(&["apply", &model, &missing, "-o", &out]).err.contains("missing.toml"));
+}

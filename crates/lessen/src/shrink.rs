@@ -10,7 +10,7 @@ use learn::data::{Dataset, Target, split};
 use learn::score::{self, Interval};
 use meter::{Machine, Stopwatch, interleave};
 use serde::Serialize;
-pub use shrink::quantize::coded::Form;
+pub use shrink::quantize::coded::{Form, Ranges, Rounding};
 pub use shrink::{Choice, Goal, Plan, Step};
 use shrink::{Judge, Part, Score};
 
@@ -23,8 +23,8 @@ use crate::{Cpu, Error, Model, Result};
 const CALIBRATION: usize = 256;
 /// Most examples that the harm of each single weight is measured on.
 const PROBE: usize = 64;
-/// Models become at most this many times smaller by weights of 8 bits.
-const INT8: f64 = 3.0;
+/// Models become this many times smaller by weights of 8 bits, however small they are.
+const INT8: f64 = 3.5;
 /// Runs of each model when their speed is compared.
 const ROUNDS: usize = 25;
 
@@ -47,6 +47,8 @@ pub struct Receipt {
     pub bytes_after: Number,
     /// How many times smaller.
     pub smaller: Number,
+    /// Whether the loss is certain to be within what is allowed; `None` when nothing was allowed or measured.
+    pub proof: Option<Proof>,
     /// How it does, on examples that neither calibration nor search has seen; `None` without data.
     pub quality: Option<Quality>,
     /// Time of one run on the first of these examples, measured here, both in turn; `None` without data.
@@ -70,6 +72,45 @@ pub struct Asked {
     pub smaller: Option<f64>,
     /// At most this much of the metric lost.
     pub lose: Option<f64>,
+}
+
+/// Whether a loss is within a bound for certain: when the upper end of its 95 % interval is.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Proof {
+    /// The loss that is allowed, in the metric's own unit.
+    pub bound: f64,
+    /// The upper end of the 95 % interval of the loss.
+    pub at_most: f64,
+    /// True when the second is not above the first.
+    pub holds: bool,
+    /// Number of examples that would do, about, if the loss stays what it is; `None` when it holds already, and when
+    /// no number would do.
+    pub examples_needed: Option<usize>,
+}
+
+impl Proof {
+    fn new(bound: f64, score: &Score) -> Proof {
+        let (loss, at_most) = (score.loss(), score.lost.1);
+        let holds = at_most <= bound;
+        // Intervals shrink with the square root of the number of examples.
+        let times = ((at_most - loss) / (bound - loss)).powi(2);
+        let needed = (score.examples as f64 * times).ceil();
+        let possible = !holds && loss < bound && needed.is_finite();
+        Proof { bound, at_most, holds, examples_needed: possible.then_some(needed as usize) }
+    }
+
+    /// In a sentence.
+    pub fn words(&self) -> String {
+        let Proof { bound, at_most, .. } = self;
+        match (self.holds, self.examples_needed) {
+            (true, _) => format!("proven: loses at most {bound:.4} (95 %: at most {at_most:.4})"),
+            (false, Some(n)) => format!(
+                "not proven: the loss may be up to {at_most:.4}, more than {bound:.4}; about {n} examples to verify on \
+                 would settle it"
+            ),
+            (false, None) => format!("not proven: the loss may be up to {at_most:.4}, more than {bound:.4}"),
+        }
+    }
 }
 
 /// The metric before and after.
@@ -162,6 +203,12 @@ pub struct Request<'a> {
     pub smaller: Option<f64>,
     /// At most this much may be lost.
     pub lose: Option<Lose>,
+    /// How weights of few bits go to their codes.
+    pub rounding: Rounding,
+    /// How the scales of weights of few bits are found.
+    pub ranges: Ranges,
+    /// What to do to each weight; it is searched for when not given.
+    pub plan: Option<&'a Plan>,
     /// What the model is for; guessed from the data when not given.
     pub task: Option<Task>,
     /// How examples are shown and answers read.
@@ -179,13 +226,14 @@ pub fn shrink(
     cpu: &Cpu,
     progress: &dyn Fn(&str),
 ) -> Result<(Model, Receipt)> {
-    let Request { data, smaller, lose, task, ref options } = *request;
+    let Request { data, smaller, lose, rounding, ranges, plan, task, ref options } = *request;
     let watch = Stopwatch::start();
     let mut original = model.inner().clone();
-    let least = match smaller {
-        Some(times) if times > INT8 => shrink::quantize::weight_only::MIN_OPSET,
-        _ => shrink::search::MIN_OPSET,
+    let few_bits = match plan {
+        Some(plan) => plan.steps.iter().any(|s| matches!(s.choice, Choice::Bits(_))),
+        None => smaller.is_some_and(|times| times > INT8),
     };
+    let least = if few_bits { shrink::quantize::weight_only::MIN_OPSET } else { shrink::search::MIN_OPSET };
     let version = format::onnx::needed(&original).max(least);
     format::onnx::upgrade(&mut original, version)?;
     let original = model.with_inner(original);
@@ -195,8 +243,13 @@ pub fn shrink(
         Lose::Points(points) => points / 100.0,
         Lose::Percent(percent) => percent / 100.0 * metric.unwrap_or(1.0).abs(),
     });
-    let goal = Goal { smaller, lose: allowed };
-    let outcome = shrink::shrink(original.inner(), &goal, &judge, cpu).map_err(back)?;
+    let goal = Goal { smaller, lose: allowed, rounding, ranges };
+    let outcome = match plan {
+        Some(plan) => shrink::apply(original.inner(), plan, &goal, &judge, cpu),
+        None => shrink::shrink(original.inner(), &goal, &judge, cpu),
+    };
+    let outcome = outcome.map_err(back)?;
+    let proof = allowed.zip(outcome.score.as_ref()).map(|(bound, score)| Proof::new(bound, score));
     let small = model.with_inner(outcome.model);
     progress("timing both models");
     let receipt = Receipt {
@@ -208,6 +261,7 @@ pub fn shrink(
         bytes_before: Number::exact(outcome.bytes.0 as f64, "bytes"),
         bytes_after: Number::exact(outcome.bytes.1 as f64, "bytes"),
         smaller: Number::exact(outcome.bytes.0 as f64 / outcome.bytes.1.max(1) as f64, "x"),
+        proof,
         quality: outcome.score.map(|score| judge.quality(score)),
         speed: judge.speed(&small)?,
         data: judge.shares(),
@@ -500,6 +554,27 @@ fn agreement(before: &[Answer], after: &[Answer]) -> Result<(f64, (f64, f64))> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bound_is_proven_by_the_end_of_the_interval_or_says_what_it_takes() {
+        let score = |loss: f64, high: f64| Score {
+            metric: "top-1 accuracy".into(),
+            original: 0.9,
+            value: 0.9 - loss,
+            lost: (2.0 * loss - high, high),
+            examples: 100,
+            distance: 0.0,
+        };
+        let proof = Proof::new(0.01, &score(0.002, 0.008));
+        assert!(proof.holds && proof.examples_needed.is_none() && proof.words().starts_with("proven"));
+        // Half the width is needed: four times the examples.
+        let proof = Proof::new(0.01, &score(0.0, 0.02));
+        assert!(!proof.holds);
+        assert_eq!(proof.examples_needed, Some(400));
+        assert!(proof.words().contains("about 400 examples"));
+        let proof = Proof::new(0.01, &score(0.03, 0.05));
+        assert!(!proof.holds && proof.examples_needed.is_none());
+    }
 
     #[test]
     fn losses_are_points_or_per_cent() {

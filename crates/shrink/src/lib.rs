@@ -19,4 +19,4 @@ pub mod weights;
 
 pub use error::{Error, Result};
 pub use plan::{Choice, Plan, Step};
-pub use search::{Goal, Judge, Outcome, Part, Score, shrink};
+pub use search::{Goal, Judge, Outcome, Part, Score, apply, shrink};

@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::quantize::coded::Form;
+use crate::quantize::coded::{Form, Ranges, Rounding};
+use crate::{Error, Result};
 
 /// What is done to one weight. In a plan: `keep`, `int8-static`, `int8-dynamic`, `int8-rows`, `w4`, `w3-g128`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -44,7 +45,7 @@ impl fmt::Display for Choice {
 impl FromStr for Choice {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Choice, String> {
+    fn from_str(text: &str) -> std::result::Result<Choice, String> {
         match NAMES.iter().find(|(_, name)| *name == text) {
             Some((choice, _)) => Ok(*choice),
             None => Ok(Choice::Bits(text.parse()?)),
@@ -61,7 +62,7 @@ impl From<Choice> for String {
 impl TryFrom<String> for Choice {
     type Error = String;
 
-    fn try_from(text: String) -> Result<Choice, String> {
+    fn try_from(text: String) -> std::result::Result<Choice, String> {
         text.parse()
     }
 }
@@ -74,22 +75,49 @@ pub struct Step {
     /// The weight.
     pub weight: String,
     /// Number of elements.
+    #[serde(default)]
     pub elements: usize,
     /// What is done.
     pub choice: Choice,
     /// Squared error that was made, relative: of what the weight's products are, where calibration has seen their
     /// inputs and columns were swept; else of the weight itself.
+    #[serde(default)]
     pub error: f64,
 }
 
-/// What is done to each weight, in the order of the nodes.
+/// What is done to each weight, in the order of the nodes. It is a file that people read and edit: see [`Plan::read`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Plan {
+    /// How weights of few bits go to their codes.
+    #[serde(default)]
+    pub rounding: Rounding,
+    /// How the scales of weights of few bits are found.
+    #[serde(default)]
+    pub ranges: Ranges,
     /// The lines.
+    #[serde(default)]
     pub steps: Vec<Step>,
 }
 
 impl Plan {
+    /// A plan from a TOML file: `rounding`, `ranges`, and a table `[[steps]]` for each weight. A step needs `node`,
+    /// `weight` and `choice`; the rest is for people.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] that says where the text is wrong.
+    pub fn read(text: &str) -> Result<Plan> {
+        toml::from_str(text).map_err(|e| Error::Plan(e.to_string()))
+    }
+
+    /// The plan as a TOML file.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] when it cannot be written, which no plan of this crate should bring about.
+    pub fn write(&self) -> Result<String> {
+        toml::to_string_pretty(self).map_err(|e| Error::Plan(e.to_string()))
+    }
+
     /// The weights that are changed.
     pub fn changed(&self) -> impl Iterator<Item = &Step> {
         self.steps.iter().filter(|s| s.choice != Choice::Keep)
@@ -108,5 +136,25 @@ mod tests {
             assert_eq!(Choice::try_from(String::from(choice)), Ok(choice));
         }
         assert!("int7".parse::<Choice>().is_err());
+    }
+
+    #[test]
+    fn plans_are_read_as_they_are_written_and_mistakes_are_shown() {
+        let step =
+            |choice| Step { node: "a/b".into(), weight: "w \"1\"".into(), elements: 7, choice, error: 1e-3 };
+        let steps = vec![step(Choice::Keep), step(Choice::Bits(Form { bits: 4, group: 0 }))];
+        let plan = Plan { rounding: Rounding::Nearest, ranges: Ranges::MinMax, steps };
+        assert_eq!(Plan::read(&plan.write().unwrap()).unwrap(), plan);
+        let short = Plan::read("[[steps]]\nnode = 'n'\nweight = 'w'\nchoice = 'w3-g64'\n").unwrap();
+        assert_eq!((short.rounding, short.steps[0].choice), (Rounding::Sweep, "w3-g64".parse().unwrap()));
+        for (text, part) in [
+            ("[[steps]]\nnode = 'n'\nweight = 'w'\nchoice = 'w9'", "w9"),
+            ("[[steps]]\nnode = 'n'\nchoice = 'keep'", "weight"),
+            ("speed = 3", "speed"),
+            ("steps = 3 4", "line 1"),
+        ] {
+            let error = Plan::read(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
     }
 }

@@ -153,12 +153,12 @@ impl Stages {
         let mut last_read: HashMap<ValueId, usize> = HashMap::new();
         for (id, node) in graph.nodes().rev() {
             let needed = node.outputs.iter().flatten().any(|v| wanted.contains(v));
-            if let Some(&stage) = of_weight.get(&id) {
-                if let Some(x) = node.input(0) {
-                    wanted.insert(x);
-                    let last = last_read.entry(x).or_insert(stage);
-                    *last = stage.max(*last);
-                }
+            if let Some(&stage) = of_weight.get(&id)
+                && let Some(x) = node.input(0)
+            {
+                wanted.insert(x);
+                let last = last_read.entry(x).or_insert(stage);
+                *last = stage.max(*last);
             }
             if !needed {
                 of_node.remove(&id);

@@ -6,7 +6,7 @@ use graph::op::{Reader, ramp};
 use graph::run::Session;
 use graph::{Attrs, DType, Datum, Dim, Fact, Graph, Model, Node, Tensor, ValueId};
 use kernel::{Cpu, Isa};
-use lessen_shrink::{Choice, Error, Goal, Judge, Part, Result, Score, shrink};
+use lessen_shrink::{Choice, Error, Goal, Judge, Part, Result, Score, apply, shrink};
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
@@ -80,6 +80,10 @@ impl Judge for Knows {
     }
 }
 
+fn goal(smaller: Option<f64>, lose: Option<f64>) -> Goal {
+    Goal { smaller, lose, ..Goal::default() }
+}
+
 fn cpu() -> Cpu {
     Cpu::with_isa(Isa::best(), 1).unwrap()
 }
@@ -87,7 +91,7 @@ fn cpu() -> Cpu {
 #[test]
 fn everything_is_quantized_when_nothing_hurts() {
     let judge = Knows { harm: vec![] };
-    let outcome = shrink(&model(), &Goal { smaller: Some(3.0), lose: Some(0.0) }, &judge, &cpu()).unwrap();
+    let outcome = shrink(&model(), &goal(Some(3.0), Some(0.0)), &judge, &cpu()).unwrap();
     assert!(outcome.missed.is_empty(), "{:?}", outcome.missed);
     assert_eq!(outcome.plan.changed().count(), 5);
     assert!(outcome.plan.steps.iter().all(|s| s.choice == Choice::Int8Dynamic && s.error < 1e-4));
@@ -105,7 +109,7 @@ fn everything_is_quantized_when_nothing_hurts() {
 #[test]
 fn the_weights_that_hurt_are_given_back_and_no_others() {
     let judge = Knows { harm: vec![("d", 0.03), ("b", 0.2), ("e", 0.001)] };
-    let outcome = shrink(&model(), &Goal { smaller: None, lose: Some(0.005) }, &judge, &cpu()).unwrap();
+    let outcome = shrink(&model(), &goal(None, Some(0.005)), &judge, &cpu()).unwrap();
     assert_eq!(outcome.given_back, ["product_b", "product_d"]);
     assert!(outcome.missed.is_empty());
     let kept: Vec<&str> =
@@ -116,10 +120,50 @@ fn the_weights_that_hurt_are_given_back_and_no_others() {
 #[test]
 fn goals_that_cannot_be_met_are_said_to_be_missed() {
     let judge = Knows { harm: vec![("a", 0.1)] };
-    let goal = Goal { smaller: Some(3.5), lose: Some(0.05) };
+    let goal = goal(Some(3.5), Some(0.05));
     let outcome = shrink(&model(), &goal, &judge, &cpu()).unwrap();
     assert_eq!(outcome.given_back, ["product_a"]);
     assert!(outcome.missed.len() == 1 && outcome.missed[0].contains("times smaller"), "{:?}", outcome.missed);
+}
+
+#[test]
+fn few_bits_go_to_the_weights_that_hurt_least() {
+    let mut newer = model();
+    newer.opsets.insert(String::new(), 21);
+    let judge = Knows { harm: vec![("b", 0.2), ("d", 0.02)] };
+    let outcome = shrink(&newer, &goal(Some(5.0), None), &judge, &cpu()).unwrap();
+    assert!(outcome.missed.is_empty(), "{:?}", outcome.missed);
+    let bits = |name: &str| {
+        let step = outcome.plan.steps.iter().find(|s| s.weight == name).unwrap();
+        match step.choice {
+            Choice::Bits(form) => form.bits,
+            other => panic!("{other}"),
+        }
+    };
+    assert!(bits("b") > bits("d") && bits("d") > bits("a"), "{:?}", outcome.plan);
+    // What the plan says can be done again, and comes out the same.
+    let again = apply(&newer, &outcome.plan, &Goal::default(), &judge, &cpu()).unwrap();
+    assert_eq!(again.plan, outcome.plan);
+    assert_eq!(again.bytes, outcome.bytes);
+    // Too small is too small: the smallest is offered, and the goal is missed.
+    let outcome = shrink(&newer, &goal(Some(1000.0), None), &judge, &cpu()).unwrap();
+    assert!(outcome.plan.steps.iter().all(|s| matches!(s.choice, Choice::Bits(f) if f.bits == 2)));
+    assert!(outcome.missed[0].contains("times smaller"));
+}
+
+#[test]
+fn plans_with_forms_that_cannot_be_are_refused() {
+    let mut outcome = shrink(&model(), &Goal::default(), &Knows { harm: vec![] }, &cpu()).unwrap();
+    outcome.plan.steps[2].choice = "w4".parse().unwrap();
+    let apply = |plan: &_| apply(&model(), plan, &Goal::default(), &Knows { harm: vec![] }, &cpu());
+    // The model names version 17, which has no codes of 4 bits.
+    assert!(apply(&outcome.plan).unwrap_err().to_string().contains("\"c\""));
+    outcome.plan.steps[2].choice = Choice::Int8Rows;
+    assert!(apply(&outcome.plan).unwrap_err().to_string().contains("int8-rows"));
+    outcome.plan.steps[2].choice = Choice::Keep;
+    assert_eq!(apply(&outcome.plan).unwrap().plan.changed().count(), 4);
+    outcome.plan.steps[2].weight = "z".into();
+    assert!(apply(&outcome.plan).unwrap_err().to_string().contains("\"z\""));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::flags::Common;
 
+mod apply;
 mod bench;
 mod compare;
 mod convert;
@@ -26,6 +27,7 @@ pub enum Command {
     Convert(convert::Convert),
     Ops(ops::Ops),
     Shrink(shrink::Shrink),
+    Apply(apply::Apply),
     #[command(hide = true)]
     BenchWorker(bench::Worker),
 }
@@ -42,6 +44,7 @@ impl Command {
             Command::Convert(command) => command.run(common),
             Command::Ops(command) => command.run(common),
             Command::Shrink(command) => command.run(common),
+            Command::Apply(command) => command.run(common),
             Command::BenchWorker(command) => command.run(common),
         }
     }

@@ -7,7 +7,7 @@ use clap::Args;
 use lessen::answer::Task;
 use lessen::data::{self, Dataset};
 use lessen::receipt::bytes;
-use lessen::shrink::{Choice, Lose, Receipt, Request, shrink};
+use lessen::shrink::{Choice, Lose, Ranges, Receipt, Request, Rounding, shrink};
 
 use super::{Done, table};
 use crate::flags::{Columns, Common, Opening, Showing};
@@ -18,18 +18,21 @@ const MISSED: u8 = 2;
 /// The example that is shrunk when no model is named.
 const EXAMPLE: [&str; 2] = ["examples/digits/digits.onnx", "examples/digits/test.npz"];
 
-/// Make a model smaller: 8-bit weights and activations, measured on data held aside.
+/// Make a model smaller: 8 bits, or as few bits for each weight as the size asks for; measured on data held aside.
 #[derive(Debug, Args)]
 #[command(after_help = "Without a model, the example in examples/digits is shrunk.
 
 The data are shared out three ways: calibration, search, and the examples that the receipt's numbers are from. When
-more is lost than --lose allows, weights are given back to f32, the most harmful first, until it holds. When a goal
-cannot be met the exit code is 2, the weights that hurt are named, and nothing is written unless --force is given.
+more is lost than --lose allows, weights are given back to f32, the most harmful first, until it holds. When 8 bits do
+not make the file small enough for --smaller, each weight gets 2 to 8 bits by the harm that they do, and activations
+stay f32. When a goal cannot be met the exit code is 2, the weights that hurt are named, and nothing is written unless
+--force is given. Beside the model lie its receipt (.html) and its plan (.toml), which `lessen apply` repeats.
 
 Examples:
   lessen shrink
   lessen shrink resnet.onnx --data images/ --lose 1% -o small.onnx
   lessen shrink minilm/ --data sts.csv.gz --smaller 3.5 --lose 0.5 -o minilm-int8.onnx
+  lessen shrink resnet.onnx --data images/ --smaller 7 -o tiny.onnx
   lessen shrink model.onnx -o small.onnx              (no data: only what needs none, nothing is proven)")]
 pub struct Shrink {
     /// The model: an ONNX file, or a folder with config.json and model.safetensors.
@@ -53,6 +56,12 @@ pub struct Shrink {
     /// What the model is for: classify, similarity or agree [default: what the data are for].
     #[arg(long, value_name = "TASK")]
     task: Option<Task>,
+    /// How weights of few bits go to their codes; nearest is for comparison.
+    #[arg(long, value_name = "HOW", default_value = "sweep", value_parser = rounding)]
+    rounding: Rounding,
+    /// How the scales of weights of few bits are found; min-max is for comparison.
+    #[arg(long, value_name = "HOW", default_value = "searched", value_parser = ranges)]
+    ranges: Ranges,
     #[command(flatten)]
     columns: Columns,
     #[command(flatten)]
@@ -61,7 +70,23 @@ pub struct Shrink {
     showing: Showing,
 }
 
-fn positive(text: &str) -> std::result::Result<f64, String> {
+fn rounding(text: &str) -> std::result::Result<Rounding, String> {
+    match text {
+        "sweep" => Ok(Rounding::Sweep),
+        "nearest" => Ok(Rounding::Nearest),
+        _ => Err("say sweep or nearest".into()),
+    }
+}
+
+fn ranges(text: &str) -> std::result::Result<Ranges, String> {
+    match text {
+        "searched" => Ok(Ranges::Searched),
+        "min-max" => Ok(Ranges::MinMax),
+        _ => Err("say searched or min-max".into()),
+    }
+}
+
+pub(super) fn positive(text: &str) -> std::result::Result<f64, String> {
     match text.trim_end_matches(['x', 'X']).parse::<f64>() {
         Ok(n) if n.is_finite() && n > 0.0 => Ok(n),
         _ => Err(format!("{text:?} is not a number above 0")),
@@ -75,52 +100,78 @@ impl Shrink {
             None => example(self.data.as_deref())?,
         };
         let output = self.output.clone().unwrap_or_else(|| default_output(&model_path));
-        if same_file(&model_path, &output) {
-            bail!("{} is the model itself; name another file with -o", output.display());
-        }
-        if output.is_dir() {
-            bail!("{} is a folder; name a file with -o", output.display());
-        }
-        let model = self.opening.open(&model_path)?;
-        let data = data_path.map(|path| data::open(&path, &self.columns.options(&model))).transpose()?;
-        let bar = common.spinner();
-        let tell = |what: &str| bar.set_message(what.to_owned());
         let request = Request {
-            data: data.as_deref().map(|d| d as &dyn Dataset),
             smaller: self.smaller,
             lose: self.lose,
+            rounding: self.rounding,
+            ranges: self.ranges,
             task: self.task,
             options: self.showing.options(),
+            ..Request::default()
         };
-        let (small, receipt) = shrink(&model, &request, &common.cpu()?, &tell)?;
-        bar.finish_and_clear();
-
-        let written = receipt.met || self.force;
-        let page_path = output.with_extension("html");
-        if written {
-            small.save(&output).context("the model cannot be written")?;
-            page::write(&receipt, &page_path).context("the receipt cannot be written")?;
-        }
-        let mut text = words(&receipt);
-        for missed in &receipt.missed {
-            text += &format!("goal missed: {missed}\n");
-        }
-        match (written, receipt.met) {
-            (true, _) => {
-                text += &format!("written: {}, receipt: {}\n", output.display(), page_path.display());
-            }
-            (false, _) => {
-                text += &format!("weights that hurt: {}\n", hurting(&receipt).join(", "));
-                text += "nothing was written; --force writes the model all the same\n";
-            }
-        }
-        let mut json = serde_json::to_value(&receipt)?;
-        json["output"] =
-            written.then_some(&output).map_or(serde_json::Value::Null, |p| p.display().to_string().into());
-        json["weights_that_hurt"] = hurting(&receipt).into();
-        let code = if receipt.met { 0 } else { MISSED };
-        Ok(Done { text, json, code })
+        let source = Source { model: &model_path, data: data_path.as_deref(), columns: &self.columns };
+        make(common, &source, &self.opening, request, &output, self.force)
     }
+}
+
+/// Where a model and its data are.
+pub(super) struct Source<'a> {
+    pub model: &'a Path,
+    pub data: Option<&'a Path>,
+    pub columns: &'a Columns,
+}
+
+/// Makes the smaller model; writes it, its plan and its receipt.
+pub(super) fn make(
+    common: &Common,
+    source: &Source,
+    opening: &Opening,
+    request: Request,
+    output: &Path,
+    force: bool,
+) -> Result<Done> {
+    if same_file(source.model, output) {
+        bail!("{} is the model itself; name another file with -o", output.display());
+    }
+    if output.is_dir() {
+        bail!("{} is a folder; name a file with -o", output.display());
+    }
+    let model = opening.open(source.model)?;
+    let data = source.data.map(|path| data::open(path, &source.columns.options(&model))).transpose()?;
+    let bar = common.spinner();
+    let tell = |what: &str| bar.set_message(what.to_owned());
+    let request = Request { data: data.as_deref().map(|d| d as &dyn Dataset), ..request };
+    let (small, receipt) = shrink(&model, &request, &common.cpu()?, &tell)?;
+    bar.finish_and_clear();
+
+    let written = receipt.met || force;
+    let (page_path, plan_path) = (output.with_extension("html"), output.with_extension("toml"));
+    if written {
+        small.save(output).context("the model cannot be written")?;
+        let plan = receipt.plan.write()?;
+        lessen::write_file(&plan_path, plan.as_bytes()).context("the plan cannot be written")?;
+        page::write(&receipt, &page_path).context("the receipt cannot be written")?;
+    }
+    let mut text = words(&receipt);
+    for missed in &receipt.missed {
+        text += &format!("goal missed: {missed}\n");
+    }
+    match written {
+        true => {
+            let [model, plan, page] = [output, &plan_path, &page_path].map(Path::display);
+            text += &format!("written: {model}, plan: {plan}, receipt: {page}\n");
+        }
+        false => {
+            text += &format!("weights that hurt: {}\n", hurting(&receipt).join(", "));
+            text += "nothing was written; --force writes the model all the same\n";
+        }
+    }
+    let mut json = serde_json::to_value(&receipt)?;
+    json["output"] =
+        written.then_some(output).map_or(serde_json::Value::Null, |p| p.display().to_string().into());
+    json["weights_that_hurt"] = hurting(&receipt).into();
+    let code = if receipt.met { 0 } else { MISSED };
+    Ok(Done { text, json, code })
 }
 
 /// The example of the repository, when the command runs in it.
@@ -199,6 +250,9 @@ fn words(receipt: &Receipt) -> String {
     }
     let kinds: Vec<String> = kinds.iter().map(|(choice, count)| format!("{count} {choice}")).collect();
     text += &format!("weights: {}\n", kinds.join(", "));
+    if let Some(proof) = &receipt.proof {
+        text += &format!("{}\n", proof.words());
+    }
     if !receipt.given_back.is_empty() {
         text += &format!("given back to f32, most harmful first: {}\n", receipt.given_back.join(", "));
     }

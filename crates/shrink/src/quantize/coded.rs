@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use kernel::Cpu;
+use serde::{Deserialize, Serialize};
 
 use super::grid::{Grid, Kind, search};
 use crate::Result;
@@ -139,12 +140,25 @@ impl FromStr for Form {
 }
 
 /// How the grid of a group is found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Ranges {
     /// From the least to the greatest weight.
     MinMax,
     /// Searched for the least error, weighed by the importance of the inputs when it is known.
+    #[default]
     Searched,
+}
+
+/// How weights go to their grids.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rounding {
+    /// Each to the nearest code.
+    Nearest,
+    /// Column by column, the free ones making up for the errors: GPTQ.
+    #[default]
+    Sweep,
 }
 
 /// The grids of all groups of a weight. `importance` has a number for each column, or is empty.

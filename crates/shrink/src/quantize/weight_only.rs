@@ -4,6 +4,7 @@
 //! read the file. Tables that are looked up by row keep their planes: only the rows that are wanted are put together.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use graph::op::WeightKind;
 use graph::{Attrs, DType, Graph, NodeId, Tensor, ValueId};
@@ -268,13 +269,13 @@ impl Writer<'_> {
             1 => vec![coded.rows, last],
             _ => vec![coded.rows, groups, last],
         };
-        if !shared.contains_key(&item.weight.value) {
+        if let Entry::Vacant(place) = shared.entry(item.weight.value) {
             let planes = self.planes(&coded.codes, group, bits, |width, bytes| {
                 Ok(Tensor::new(&shape(group * width as usize / 8), &bytes)?)
             })?;
             let scales = self.graph.add_constant(SHORT, Tensor::new(&shape(1), &coded.scales)?);
             let zeros = self.graph.add_constant(SHORT, Tensor::new(&shape(1), &coded.zeros)?);
-            shared.insert(item.weight.value, [planes, vec![scales, zeros]]);
+            place.insert([planes, vec![scales, zeros]]);
         }
         let before = Some(item.weight.node);
         let [planes, grids] = shared[&item.weight.value].clone();

@@ -5,17 +5,17 @@
 
 use std::collections::HashMap;
 
+use graph::ValueId;
 use graph::op::WeightKind;
-use graph::{Model, ValueId};
 
 use super::{Part, Work};
 use crate::allocate::{Offer, allocate};
 use crate::gram::{DAMP, Gram};
 use crate::matrix::{Layout, Matrix};
-use crate::plan::{Choice, Plan, Step};
-use crate::quantize::coded::{Coded, Form, Ranges, gptq, nearest};
+use crate::plan::Choice;
+use crate::quantize::coded::{Coded, Form, Ranges, Rounding, gptq, nearest};
 use crate::quantize::embedding;
-use crate::quantize::weight_only::{Item, rewrite};
+use crate::quantize::weight_only::Item;
 use crate::walk::{Example, Stop, walk};
 use crate::weights::Weight;
 use crate::{Error, Result};
@@ -37,27 +37,69 @@ struct Candidate<'a> {
     offers: Vec<(Form, Offer)>,
 }
 
-/// The model within so many bytes of file, or the smallest that there is.
-pub(super) fn shrink(work: &Work, target: usize) -> Result<(Model, Plan)> {
+/// Codes of a weight, and the relative squared error that they make.
+pub(super) struct Code {
+    layout: Layout,
+    coded: Coded,
+    pub(super) error: f64,
+}
+
+/// Codes by weight.
+pub(super) type Codes = HashMap<ValueId, Code>;
+
+/// The weights that have codes, at their nodes.
+pub(super) fn items<'a>(work: &'a Work, choices: &[Choice], codes: &'a Codes) -> Vec<Item<'a>> {
+    let mut items = Vec::new();
+    for (weight, choice) in work.weights.iter().zip(choices) {
+        if let (Choice::Bits(_), Some(Code { layout, coded, .. })) = (choice, codes.get(&weight.value)) {
+            items.push(Item { weight, layout, coded });
+        }
+    }
+    items
+}
+
+/// What to do to each weight so that the file has at most so many bytes, or as few as can be.
+pub(super) fn choose(work: &Work, target: usize) -> Result<Vec<Choice>> {
     let mut candidates = candidates(work);
-    let examples = examples(work)?;
     work.judge.progress("looking at what the weights read");
-    let importance = importance(work, &candidates, examples.clone())?;
+    let importance = importance(work, &candidates, examples(work)?)?;
     measure(work, &mut candidates, &importance)?;
-    let chosen = share_out(work, &candidates, target)?;
-    work.judge.progress("sweeping the weights");
-    let forms: HashMap<ValueId, Form> =
-        candidates.iter().zip(&chosen).map(|(c, &i)| (c.weight.value, c.offers[i].0)).collect();
-    let (coded, errors) = sweep(work, &candidates, &forms, examples)?;
-    let model = write(work, &candidates, &coded)?;
-    let step = |w: &Weight| Step {
-        node: w.name.clone(),
-        weight: work.base.graph.value(w.value).name.clone(),
-        elements: w.len,
-        choice: forms.get(&w.value).map_or(Choice::Keep, |&form| Choice::Bits(form)),
-        error: errors.get(&w.value).copied().unwrap_or(0.0),
+    let offers = share_out(work, &candidates, target)?;
+    Ok(choices(work, &candidates, &offers))
+}
+
+fn choices(work: &Work, candidates: &[Candidate], offers: &[usize]) -> Vec<Choice> {
+    let of = |w: &Weight| {
+        let at = candidates.iter().position(|c| c.weight.value == w.value)?;
+        Some(Choice::Bits(candidates[at].offers[offers[at]].0))
     };
-    Ok((model, Plan { steps: work.weights.iter().map(step).collect() }))
+    work.weights.iter().map(|w| of(w).unwrap_or(Choice::Keep)).collect()
+}
+
+/// Codes for the weights that are to have few bits.
+pub(super) fn code(work: &Work, choices: &[Choice], rounding: Rounding, ranges: Ranges) -> Result<Codes> {
+    let mut forms: HashMap<ValueId, Form> = HashMap::new();
+    for (weight, choice) in work.weights.iter().zip(choices) {
+        if let Choice::Bits(form) = choice {
+            let same = forms.insert(weight.value, *form).is_none_or(|other| other == *form);
+            if !same {
+                let name = &work.base.graph.value(weight.value).name;
+                return Err(Error::Plan(format!("weight {name:?} is to have two forms at once")));
+            }
+        }
+    }
+    if forms.is_empty() {
+        return Ok(Codes::new());
+    }
+    let candidates: Vec<Candidate> =
+        candidates(work).into_iter().filter(|c| forms.contains_key(&c.weight.value)).collect();
+    if candidates.len() < forms.len() {
+        let left = forms.keys().find(|v| candidates.iter().all(|c| c.weight.value != **v));
+        let name = left.map_or("", |&v| work.base.graph.value(v).name.as_str());
+        return Err(Error::Plan(format!("weight {name:?} cannot be put in few bits: keep it, or take int8")));
+    }
+    work.judge.progress("rounding the weights");
+    sweep(work, &candidates, &forms, rounding, ranges)
 }
 
 /// The weights that can be put in few bits, each once: all nodes that read them do so in ways that can be written.
@@ -139,10 +181,11 @@ fn nearest_of(
     matrix: &Matrix,
     importance: &[Vec<f64>],
     form: Form,
+    ranges: Ranges,
 ) -> Option<Coded> {
     let parts = (0..c.layout.groups).map(|group| {
         let importance = importance.get(group).map_or(&[][..], Vec::as_slice);
-        nearest(work.cpu, &part(matrix, &c.layout, group), importance, form, Ranges::Searched)
+        nearest(work.cpu, &part(matrix, &c.layout, group), importance, form, ranges)
     });
     Coded::stack(parts.collect())
 }
@@ -175,7 +218,7 @@ fn measure(
         let mut errors = Vec::new();
         let mut harm = None;
         for (form, _) in &c.offers {
-            let Some(coded) = nearest_of(work, c, &matrix, weigh, *form) else { continue };
+            let Some(coded) = nearest_of(work, c, &matrix, weigh, *form, Ranges::Searched) else { continue };
             let decoded = coded.decode();
             errors.push(error(&decoded));
             if form.bits == ANCHOR {
@@ -210,10 +253,12 @@ fn share_out(work: &Work, candidates: &[Candidate], target: usize) -> Result<Vec
     for _ in 0..ROUNDS {
         // Weights that differ: equal ones would be kept once.
         let sample = |(at, (c, &i)): (usize, (&Candidate, &usize))| {
-            (c.weight.value, Coded::sample(c.offers[i].0, c.layout.rows, c.layout.cols, at))
+            let coded = Coded::sample(c.offers[i].0, c.layout.rows, c.layout.cols, at);
+            (c.weight.value, Code { layout: c.layout.clone(), coded, error: 0.0 })
         };
-        let coded = candidates.iter().zip(&chosen).enumerate().map(sample).collect();
-        let bytes = work.judge.bytes(&write(work, candidates, &coded)?)?;
+        let codes = candidates.iter().zip(&chosen).enumerate().map(sample).collect();
+        let (model, _) = work.build(&choices(work, candidates, &chosen), &codes)?;
+        let bytes = work.judge.bytes(&work.finish(model)?)?;
         if bytes <= target {
             let harm: f64 = offers.iter().zip(&chosen).map(|(o, &i)| o[i].harm).sum();
             if best.as_ref().is_none_or(|b| harm < b.0) {
@@ -230,70 +275,57 @@ fn share_out(work: &Work, candidates: &[Candidate], target: usize) -> Result<Vec
     Ok(best.map_or(smallest, |b| b.1))
 }
 
-/// Codes for all candidates, and the errors that they make.
-type Swept = (HashMap<ValueId, Coded>, HashMap<ValueId, f64>);
-
 fn sweep(
     work: &Work,
     candidates: &[Candidate],
     forms: &HashMap<ValueId, Form>,
-    examples: Vec<Example>,
-) -> Result<Swept> {
-    let (mut codes, mut errors) = (HashMap::new(), HashMap::new());
+    rounding: Rounding,
+    ranges: Ranges,
+) -> Result<Codes> {
+    let mut codes = Codes::new();
     let mut graph = work.base.graph.clone();
-    let form_of = |w: &Weight| forms.get(&w.value).copied();
-    // What no example reaches, tables above all, comes first: the others see what it does.
-    let plain = |c: &Candidate, codes: &mut HashMap<ValueId, Coded>, errors: &mut HashMap<ValueId, f64>| {
-        let (Some(form), matrix) = (form_of(c.weight), matrix_of(work, c)?) else { return Ok(None) };
-        let Some(coded) = nearest_of(work, c, &matrix, &[], form) else { return Ok(None) };
+    let plain = |c: &Candidate, codes: &mut Codes| {
+        let (form, matrix) = (forms[&c.weight.value], matrix_of(work, c)?);
+        let Some(coded) = nearest_of(work, c, &matrix, &[], form, ranges) else { return Ok(None) };
         let decoded = coded.decode();
-        errors.insert(c.weight.value, matrix.distance(&decoded));
-        codes.insert(c.weight.value, coded);
+        let error = matrix.distance(&decoded);
+        codes.insert(c.weight.value, Code { layout: c.layout.clone(), coded, error });
         Ok::<_, Error>(Some(decoded))
     };
-    for c in candidates.iter().filter(|c| c.weight.used.kind == WeightKind::Embedding) {
-        if let Some(decoded) = plain(c, &mut codes, &mut errors)? {
+    // What has no statistics, tables above all, comes first: the others see what it does.
+    for c in candidates {
+        if (c.weight.used.kind == WeightKind::Embedding || rounding == Rounding::Nearest)
+            && let Some(decoded) = plain(c, &mut codes)?
+        {
             graph.set_constant(c.weight.value, c.layout.write(&decoded)?);
         }
     }
     let weights: Vec<&Weight> = candidates.iter().map(|c| c.weight).collect();
-    if !examples.is_empty() {
-        walk(&graph, &weights, examples, work.cpu, &mut |stop: Stop| {
-            let Some(form) = form_of(stop.weight) else { return Ok(None) };
+    if rounding == Rounding::Sweep && work.judge.can_calibrate() {
+        let mut seen = 0;
+        walk(&graph, &weights, examples(work)?, work.cpu, &mut |stop: Stop| {
+            seen += 1;
+            work.judge.progress(&format!("sweeping weight {seen} of {}", weights.len()));
+            let form = forms[&stop.weight.value];
             let (mut parts, mut harm, mut energy) = (Vec::new(), 0.0, 0.0);
             for (group, gram) in stop.grams.iter().enumerate() {
                 let old = part(&stop.matrix, stop.layout, group);
-                let coded = gptq(work.cpu, &old, gram, form, Ranges::Searched, DAMP, false)?;
+                let coded = gptq(work.cpu, &old, gram, form, ranges, DAMP, false)?;
                 let (h, e) = gram.harm(work.cpu, &old, &coded.decode());
                 (harm, energy) = (harm + h, energy + e);
                 parts.push(coded);
             }
             let Some(coded) = Coded::stack(parts) else { return Ok(None) };
             let decoded = coded.decode();
-            errors.insert(stop.weight.value, if energy > 0.0 { harm / energy } else { harm });
-            codes.insert(stop.weight.value, coded);
+            let error = if energy > 0.0 { harm / energy } else { harm };
+            codes.insert(stop.weight.value, Code { layout: stop.layout.clone(), coded, error });
             Ok(Some(decoded))
         })?;
     }
     for c in candidates {
         if !codes.contains_key(&c.weight.value) {
-            plain(c, &mut codes, &mut errors)?;
+            plain(c, &mut codes)?;
         }
     }
-    Ok((codes, errors))
-}
-
-/// The model as it is written, with these codes.
-fn write(work: &Work, candidates: &[Candidate], coded: &HashMap<ValueId, Coded>) -> Result<Model> {
-    let mut model = work.base.clone();
-    let mut items = Vec::new();
-    for weight in &work.weights {
-        let candidate = candidates.iter().find(|c| c.weight.value == weight.value);
-        if let Some((c, coded)) = candidate.and_then(|c| Some((c, coded.get(&c.weight.value)?))) {
-            items.push(Item { weight, layout: &c.layout, coded });
-        }
-    }
-    rewrite(&mut model.graph, &items, work.version)?;
-    model.graph.infer()?;
-    work.finish(model)
+    Ok(codes)
 }

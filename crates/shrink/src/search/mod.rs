@@ -11,10 +11,12 @@ use kernel::Cpu;
 use crate::calibrate::{Stats, calibrate};
 use crate::lean;
 use crate::plan::{Choice, Plan, Step};
+use crate::quantize::coded::{Ranges, Rounding};
 use crate::quantize::{embedding, matmul_dynamic, qdq, weight_only};
 use crate::walk::Example;
 use crate::weights::{Weight, is_product, weights};
 use crate::{Error, Result};
+use bits::Codes;
 
 /// What the user wants.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -23,6 +25,10 @@ pub struct Goal {
     pub smaller: Option<f64>,
     /// The metric may fall by at most this much (in the metric's own unit: 0.01 is one point of accuracy).
     pub lose: Option<f64>,
+    /// How weights of few bits go to their codes.
+    pub rounding: Rounding,
+    /// How the scales of weights of few bits are found.
+    pub ranges: Ranges,
 }
 
 /// Which held-out examples to judge on. None is an example of calibration, and those of [`Part::Verify`] are in no
@@ -131,21 +137,14 @@ pub fn shrink(model: &Model, goal: &Goal, judge: &dyn Judge, cpu: &Cpu) -> Resul
     let before = judge.bytes_before(model)?;
     let work = Work::new(model, judge, cpu)?;
     let mut choices = work.defaults();
-    let mut made = work.build(&choices)?;
+    let mut made = work.build(&choices, &Codes::default())?;
     let mut given_back = Vec::new();
-    let mut missed = Vec::new();
-    if let Some(bound) = goal.lose {
-        match judge.score(&made.0, Part::Search)? {
-            None => {
-                missed.push("the loss cannot be measured without data; give some with --data".to_string())
-            }
-            Some(score) if score.loss() > bound => {
-                judge.progress("the loss is too great: looking for the weights that hurt");
-                (choices, given_back) = work.give_back(&choices, bound)?;
-                made = work.build(&choices)?;
-            }
-            Some(_) => {}
-        }
+    if let Some(bound) = goal.lose
+        && judge.score(&made.0, Part::Search)?.is_some_and(|score| score.loss() > bound)
+    {
+        judge.progress("the loss is too great: looking for the weights that hurt");
+        (choices, given_back) = work.give_back(&choices, bound)?;
+        made = work.build(&choices, &Codes::default())?;
     }
     let (mut model, mut plan) = (work.finish(made.0)?, made.1);
     let target = goal.smaller.map(|smaller| (before as f64 / smaller) as usize);
@@ -153,25 +152,24 @@ pub fn shrink(model: &Model, goal: &Goal, judge: &dyn Judge, cpu: &Cpu) -> Resul
         && judge.bytes(&model)? > target
     {
         given_back.clear();
-        (model, plan) = bits::shrink(&work, target)?;
+        let choices = bits::choose(&work, target)?;
+        (model, plan) = work.make(&choices, goal.rounding, goal.ranges)?;
     }
-    judge.progress("measuring on examples that nothing was decided on");
-    let score = judge.score(&model, Part::Verify)?;
-    let after = judge.bytes(&model)?;
-    if let (Some(bound), Some(score)) = (goal.lose, &score)
-        && score.loss() > bound
-    {
-        let (loss, name) = (score.loss(), &score.metric);
-        missed.push(format!(
-            "{name} falls by {loss:.4} on {} held-out examples, more than {bound:.4}",
-            score.examples
-        ));
-    }
-    let ratio = before as f64 / after.max(1) as f64;
-    if let Some(smaller) = goal.smaller.filter(|&s| ratio < s) {
-        missed.push(format!("the file becomes {ratio:.2} times smaller, not {smaller}"));
-    }
-    Ok(Outcome { model, plan, given_back, score, bytes: (before, after), missed })
+    work.prove(before, goal, model, plan, given_back)
+}
+
+/// Does to a model what a plan says; the goal is only held against what comes out. The same plan, model and data give
+/// the same bytes.
+///
+/// # Errors
+/// As [`shrink`]; [`Error::Plan`] when the plan names weights that the model does not have, or what cannot be done to
+/// them.
+pub fn apply(model: &Model, plan: &Plan, goal: &Goal, judge: &dyn Judge, cpu: &Cpu) -> Result<Outcome> {
+    let before = judge.bytes_before(model)?;
+    let work = Work::new(model, judge, cpu)?;
+    let choices = work.choices_of(plan)?;
+    let (model, plan) = work.make(&choices, plan.rounding, plan.ranges)?;
+    work.prove(before, goal, model, plan, Vec::new())
 }
 
 struct Work<'a> {
@@ -230,7 +228,74 @@ impl<'a> Work<'a> {
         input.is_some_and(|x| self.stats.contains_key(&x))
     }
 
-    fn build(&self, choices: &[Choice]) -> Result<(Model, Plan)> {
+    /// What a plan says of each weight. Weights that it does not name are kept.
+    fn choices_of(&self, plan: &Plan) -> Result<Vec<Choice>> {
+        let mut choices = vec![Choice::Keep; self.weights.len()];
+        for step in &plan.steps {
+            let name = |w: &Weight| &self.base.graph.value(w.value).name;
+            let at = self.weights.iter().position(|w| w.name == step.node && *name(w) == step.weight);
+            let Some(at) = at else {
+                let what = format!("the model has no weight {:?} at node {:?}", step.weight, step.node);
+                return Err(Error::Plan(what));
+            };
+            let weight = &self.weights[at];
+            let fits = match step.choice {
+                Choice::Keep => true,
+                Choice::Int8Static => self.is_static(weight) && self.reached(weight),
+                Choice::Int8Dynamic => matmul_dynamic::fits(&self.base.graph, weight),
+                Choice::Int8Rows => embedding::fits(&self.base.graph, weight),
+                Choice::Bits(_) => self.version >= weight_only::MIN_OPSET,
+            };
+            if !fits {
+                let what =
+                    format!("weight {:?} at node {:?} cannot be {}", step.weight, step.node, step.choice);
+                return Err(Error::Plan(what));
+            }
+            choices[at] = step.choice;
+        }
+        Ok(choices)
+    }
+
+    /// The model as it is written, with these choices.
+    fn make(&self, choices: &[Choice], rounding: Rounding, ranges: Ranges) -> Result<(Model, Plan)> {
+        let codes = bits::code(self, choices, rounding, ranges)?;
+        let (model, plan) = self.build(choices, &codes)?;
+        Ok((self.finish(model)?, Plan { rounding, ranges, ..plan }))
+    }
+
+    /// Measures what was made, and holds it against the goal.
+    fn prove(
+        &self,
+        before: usize,
+        goal: &Goal,
+        model: Model,
+        plan: Plan,
+        given_back: Vec<String>,
+    ) -> Result<Outcome> {
+        self.judge.progress("measuring on examples that nothing was decided on");
+        let score = self.judge.score(&model, Part::Verify)?;
+        let after = self.judge.bytes(&model)?;
+        let mut missed = Vec::new();
+        match (goal.lose, &score) {
+            (Some(_), None) => {
+                missed.push("the loss cannot be measured without data; give some with --data".to_string());
+            }
+            (Some(bound), Some(score)) if score.loss() > bound => missed.push(format!(
+                "{} falls by {:.4} on {} held-out examples, more than {bound:.4}",
+                score.metric,
+                score.loss(),
+                score.examples
+            )),
+            _ => {}
+        }
+        let ratio = before as f64 / after.max(1) as f64;
+        if let Some(smaller) = goal.smaller.filter(|&s| ratio < s) {
+            missed.push(format!("the file becomes {ratio:.2} times smaller, not {smaller}"));
+        }
+        Ok(Outcome { model, plan, given_back, score, bytes: (before, after), missed })
+    }
+
+    fn build(&self, choices: &[Choice], codes: &Codes) -> Result<(Model, Plan)> {
         let mut model = self.base.clone();
         let graph: &mut Graph = &mut model.graph;
         let with = |choice| -> Vec<&Weight> {
@@ -245,6 +310,7 @@ impl<'a> Work<'a> {
         for weight in with(Choice::Int8Rows) {
             errors.insert(weight.node, embedding::rewrite(graph, weight, &mut tables, self.version)?);
         }
+        weight_only::rewrite(graph, &bits::items(self, choices, codes), self.version)?;
         graph.sort()?;
         graph.infer()?;
         graph.check()?;
@@ -253,9 +319,12 @@ impl<'a> Work<'a> {
             weight: self.base.graph.value(w.value).name.clone(),
             elements: w.len,
             choice,
-            error: errors.get(&w.node).copied().unwrap_or(0.0),
+            error: match choice {
+                Choice::Bits(_) => codes.get(&w.value).map_or(0.0, |code| code.error),
+                _ => errors.get(&w.node).copied().unwrap_or(0.0),
+            },
         };
-        let plan = Plan { steps: self.weights.iter().zip(choices).map(step).collect() };
+        let plan = Plan { steps: self.weights.iter().zip(choices).map(step).collect(), ..Plan::default() };
         Ok((model, plan))
     }
 
@@ -277,7 +346,7 @@ impl<'a> Work<'a> {
         for &i in &changed {
             let mut alone = vec![Choice::Keep; choices.len()];
             alone[i] = choices[i];
-            let score = self.judge.score(&self.build(&alone)?.0, Part::Probe)?;
+            let score = self.judge.score(&self.build(&alone, &Codes::default())?.0, Part::Probe)?;
             harm.push((score.map_or(0.0, |s| s.distance), i));
         }
         harm.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
@@ -287,7 +356,7 @@ impl<'a> Work<'a> {
             fewer
         };
         let holds = |k: usize| -> Result<bool> {
-            let score = self.judge.score(&self.build(&without(k))?.0, Part::Search)?;
+            let score = self.judge.score(&self.build(&without(k), &Codes::default())?.0, Part::Search)?;
             Ok(score.is_none_or(|s| s.loss() <= bound))
         };
         // Doubling, then bisection: the loss falls with the number given back, nearly.
