@@ -130,9 +130,22 @@ def resnet(name, published):
         assert model.stat().st_size / small.stat().st_size >= 3.5
         return f"{receipt['smaller']['value']:.2f} times smaller, {ours:.2f} %, in onnxruntime {theirs:.2f} %"
 
+    def few_bits():
+        small = work / f"{name}-tiny.onnx"
+        receipt = lessen("shrink", model, "--data", data, "--preprocess", CIFAR, "-o", small, "--lose", "0.7",
+                         "--smaller", "7")
+        onnx.checker.check_model(str(small), full_check=True)
+        assert model.stat().st_size / small.stat().st_size >= 7
+        ours = lessen("eval", small, "--data", data)["value"]["value"]
+        theirs = 100 * accuracy_in_onnxruntime(small)
+        assert published - ours <= 0.7 and abs(ours - theirs) <= 0.05, f"{ours} %, onnxruntime {theirs} %"
+        return f"{receipt['smaller']['value']:.2f} times smaller, {ours:.2f} %, in onnxruntime {theirs:.2f} %"
+
     check(f"{name} f32, CIFAR-10", [model, data], whole)
     check(f"{name} f32 outputs", [model], lambda: same_outputs(model, {"input": noise(3, 3, 32, 32)}))
     check(f"{name} int8, CIFAR-10", [model, data], int8)
+    if name == "resnet56":
+        check(f"{name} at a seventh, CIFAR-10", [model, data], few_bits)
 
 
 def spearman(a, b):
@@ -208,6 +221,15 @@ def sentences():
         cosines = [float(vectors[r[0]] @ vectors[r[1]]) for r in rows]
         return spearman(cosines, [float(r[2]) for r in rows])
 
+    def few_bits():
+        small, train = work / "minilm-tiny.onnx", data.with_name("stsb-en-dev.csv.gz")
+        receipt = lessen("shrink", MINILM, "--data", train, "-o", small, "--lose", "2", "--smaller", "7")
+        onnx.checker.check_model(str(small), full_check=True)
+        value = lessen("eval", small, "--data", data, "--tokenizer", MINILM)["value"]["value"]
+        theirs = in_onnxruntime(small)
+        assert value >= 0.812 and theirs >= 0.812, f"Spearman {value}, in onnxruntime {theirs}"
+        return f"{receipt['smaller']['value']:.2f} times smaller, Spearman {value:.4f}, in onnxruntime {theirs:.4f}"
+
     def beside():
         path = work / "minilm-beside.onnx"
         lessen("convert", MINILM, path, "--external", "--opset", "21")
@@ -219,6 +241,7 @@ def sentences():
     check("MiniLM-L6 from safetensors, opset 21, weights beside", [MINILM], beside)
     check("MiniLM-L6 from safetensors, STS-B", [MINILM, data], lambda: quality(MINILM, 0.8203))
     check("MiniLM-L6 int8, STS-B", [MINILM, data], int8)
+    check("MiniLM-L6 at a seventh, STS-B", [MINILM, data], few_bits)
     feeds = {k: v for k, v in tokens().items() if k != "token_type_ids"}
     check("paraphrase-MiniLM-L3 outputs", [PARAPHRASE], lambda: same_outputs(PARAPHRASE, feeds))
     check("paraphrase-MiniLM-L3, STS-B", [PARAPHRASE, data],
