@@ -11,6 +11,7 @@ pub mod linear;
 pub mod matrix;
 pub mod obs;
 pub mod plan;
+pub mod prune;
 pub mod quantize;
 pub mod search;
 pub mod stats;

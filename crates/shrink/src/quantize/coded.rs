@@ -215,7 +215,7 @@ pub fn gptq(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::gram::DAMP;
     use crate::gram::tests::{cpu, known_gram, known_weights};
