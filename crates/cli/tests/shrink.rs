@@ -154,3 +154,28 @@ fn plans_that_do_not_fit_are_refused_with_the_reason() {
     let missing = place.path("missing.toml");
     assert!(lessen(&["apply", &model, &missing, "-o", &out]).err.contains("missing.toml"));
 }
+
+#[test]
+fn packed_files_come_back_bit_for_bit_and_broken_ones_are_refused() {
+    let place = Place::new();
+    seven(&place, &["--force"]).json();
+    let (small, packed, back) =
+        (place.path("small.onnx"), place.path("small.onnx.lsn"), place.path("back.onnx"));
+    let answer = lessen(&["pack", &small, "--json"]).json();
+    assert!(answer["smaller"].as_f64().unwrap() > 1.1, "{answer}");
+    assert_eq!(std::fs::metadata(&packed).unwrap().len() as f64, answer["bytes_after"].as_f64().unwrap());
+    assert_eq!(lessen(&["unpack", &packed, "-o", &back]).code, 0);
+    assert!(std::fs::read(&small).unwrap() == std::fs::read(&back).unwrap());
+    let mut bytes = std::fs::read(&packed).unwrap();
+    let at = bytes.len() / 2;
+    bytes[at] ^= 4;
+    std::fs::write(&packed, &bytes).unwrap();
+    std::fs::remove_file(&back).unwrap();
+    for wrong in [&packed, &small, &back] {
+        let answer = lessen(&["unpack", wrong, "-o", &back]);
+        assert!(answer.code == 1 && answer.err.lines().count() == 1, "{}", answer.err);
+        assert!(!std::path::Path::new(&back).exists());
+    }
+    assert_eq!(lessen(&["pack", &small, "-o", &small]).code, 1);
+    assert_eq!(lessen(&["unpack", &small]).code, 1);
+}

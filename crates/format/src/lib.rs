@@ -5,6 +5,7 @@ pub mod arch;
 pub mod error;
 pub mod file;
 pub mod onnx;
+pub mod pack;
 pub mod safetensors;
 
 pub use error::{Error, Result};

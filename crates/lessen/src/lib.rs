@@ -19,6 +19,7 @@ pub mod shapes;
 pub mod shrink;
 
 pub use error::{Error, Result};
+pub use format::pack;
 pub use graph::{DType, Datum, Dim, Fact, Tensor};
 pub use kernel::Cpu;
 pub use learn::{data, image, text};

@@ -13,6 +13,7 @@ mod convert;
 mod eval;
 mod inspect;
 mod ops;
+mod pack;
 mod run;
 mod shrink;
 
@@ -28,6 +29,8 @@ pub enum Command {
     Ops(ops::Ops),
     Shrink(shrink::Shrink),
     Apply(apply::Apply),
+    Pack(pack::Pack),
+    Unpack(pack::Unpack),
     #[command(hide = true)]
     BenchWorker(bench::Worker),
 }
@@ -45,6 +48,8 @@ impl Command {
             Command::Ops(command) => command.run(common),
             Command::Shrink(command) => command.run(common),
             Command::Apply(command) => command.run(common),
+            Command::Pack(command) => command.run(),
+            Command::Unpack(command) => command.run(),
             Command::BenchWorker(command) => command.run(common),
         }
     }
