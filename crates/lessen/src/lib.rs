@@ -12,6 +12,7 @@ pub mod error;
 pub mod eval;
 pub mod feed;
 pub mod inspect;
+mod judge;
 pub mod model;
 pub mod receipt;
 pub mod runner;

@@ -10,6 +10,7 @@ pub mod lean;
 pub mod linear;
 pub mod matrix;
 pub mod obs;
+pub mod pass;
 pub mod plan;
 pub mod prune;
 pub mod quantize;
@@ -19,5 +20,6 @@ pub mod walk;
 pub mod weights;
 
 pub use error::{Error, Result};
+pub use pass::Context;
 pub use plan::{Choice, Plan, Step};
 pub use search::{Goal, Judge, Outcome, Part, Score, apply, shrink};

@@ -62,7 +62,7 @@ pub(super) fn items<'a>(work: &'a Work, choices: &[Choice], codes: &'a Codes) ->
 pub(super) fn choose(work: &Work, target: usize) -> Result<Vec<Choice>> {
     let mut candidates = candidates(work);
     work.judge.progress("looking at what the weights read");
-    let importance = importance(work, &candidates, examples(work)?)?;
+    let importance = importance(work, &candidates, work.context().examples()?)?;
     measure(work, &mut candidates, &importance)?;
     let offers = share_out(work, &candidates, target)?;
     Ok(choices(work, &candidates, &offers))
@@ -138,17 +138,6 @@ fn candidates<'a>(work: &'a Work) -> Vec<Candidate<'a>> {
         found.push(Candidate { weight, layout, offers });
     }
     found
-}
-
-fn examples(work: &Work) -> Result<Vec<Example>> {
-    let mut examples = Vec::new();
-    if work.judge.can_calibrate() {
-        work.judge.calibration(&mut |example| {
-            examples.push(example);
-            Ok(())
-        })?;
-    }
-    Ok(examples)
 }
 
 /// Mean square of each input, one list for each group of a weight's rows; nothing for weights that no example reached.
@@ -303,7 +292,7 @@ fn sweep(
     let weights: Vec<&Weight> = candidates.iter().map(|c| c.weight).collect();
     if rounding == Rounding::Sweep && work.judge.can_calibrate() {
         let mut seen = 0;
-        walk(&graph, &weights, examples(work)?, work.cpu, &mut |stop: Stop| {
+        walk(&graph, &weights, work.context().examples()?, work.cpu, &mut |stop: Stop| {
             seen += 1;
             work.judge.progress(&format!("sweeping weight {seen} of {}", weights.len()));
             let form = forms[&stop.weight.value];

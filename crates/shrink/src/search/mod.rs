@@ -15,7 +15,7 @@ use crate::quantize::coded::{Ranges, Rounding};
 use crate::quantize::{embedding, matmul_dynamic, qdq, weight_only};
 use crate::walk::Example;
 use crate::weights::{Weight, is_product, weights};
-use crate::{Error, Result};
+use crate::{Context, Error, Result};
 use bits::Codes;
 
 /// What the user wants.
@@ -202,6 +202,10 @@ impl<'a> Work<'a> {
             work.stats = calibrate(&work.base.graph, &wanted, judge, cpu)?;
         }
         Ok(work)
+    }
+
+    fn context(&self) -> Context<'_> {
+        Context { judge: self.judge, cpu: self.cpu }
     }
 
     /// Products that get a fixed grid for their activations: convolutions, and the products of models that have

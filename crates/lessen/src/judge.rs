@@ -1,0 +1,291 @@
+//! Judges models by the examples of a data set: how it is shared out, what both models answer, and how far apart that is.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use graph::Datum;
+use learn::Input;
+use learn::data::{Dataset, Target, split};
+use learn::score::{self, Interval};
+use meter::interleave;
+use shrink::{Judge, Part, Score};
+
+use crate::answer::{Answer, Answerer, Options, Task};
+use crate::eval::{Judged, SEED};
+use crate::receipt::Number;
+use crate::shrink::{Quality, Shares, Speed};
+use crate::{Cpu, Error, Model, Result};
+
+/// Most examples that calibration looks at.
+const CALIBRATION: usize = 256;
+/// Most examples that the harm of each single weight is measured on.
+const PROBE: usize = 64;
+/// Runs of each model when their speed is compared.
+const ROUNDS: usize = 25;
+
+fn judged(error: Error) -> shrink::Error {
+    shrink::Error::Judge(Box::new(error))
+}
+
+/// Judges by the examples of a data set.
+pub(crate) struct DataJudge<'a> {
+    original: &'a Model,
+    data: Option<&'a dyn Dataset>,
+    parts: HashMap<Part, Vec<usize>>,
+    calibration: Vec<usize>,
+    task: Task,
+    options: &'a Options,
+    cpu: &'a Cpu,
+    progress: &'a dyn Fn(&str),
+    /// The original's answers, made once.
+    answers: RefCell<HashMap<Part, Vec<Answer>>>,
+}
+
+impl<'a> DataJudge<'a> {
+    pub(crate) fn new(
+        original: &'a Model,
+        data: Option<&'a dyn Dataset>,
+        task: Option<Task>,
+        options: &'a Options,
+        cpu: &'a Cpu,
+        progress: &'a dyn Fn(&str),
+    ) -> Result<DataJudge<'a>> {
+        let task = task.or_else(|| data.map(|d| Task::guess(original, d))).unwrap_or(Task::Agree);
+        let (mut parts, mut calibration) = (HashMap::new(), Vec::new());
+        if let Some(data) = data {
+            let n = data.len();
+            if n < 8 {
+                return Err(Error::input(format!(
+                    "{n} examples are too few to calibrate, decide and verify on; give 8 or more"
+                )));
+            }
+            let classes: Option<Vec<usize>> = (0..n)
+                .map(|i| match data.target(i) {
+                    Target::Class(class) => Some(class),
+                    _ => None,
+                })
+                .collect();
+            let share = (CALIBRATION as f64 / n as f64).min(0.2);
+            let rest = (1.0 - share) / 2.0;
+            let mut shares = split(n, &[share, rest, rest], SEED, classes.as_deref())?.into_iter();
+            calibration = shares.next().unwrap_or_default();
+            let search = shares.next().unwrap_or_default();
+            parts.insert(Part::Probe, search.iter().copied().take(PROBE).collect());
+            parts.insert(Part::Search, search);
+            parts.insert(Part::Verify, shares.next().unwrap_or_default());
+        }
+        let answers = RefCell::default();
+        Ok(DataJudge { original, data, parts, calibration, task, options, cpu, progress, answers })
+    }
+
+    fn answers(&self, model: &Model, part: Part) -> Result<Vec<Answer>> {
+        let Some(data) = self.data else { return Ok(Vec::new()) };
+        let answerer = Answerer::new(model, self.cpu, self.task, self.options)?;
+        let mut answers = Vec::new();
+        answerer.each(data, &self.parts[&part], |_, answer| {
+            answers.push(answer);
+            Ok(())
+        })?;
+        Ok(answers)
+    }
+
+    fn of_original(&self, part: Part) -> Result<Vec<Answer>> {
+        if let Some(answers) = self.answers.borrow().get(&part) {
+            return Ok(answers.clone());
+        }
+        let answers = self.answers(self.original, part)?;
+        self.answers.borrow_mut().insert(part, answers.clone());
+        Ok(answers)
+    }
+
+    /// The original's metric on the examples that decisions are taken on; `None` without data.
+    pub(crate) fn metric_of_original(&self) -> Result<Option<f64>> {
+        let Some(data) = self.data else { return Ok(None) };
+        (self.progress)("measuring the original");
+        if self.task == Task::Agree {
+            return Ok(Some(1.0));
+        }
+        let judged = self.judge_all(data, &self.of_original(Part::Search)?, Part::Search)?;
+        let (_, number) = judged.metric()?;
+        Ok(Some(if number.unit == "%" { number.value / 100.0 } else { number.value }))
+    }
+
+    fn judge_all(&self, data: &dyn Dataset, answers: &[Answer], part: Part) -> Result<Judged> {
+        let mut judged = Judged::new(self.task)?;
+        for (&i, answer) in self.parts[&part].iter().zip(answers) {
+            judged.add(|| format!("example {i}"), answer, data.target(i))?;
+        }
+        Ok(judged)
+    }
+
+    fn compare(&self, inner: &graph::Model, part: Part) -> Result<Option<Score>> {
+        let Some(data) = self.data else { return Ok(None) };
+        let of_original = self.of_original(part)?;
+        let of_small = self.answers(&self.original.with_inner(inner.clone()), part)?;
+        let distance = distance(&of_original, &of_small);
+        let examples = of_small.len();
+        if self.task == Task::Agree {
+            let (value, lost) = agreement(&of_original, &of_small)?;
+            return Ok(Some(Score {
+                metric: "agreement".into(),
+                original: 1.0,
+                value,
+                lost,
+                examples,
+                distance,
+            }));
+        }
+        let before = self.judge_all(data, &of_original, part)?;
+        let after = self.judge_all(data, &of_small, part)?;
+        let ((metric, original), (_, value)) = (before.metric()?, after.metric()?);
+        let change = after.difference(&before)?;
+        let unit = if original.unit == "%" { 100.0 } else { 1.0 };
+        let lost = (-change.high.unwrap_or(change.value) / unit, -change.low.unwrap_or(change.value) / unit);
+        let (original, value) = (original.value / unit, value.value / unit);
+        Ok(Some(Score { metric: metric.into(), original, value, lost, examples, distance }))
+    }
+
+    /// A score as the receipt gives it: shares in per cent, with intervals.
+    pub(crate) fn quality(&self, score: Score) -> Quality {
+        let share = self.task != Task::Similarity && !score.metric.starts_with("cosine");
+        let (factor, unit, points) = if share { (100.0, "%", "points") } else { (1.0, "", "") };
+        let interval = |value: f64| match share {
+            true => {
+                let hits = (value * score.examples as f64).round() as usize;
+                let Interval { low, high, .. } = score::wilson(hits.min(score.examples), score.examples);
+                Number::within(value, low, high, "").scaled(factor, unit)
+            }
+            false => Number::exact(value, unit),
+        };
+        Quality {
+            before: interval(score.original),
+            after: interval(score.value),
+            lost: Number::within(score.loss(), score.lost.0, score.lost.1, "").scaled(factor, points),
+            metric: score.metric,
+            examples: score.examples,
+            distance: score.distance,
+        }
+    }
+
+    pub(crate) fn shares(&self) -> Option<Shares> {
+        let of = |part| self.parts.get(&part).map_or(0, Vec::len);
+        self.data.map(|data| Shares {
+            data: data.describe(),
+            calibration: self.calibration.len(),
+            search: of(Part::Search),
+            verify: of(Part::Verify),
+            seed: SEED,
+        })
+    }
+
+    pub(crate) fn speed(&self, small: &Model) -> Result<Option<Speed>> {
+        let Some(data) = self.data else { return Ok(None) };
+        let Some(&first) = self.parts[&Part::Verify].first() else { return Ok(None) };
+        let input = [data.get(first)?.input];
+        let before = Answerer::new(self.original, self.cpu, self.task, self.options)?;
+        let after = Answerer::new(small, self.cpu, self.task, self.options)?;
+        before.answers(&input)?;
+        after.answers(&input)?;
+        let mut failed = None;
+        let mut run = |answerer: &Answerer| {
+            if let Err(e) = answerer.answers(&input) {
+                failed = Some(e);
+            }
+        };
+        let run = RefCell::new(&mut run);
+        let race = interleave(ROUNDS, || run.borrow_mut()(&before), || run.borrow_mut()(&after));
+        if let Some(e) = failed {
+            return Err(e);
+        }
+        let ms = |seconds: f64| Number::exact(seconds * 1e3, "ms");
+        Ok(Some(Speed {
+            before: ms(race.a.median),
+            after: ms(race.b.median),
+            faster: Number::within(race.ratio.median, race.ratio.p5, race.ratio.p95, "x"),
+            threads: self.cpu.pool().threads(),
+        }))
+    }
+}
+
+impl Judge for DataJudge<'_> {
+    fn calibration(
+        &self,
+        run: &mut dyn FnMut(Vec<(String, Datum)>) -> shrink::Result<()>,
+    ) -> shrink::Result<()> {
+        let Some(data) = self.data else { return Ok(()) };
+        let feeder = crate::feed::Feeder::new(self.original, &self.options.feed).map_err(judged)?;
+        for part in self.calibration.chunks(64) {
+            let mut prepared = Vec::new();
+            for &i in part {
+                let input = data.get(i).map_err(|e| judged(e.into()))?.input;
+                // Texts of a pair are read one by one where the task compares their vectors.
+                let singles = match input {
+                    Input::Pair(a, b) if self.task == Task::Similarity => {
+                        vec![Input::Text(a), Input::Text(b)]
+                    }
+                    other => vec![other],
+                };
+                for input in &singles {
+                    prepared.push(feeder.prepare(input).map_err(judged)?);
+                }
+            }
+            for batch in feeder.batches(&prepared).map_err(judged)? {
+                run(batch.arrays.into_iter().map(|(name, t)| (name, Datum::Tensor(t))).collect())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn can_calibrate(&self) -> bool {
+        !self.calibration.is_empty()
+    }
+
+    fn score(&self, model: &graph::Model, part: Part) -> shrink::Result<Option<Score>> {
+        self.compare(model, part).map_err(judged)
+    }
+
+    fn bytes_before(&self, original: &graph::Model) -> shrink::Result<usize> {
+        match self.original.path().filter(|path| path.is_file()) {
+            Some(file) => Ok(crate::inspect::bytes_of(file).map_err(judged)? as usize),
+            None => self.bytes(original),
+        }
+    }
+
+    fn bytes(&self, model: &graph::Model) -> shrink::Result<usize> {
+        Ok(format::onnx::size(model)?)
+    }
+
+    fn progress(&self, what: &str) {
+        (self.progress)(what);
+    }
+}
+
+/// Mean squared distance of answers, relative to those of the original.
+fn distance(before: &[Answer], after: &[Answer]) -> f64 {
+    let of = |(a, b): (&Answer, &Answer)| {
+        let pairs = a.outputs.iter().flatten().zip(b.outputs.iter().flatten());
+        let (mut apart, mut norm) = (0f64, 0f64);
+        for (x, y) in pairs {
+            apart += f64::from(x - y).powi(2);
+            norm += f64::from(*x).powi(2);
+        }
+        if norm > 0.0 { apart / norm } else { apart }
+    };
+    before.iter().zip(after).map(of).sum::<f64>() / before.len().max(1) as f64
+}
+
+/// How often both name the same class; for answers that are no classes, the mean cosine of the outputs.
+fn agreement(before: &[Answer], after: &[Answer]) -> Result<(f64, (f64, f64))> {
+    let classes = |answers: &[Answer]| answers.iter().map(Answer::class).collect::<Option<Vec<usize>>>();
+    if let (Some(a), Some(b)) = (classes(before), classes(after)) {
+        let Interval { value, low, high } = score::agreement(&a, &b)?;
+        return Ok((value, (1.0 - high, 1.0 - low)));
+    }
+    let flat = |a: &Answer| a.outputs.concat();
+    let cosines: Vec<f64> =
+        before.iter().zip(after).map(|(a, b)| crate::answer::cosine(&flat(a), &flat(b))).collect();
+    let mean =
+        |rows: &[usize]| Some(rows.iter().map(|&i| cosines[i]).sum::<f64>() / rows.len().max(1) as f64);
+    let Interval { value, low, high } = score::bootstrap(cosines.len(), SEED, mean)?;
+    Ok((value, (1.0 - high, 1.0 - low)))
+}
