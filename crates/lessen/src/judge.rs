@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::time::Instant;
 
 use graph::Datum;
 use learn::Input;
@@ -19,7 +20,7 @@ use crate::{Cpu, Error, Model, Result};
 /// Most examples that calibration looks at.
 const CALIBRATION: usize = 256;
 /// Most examples that the harm of each single weight is measured on.
-const PROBE: usize = 64;
+pub(crate) const PROBE: usize = 64;
 /// Runs of each model when their speed is compared.
 const ROUNDS: usize = 25;
 
@@ -36,6 +37,8 @@ pub(crate) struct DataJudge<'a> {
     task: Task,
     options: &'a Options,
     cpu: &'a Cpu,
+    /// When the search has to come to an end.
+    until: Option<Instant>,
     progress: &'a dyn Fn(&str),
     /// The original's answers, made once.
     answers: RefCell<HashMap<Part, Vec<Answer>>>,
@@ -48,6 +51,7 @@ impl<'a> DataJudge<'a> {
         task: Option<Task>,
         options: &'a Options,
         cpu: &'a Cpu,
+        until: Option<Instant>,
         progress: &'a dyn Fn(&str),
     ) -> Result<DataJudge<'a>> {
         let task = task.or_else(|| data.map(|d| Task::guess(original, d))).unwrap_or(Task::Agree);
@@ -75,7 +79,12 @@ impl<'a> DataJudge<'a> {
             parts.insert(Part::Verify, shares.next().unwrap_or_default());
         }
         let answers = RefCell::default();
-        Ok(DataJudge { original, data, parts, calibration, task, options, cpu, progress, answers })
+        Ok(DataJudge { original, data, parts, calibration, task, options, cpu, until, progress, answers })
+    }
+
+    /// What the model is for.
+    pub(crate) fn task(&self) -> Task {
+        self.task
     }
 
     fn answers(&self, model: &Model, part: Part) -> Result<Vec<Answer>> {
@@ -178,7 +187,8 @@ impl<'a> DataJudge<'a> {
         })
     }
 
-    pub(crate) fn speed(&self, small: &Model) -> Result<Option<Speed>> {
+    /// How fast both models are on an example, in turn.
+    pub(crate) fn timing(&self, small: &Model) -> Result<Option<Speed>> {
         let Some(data) = self.data else { return Ok(None) };
         let Some(&first) = self.parts[&Part::Verify].first() else { return Ok(None) };
         let input = [data.get(first)?.input];
@@ -242,6 +252,15 @@ impl Judge for DataJudge<'_> {
 
     fn score(&self, model: &graph::Model, part: Part) -> shrink::Result<Option<Score>> {
         self.compare(model, part).map_err(judged)
+    }
+
+    fn speed(&self, model: &graph::Model) -> shrink::Result<Option<f64>> {
+        let timing = self.timing(&self.original.with_inner(model.clone())).map_err(judged)?;
+        Ok(timing.map(|speed| speed.faster.value))
+    }
+
+    fn out_of_time(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() >= until)
     }
 
     fn bytes_before(&self, original: &graph::Model) -> shrink::Result<usize> {

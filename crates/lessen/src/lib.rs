@@ -11,6 +11,7 @@ pub mod compare;
 pub mod error;
 pub mod eval;
 pub mod feed;
+pub mod forecast;
 pub mod inspect;
 mod judge;
 pub mod model;

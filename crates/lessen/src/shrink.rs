@@ -1,12 +1,16 @@
 //! Makes a model smaller and proves that it still does its job: data are split so that what is measured at the end
 //! was seen by neither calibration nor search, and the result comes with a [`Receipt`].
 
+use std::time::{Duration, Instant};
+
 use learn::data::Dataset;
 use meter::{Machine, Stopwatch};
 use serde::Serialize;
 use shrink::Score;
+pub use shrink::prune::pattern::Pattern;
+pub use shrink::prune::zeros::Rule;
 pub use shrink::quantize::coded::{Form, Ranges, Rounding};
-pub use shrink::{Choice, Goal, Plan, Step};
+pub use shrink::{Change, Choice, Goal, Plan, Sparse, Step};
 
 use crate::answer::{Options, Task};
 use crate::judge::DataJudge;
@@ -43,6 +47,8 @@ pub struct Receipt {
     pub speed: Option<Speed>,
     /// What the data are, and how they were shared out.
     pub data: Option<Shares>,
+    /// What was done to the whole graph, in order.
+    pub changes: Vec<Change>,
     /// What was done to each weight.
     pub plan: Plan,
     /// Weights that were given back to f32 because the loss was too great, most harmful first.
@@ -58,6 +64,10 @@ pub struct Receipt {
 pub struct Asked {
     /// At least this many times smaller.
     pub smaller: Option<f64>,
+    /// At most so many bytes.
+    pub size: Option<usize>,
+    /// At least this many times faster on this machine.
+    pub faster: Option<f64>,
     /// At most this much of the metric lost.
     pub lose: Option<f64>,
 }
@@ -189,8 +199,20 @@ pub struct Request<'a> {
     pub data: Option<&'a dyn Dataset>,
     /// The file must become at least this many times smaller.
     pub smaller: Option<f64>,
+    /// The file may have at most so many bytes.
+    pub size: Option<usize>,
+    /// A run must be at least this many times faster, measured on this machine.
+    pub faster: Option<f64>,
     /// At most this much may be lost.
     pub lose: Option<Lose>,
+    /// Look for the smallest file whose loss is within `lose`, though its arithmetic be slower than that of 8 bits.
+    pub smallest: bool,
+    /// Measure files of many sizes, not only the one that is asked for.
+    pub frontier: bool,
+    /// Zeros in the weights of all products.
+    pub zeros: Option<Sparse>,
+    /// Time that the search may take; what is left to measure then is guessed or left out.
+    pub time: Option<Duration>,
     /// How weights of few bits go to their codes.
     pub rounding: Rounding,
     /// How the scales of weights of few bits are found.
@@ -214,24 +236,36 @@ pub fn shrink(
     cpu: &Cpu,
     progress: &dyn Fn(&str),
 ) -> Result<(Model, Receipt)> {
-    let Request { data, smaller, lose, rounding, ranges, plan, task, ref options } = *request;
+    let Request { data, smaller, size, faster, lose, rounding, ranges, plan, task, ref options, .. } =
+        *request;
     let watch = Stopwatch::start();
-    let mut original = model.inner().clone();
+    let until = request.time.map(|time| Instant::now() + time);
     let few_bits = match plan {
         Some(plan) => plan.steps.iter().any(|s| matches!(s.choice, Choice::Bits(_))),
-        None => smaller.is_some_and(|times| times > INT8),
+        None => {
+            let much = smaller.is_some_and(|times| times > INT8);
+            much || size.is_some() || request.smallest || request.frontier
+        }
     };
-    let least = if few_bits { shrink::quantize::weight_only::MIN_OPSET } else { shrink::search::MIN_OPSET };
-    let version = format::onnx::needed(&original).max(least);
-    format::onnx::upgrade(&mut original, version)?;
-    let original = model.with_inner(original);
-    let judge = DataJudge::new(&original, data, task, options, cpu, progress)?;
+    let original = ready(model, few_bits)?;
+    let judge = DataJudge::new(&original, data, task, options, cpu, until, progress)?;
     let metric = judge.metric_of_original()?;
     let allowed = lose.map(|lose| match lose {
         Lose::Points(points) => points / 100.0,
         Lose::Percent(percent) => percent / 100.0 * metric.unwrap_or(1.0).abs(),
     });
-    let goal = Goal { smaller, lose: allowed, rounding, ranges };
+    let goal = Goal {
+        smaller,
+        size,
+        faster,
+        lose: allowed,
+        smallest: request.smallest,
+        frontier: request.frontier,
+        zeros: request.zeros,
+        passes: Vec::new(),
+        rounding,
+        ranges,
+    };
     let outcome = match plan {
         Some(plan) => shrink::apply(original.inner(), plan, &goal, &judge, cpu),
         None => shrink::shrink(original.inner(), &goal, &judge, cpu),
@@ -243,7 +277,7 @@ pub fn shrink(
     let receipt = Receipt {
         lessen: env!("CARGO_PKG_VERSION"),
         original: model.path().map_or_else(String::new, |p| p.display().to_string()),
-        asked: Asked { smaller, lose: allowed },
+        asked: Asked { smaller, size, faster, lose: allowed },
         met: outcome.missed.is_empty(),
         missed: outcome.missed,
         bytes_before: Number::exact(outcome.bytes.0 as f64, "bytes"),
@@ -251,14 +285,27 @@ pub fn shrink(
         smaller: Number::exact(outcome.bytes.0 as f64 / outcome.bytes.1.max(1) as f64, "x"),
         proof,
         quality: outcome.score.map(|score| judge.quality(score)),
-        speed: judge.speed(&small)?,
+        speed: judge.timing(&small)?,
         data: judge.shares(),
+        changes: outcome.changes,
         plan: outcome.plan,
         given_back: outcome.given_back,
         machine: Machine::this(),
         took: Number::exact(watch.seconds(), "s"),
     };
     Ok((small, receipt))
+}
+
+/// The model with the version of ONNX's operators that few bits, or 8 bits, take.
+///
+/// # Errors
+/// When it cannot be raised to that version.
+pub(crate) fn ready(model: &Model, few_bits: bool) -> Result<Model> {
+    let mut original = model.inner().clone();
+    let least = if few_bits { shrink::quantize::weight_only::MIN_OPSET } else { shrink::search::MIN_OPSET };
+    let version = format::onnx::needed(&original).max(least);
+    format::onnx::upgrade(&mut original, version)?;
+    Ok(model.with_inner(original))
 }
 
 /// An error of this crate that went through the search comes out as it was.

@@ -20,6 +20,6 @@ pub mod walk;
 pub mod weights;
 
 pub use error::{Error, Result};
-pub use pass::Context;
+pub use pass::{Change, Context, Pass};
 pub use plan::{Choice, Plan, Step};
-pub use search::{Goal, Judge, Outcome, Part, Score, apply, shrink};
+pub use search::{Forecast, Goal, Judge, Outcome, Part, Point, Score, Sparse, apply, forecast, shrink};

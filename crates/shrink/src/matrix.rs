@@ -102,6 +102,13 @@ impl Layout {
         Some(Layout { turned: out != 0, shape, rows, cols, groups })
     }
 
+    /// The rows of a matrix of this layout that read the inputs of a group.
+    pub fn part(&self, matrix: &Matrix, group: usize) -> Matrix {
+        let rows = matrix.rows / self.groups.max(1);
+        let data = matrix.data[group * rows * matrix.cols..][..rows * matrix.cols].to_vec();
+        Matrix { rows, cols: matrix.cols, data }
+    }
+
     /// The tensor as a matrix.
     ///
     /// # Errors

@@ -1,8 +1,14 @@
-//! What surrounds a change of the whole graph: the data, through the judge, and the processor.
+//! Passes: changes of the whole graph that come before weights are put in few bits, and what surrounds them.
 
+use std::collections::HashSet;
+
+use graph::Graph;
 use kernel::Cpu;
+use serde::{Deserialize, Serialize};
 
+use crate::prune::zeros;
 use crate::walk::Example;
+use crate::weights::weights;
 use crate::{Judge, Result};
 
 /// What a pass may use.
@@ -34,4 +40,59 @@ impl Context<'_> {
     pub fn progress(&self, what: &str) {
         self.judge.progress(what);
     }
+}
+
+/// A change of the whole graph that comes before the weights are put in few bits, as a plan holds it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "pass", rename_all = "kebab-case")]
+pub enum Pass {
+    /// Zeros in weights.
+    Zeros(zeros::Zeros),
+}
+
+impl Pass {
+    /// Its name, as plans have it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Pass::Zeros(_) => "zeros",
+        }
+    }
+
+    /// Changes the graph, which stays plain f32. Gives the relative squared error that was made, of what the pass
+    /// touched. The same pass on the same graph and data gives the same graph.
+    ///
+    /// # Errors
+    /// [`crate::Error::Plan`] when the graph does not have what the pass names; when the graph cannot be run or
+    /// changed.
+    pub fn apply(&self, graph: &mut Graph, cx: &Context) -> Result<f64> {
+        match self {
+            Pass::Zeros(zeros) => zeros::apply(graph, zeros, cx),
+        }
+    }
+}
+
+/// What a pass did.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Change {
+    /// The pass's name.
+    pub pass: String,
+    /// The relative squared error that it made, of what it touched.
+    pub error: f64,
+    /// Elements of weights that are not 0: before and after.
+    pub elements: (usize, usize),
+}
+
+/// Elements of the weights of a graph that are not 0.
+///
+/// # Errors
+/// When a weight is damaged.
+pub fn elements(graph: &Graph) -> Result<usize> {
+    let mut seen = HashSet::new();
+    let mut count = 0;
+    for weight in weights(graph)?.iter().filter(|w| seen.insert(w.value)) {
+        if let Some(tensor) = graph.constant(weight.value) {
+            count += tensor.values::<f32>()?.iter().filter(|x| **x != 0.0).count();
+        }
+    }
+    Ok(count)
 }

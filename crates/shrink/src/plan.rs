@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::pass::Pass;
 use crate::quantize::coded::{Form, Ranges, Rounding};
 use crate::{Error, Result};
 
@@ -95,13 +96,16 @@ pub struct Plan {
     /// How the scales of weights of few bits are found.
     #[serde(default)]
     pub ranges: Ranges,
-    /// The lines.
+    /// What is done to the whole graph before that, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub passes: Vec<Pass>,
+    /// What is done to each weight.
     #[serde(default)]
     pub steps: Vec<Step>,
 }
 
 impl Plan {
-    /// A plan from a TOML file: `rounding`, `ranges`, and a table `[[steps]]` for each weight. A step needs `node`,
+    /// A plan from a TOML file: `rounding`, `ranges`, a table `[[passes]]` for each pass, and `[[steps]]` for each weight. A step needs `node`,
     /// `weight` and `choice`; the rest is for people.
     ///
     /// # Errors
@@ -127,6 +131,8 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::prune::pattern::Pattern;
+    use crate::prune::zeros;
 
     #[test]
     fn choices_are_written_as_they_are_read() {
@@ -143,7 +149,9 @@ mod tests {
         let step =
             |choice| Step { node: "a/b".into(), weight: "w \"1\"".into(), elements: 7, choice, error: 1e-3 };
         let steps = vec![step(Choice::Keep), step(Choice::Bits(Form { bits: 4, group: 0 }))];
-        let plan = Plan { rounding: Rounding::Nearest, ranges: Ranges::MinMax, steps };
+        let spot = zeros::Spot { node: "a".into(), weight: "w".into(), pattern: Pattern::Rows, share: 0.5 };
+        let passes = vec![Pass::Zeros(zeros::Zeros { weights: vec![spot], ..zeros::Zeros::default() })];
+        let plan = Plan { rounding: Rounding::Nearest, ranges: Ranges::MinMax, passes, steps };
         assert_eq!(Plan::read(&plan.write().unwrap()).unwrap(), plan);
         let short = Plan::read("[[steps]]\nnode = 'n'\nweight = 'w'\nchoice = 'w3-g64'\n").unwrap();
         assert_eq!((short.rounding, short.steps[0].choice), (Rounding::Sweep, "w3-g64".parse().unwrap()));

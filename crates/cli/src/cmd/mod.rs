@@ -14,6 +14,7 @@ mod eval;
 mod inspect;
 mod ops;
 mod pack;
+mod plan;
 mod run;
 mod shrink;
 
@@ -28,6 +29,7 @@ pub enum Command {
     Convert(convert::Convert),
     Ops(ops::Ops),
     Shrink(shrink::Shrink),
+    Plan(plan::Plan),
     Apply(apply::Apply),
     Pack(pack::Pack),
     Unpack(pack::Unpack),
@@ -47,6 +49,7 @@ impl Command {
             Command::Convert(command) => command.run(common),
             Command::Ops(command) => command.run(common),
             Command::Shrink(command) => command.run(common),
+            Command::Plan(command) => command.run(common),
             Command::Apply(command) => command.run(common),
             Command::Pack(command) => command.run(),
             Command::Unpack(command) => command.run(),

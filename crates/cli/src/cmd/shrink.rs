@@ -1,13 +1,14 @@
 //! `lessen shrink`: a smaller model that still does its job, with a receipt.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use lessen::answer::Task;
 use lessen::data::{self, Dataset};
 use lessen::receipt::bytes;
-use lessen::shrink::{Choice, Lose, Ranges, Receipt, Request, Rounding, shrink};
+use lessen::shrink::{Choice, Lose, Pattern, Ranges, Receipt, Request, Rounding, Rule, Sparse, shrink};
 
 use super::{Done, table};
 use crate::flags::{Columns, Common, Opening, Showing};
@@ -46,10 +47,40 @@ pub struct Shrink {
     /// The file must become at least this many times smaller.
     #[arg(long, value_name = "TIMES", value_parser = positive)]
     smaller: Option<f64>,
+    /// The file may have at most so many bytes: 25MB, 800kB.
+    #[arg(long, value_name = "BYTES", value_parser = size)]
+    size: Option<usize>,
+    /// A run must be at least this many times faster, measured on this machine.
+    #[arg(long, value_name = "TIMES", value_parser = positive)]
+    faster: Option<f64>,
     /// At most this much may be lost: 0.5 is half a point of accuracy (0.005 of a correlation), 1% a hundredth of
     /// the original's metric.
     #[arg(long, value_name = "LOSS")]
     lose: Option<Lose>,
+    /// Look for the smallest file within --lose, though its arithmetic be slower than that of 8 bits.
+    #[arg(long, requires = "lose")]
+    smallest: bool,
+    /// Measure files of many sizes: the curve of size, quality and speed.
+    #[arg(long)]
+    frontier: bool,
+    /// Put zeros into the weights of all products: this share of them, such as 50%.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    zeros: Option<f64>,
+    /// The shape that zeros have: anywhere, rows (as many in each), 2:4, 4x1.
+    #[arg(long, value_name = "PATTERN", default_value = "rows", requires = "zeros")]
+    pattern: Pattern,
+    /// Which elements become 0; magnitude is for comparison.
+    #[arg(long, value_name = "RULE", default_value = "best", requires = "zeros", value_parser = rule)]
+    rule: Rule,
+    /// Do not refit what stays beside zeros; for comparison.
+    #[arg(long, requires = "zeros")]
+    no_refit: bool,
+    /// The same share of zeros for each weight, instead of by measured harm.
+    #[arg(long, requires = "zeros")]
+    even: bool,
+    /// Time that the search may take: 90s, 10m, 2h.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    time: Option<Duration>,
     /// Write the model even when a goal is missed.
     #[arg(long)]
     force: bool,
@@ -86,6 +117,64 @@ fn ranges(text: &str) -> std::result::Result<Ranges, String> {
     }
 }
 
+fn rule(text: &str) -> std::result::Result<Rule, String> {
+    match text {
+        "magnitude" => Ok(Rule::Magnitude),
+        "wanda" => Ok(Rule::Wanda),
+        "surgeon" => Ok(Rule::Surgeon),
+        "best" => Ok(Rule::Best),
+        _ => Err("say best, wanda, surgeon or magnitude".into()),
+    }
+}
+
+/// A number and its unit, the longest that fits.
+fn unit(text: &str, units: &[(&str, f64)]) -> Option<f64> {
+    let text = text.trim();
+    let (number, factor) = units.iter().find_map(|(unit, factor)| {
+        let end = text.len().checked_sub(unit.len())?;
+        let fits = text.is_char_boundary(end) && text[end..].eq_ignore_ascii_case(unit);
+        fits.then(|| (text[..end].trim(), *factor))
+    })?;
+    number.parse::<f64>().ok().map(|n| n * factor).filter(|n| n.is_finite() && *n > 0.0)
+}
+
+/// Bytes: 25MB, 25 MiB, 25000.
+pub(super) fn size(text: &str) -> std::result::Result<usize, String> {
+    let units = [
+        ("kib", 1024.0),
+        ("mib", 1048576.0),
+        ("gib", 1073741824.0),
+        ("kb", 1e3),
+        ("mb", 1e6),
+        ("gb", 1e9),
+        ("k", 1e3),
+        ("m", 1e6),
+        ("g", 1e9),
+        ("b", 1.0),
+        ("", 1.0),
+    ];
+    match unit(text, &units) {
+        Some(n) if (1.0..1e18).contains(&n) => Ok(n as usize),
+        _ => Err(format!("{text:?} is no size; say 25MB or 800kB")),
+    }
+}
+
+/// A time: 90s, 10m, 2h.
+pub(super) fn duration(text: &str) -> std::result::Result<Duration, String> {
+    match unit(text, &[("s", 1.0), ("m", 60.0), ("min", 60.0), ("h", 3600.0)]) {
+        Some(n) if n < 1e9 => Ok(Duration::from_secs_f64(n)),
+        _ => Err(format!("{text:?} is no time; say 90s, 10m or 2h")),
+    }
+}
+
+/// A share: 50% or 0.5.
+fn share(text: &str) -> std::result::Result<f64, String> {
+    match unit(text, &[("%", 0.01), ("", 1.0)]) {
+        Some(n) if n < 1.0 => Ok(n),
+        _ => Err(format!("{text:?} is no share; say 50% or 0.5")),
+    }
+}
+
 pub(super) fn positive(text: &str) -> std::result::Result<f64, String> {
     match text.trim_end_matches(['x', 'X']).parse::<f64>() {
         Ok(n) if n.is_finite() && n > 0.0 => Ok(n),
@@ -102,7 +191,19 @@ impl Shrink {
         let output = self.output.clone().unwrap_or_else(|| default_output(&model_path));
         let request = Request {
             smaller: self.smaller,
+            size: self.size,
+            faster: self.faster,
             lose: self.lose,
+            smallest: self.smallest,
+            frontier: self.frontier,
+            zeros: self.zeros.map(|share| Sparse {
+                pattern: self.pattern,
+                share,
+                rule: self.rule,
+                refit: !self.no_refit,
+                even: self.even,
+            }),
+            time: self.time,
             rounding: self.rounding,
             ranges: self.ranges,
             task: self.task,

@@ -2,6 +2,7 @@
 
 pub mod pattern;
 pub mod refit;
+pub mod zeros;
 
 use crate::gram::Gram;
 use crate::matrix::Matrix;

@@ -3,10 +3,13 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::matrix::Matrix;
 
 /// The shape that zeros have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub enum Pattern {
     /// Anywhere in the matrix.
     Anywhere,
@@ -36,6 +39,20 @@ impl fmt::Display for Pattern {
             Pattern::Neighbours { keep, of } => write!(f, "{keep}:{of}"),
             Pattern::Blocks { rows, cols } => write!(f, "{rows}x{cols}"),
         }
+    }
+}
+
+impl From<Pattern> for String {
+    fn from(pattern: Pattern) -> String {
+        pattern.to_string()
+    }
+}
+
+impl TryFrom<String> for Pattern {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Pattern, String> {
+        text.parse()
     }
 }
 

@@ -1,34 +1,73 @@
 //! From a goal to a model: choose for each weight, measure, give back what costs too much.
 
 mod bits;
+mod codes;
+mod forecast;
+mod reach;
+mod work;
+mod zeros;
 
-use std::collections::HashSet;
-
-use graph::op::WeightKind;
-use graph::{Graph, Model, tidy};
+use graph::Model;
 use kernel::Cpu;
 
-use crate::calibrate::{Stats, calibrate};
-use crate::lean;
-use crate::plan::{Choice, Plan, Step};
+use crate::Result;
+use crate::pass::{Change, Pass};
+use crate::plan::Plan;
+use crate::prune::pattern::Pattern;
+use crate::prune::zeros::Rule;
 use crate::quantize::coded::{Ranges, Rounding};
-use crate::quantize::{embedding, matmul_dynamic, qdq, weight_only};
+use crate::quantize::weight_only;
 use crate::walk::Example;
-use crate::weights::{Weight, is_product, weights};
-use crate::{Context, Error, Result};
-use bits::Codes;
+use bits::Harms;
+pub use forecast::{Forecast, forecast};
+use work::Work;
 
 /// What the user wants.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Goal {
     /// The file shall be at least this many times smaller.
     pub smaller: Option<f64>,
+    /// The file shall have at most this many bytes.
+    pub size: Option<usize>,
+    /// A run shall be at least this many times faster, measured on this machine.
+    pub faster: Option<f64>,
     /// The metric may fall by at most this much (in the metric's own unit: 0.01 is one point of accuracy).
     pub lose: Option<f64>,
+    /// Look for the smallest file whose loss is within `lose`, though its arithmetic be slower than that of 8 bits.
+    pub smallest: bool,
+    /// Measure files of many sizes, not only the one that is asked for.
+    pub frontier: bool,
+    /// Zeros in the weights of all products.
+    pub zeros: Option<Sparse>,
+    /// What is done to the graph before all else, in order.
+    pub passes: Vec<Pass>,
     /// How weights of few bits go to their codes.
     pub rounding: Rounding,
     /// How the scales of weights of few bits are found.
     pub ranges: Ranges,
+}
+
+impl Goal {
+    /// The most bytes that the file may have, when the original has so many.
+    fn bytes(&self, before: usize) -> Option<usize> {
+        let smaller = self.smaller.map(|times| (before as f64 / times) as usize);
+        [smaller, self.size].into_iter().flatten().min()
+    }
+}
+
+/// Zeros that are asked for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sparse {
+    /// The shape that they have.
+    pub pattern: Pattern,
+    /// The share of all elements that become 0; patterns such as 2:4 have their own.
+    pub share: f64,
+    /// Which elements go.
+    pub rule: Rule,
+    /// Are the others refitted by least squares?
+    pub refit: bool,
+    /// The same share for each weight, instead of by measured harm.
+    pub even: bool,
 }
 
 /// Which held-out examples to judge on. None is an example of calibration, and those of [`Part::Verify`] are in no
@@ -84,6 +123,20 @@ pub trait Judge {
     /// When the model cannot be run.
     fn score(&self, model: &Model, part: Part) -> Result<Option<Score>>;
 
+    /// How many times faster than the original a run of the model is here; `None` when there is nothing to run on.
+    ///
+    /// # Errors
+    /// When the model cannot be run.
+    fn speed(&self, model: &Model) -> Result<Option<f64>> {
+        let _ = model;
+        Ok(None)
+    }
+
+    /// Is the time over that the search may take? What is left to measure is then guessed or left out.
+    fn out_of_time(&self) -> bool {
+        false
+    }
+
     /// Size of the original's file, in bytes; that of the model as it would be written when there is none.
     ///
     /// # Errors
@@ -117,15 +170,29 @@ pub struct Outcome {
     pub score: Option<Score>,
     /// Size of the file in bytes: before and after.
     pub bytes: (usize, usize),
+    /// What the passes did, in order.
+    pub changes: Vec<Change>,
+    /// Files of other sizes, the smallest first; empty unless it was asked for.
+    pub frontier: Vec<Point>,
     /// Why the goal is missed; empty when it is met.
     pub missed: Vec<String>,
 }
 
+/// A file that could be had.
+#[derive(Clone, Debug)]
+pub struct Point {
+    /// What it is, in a word or two: "int8", "7x".
+    pub name: String,
+    /// Size of the file in bytes.
+    pub bytes: usize,
+    /// How it does on [`Part::Verify`].
+    pub score: Option<Score>,
+    /// How many times faster than the original it is here.
+    pub speed: Option<f64>,
+}
+
 /// The least version of ONNX's operators that has a scale for each channel.
 pub const MIN_OPSET: i64 = 13;
-
-/// Names of values and nodes are kept unless they make up more than this part of the file: one in a hundred.
-const NAMES: usize = 100;
 
 /// Shrinks a model: to 8 bits, and to fewer when it must become smaller than that makes it (the model must then name
 /// version 21 of ONNX's operators).
@@ -135,249 +202,50 @@ const NAMES: usize = 100;
 /// error: see [`Outcome::missed`].
 pub fn shrink(model: &Model, goal: &Goal, judge: &dyn Judge, cpu: &Cpu) -> Result<Outcome> {
     let before = judge.bytes_before(model)?;
-    let work = Work::new(model, judge, cpu)?;
-    let mut choices = work.defaults();
-    let mut made = work.build(&choices, &Codes::default())?;
-    let mut given_back = Vec::new();
-    if let Some(bound) = goal.lose
-        && judge.score(&made.0, Part::Search)?.is_some_and(|score| score.loss() > bound)
-    {
-        judge.progress("the loss is too great: looking for the weights that hurt");
-        (choices, given_back) = work.give_back(&choices, bound)?;
-        made = work.build(&choices, &Codes::default())?;
+    let mut work = Work::new(model, &goal.passes, judge, cpu)?;
+    if let Some(asked) = &goal.zeros {
+        let zeros = zeros::choose(&work, asked)?;
+        work.pass(&Pass::Zeros(zeros))?;
     }
-    let (mut model, mut plan) = (work.finish(made.0)?, made.1);
-    let target = goal.smaller.map(|smaller| (before as f64 / smaller) as usize);
-    if let Some(target) = target.filter(|&target| work.version >= weight_only::MIN_OPSET && target > 0)
-        && judge.bytes(&model)? > target
-    {
-        given_back.clear();
-        let choices = bits::choose(&work, target)?;
-        (model, plan) = work.make(&choices, goal.rounding, goal.ranges)?;
+    work.calibrate()?;
+    let mut made = work.eight_bits(goal.lose)?;
+    let can_code = work.version >= weight_only::MIN_OPSET;
+    let too_big = match goal.bytes(before) {
+        Some(target) if target > 0 && judge.bytes(&made.model)? > target => Some(target),
+        _ => None,
+    };
+    let mut hint = None;
+    let mut frontier = Vec::new();
+    if can_code && (too_big.is_some() || goal.smallest || goal.frontier) {
+        let harms = Harms::new(&work)?;
+        let reach = reach::Reach { work: &work, harms: &harms, goal };
+        if goal.frontier {
+            frontier = reach.frontier(before, &made.model)?;
+        }
+        if let Some(target) = too_big {
+            made = reach.of_size(target)?;
+            hint = reach.nearest(&made.model, target, before)?;
+        } else if let (true, Some(bound)) = (goal.smallest, goal.lose) {
+            made = reach.smallest(bound, made)?;
+        }
     }
-    work.prove(before, goal, model, plan, given_back)
+    let mut outcome = work.prove(before, goal, made)?;
+    outcome.frontier = frontier;
+    outcome.missed.extend(hint.filter(|_| !outcome.missed.is_empty()));
+    Ok(outcome)
 }
 
 /// Does to a model what a plan says; the goal is only held against what comes out. The same plan, model and data give
 /// the same bytes.
 ///
 /// # Errors
-/// As [`shrink`]; [`Error::Plan`] when the plan names weights that the model does not have, or what cannot be done to
+/// As [`shrink`]; [`crate::Error::Plan`] when the plan names weights that the model does not have, or what cannot be done to
 /// them.
 pub fn apply(model: &Model, plan: &Plan, goal: &Goal, judge: &dyn Judge, cpu: &Cpu) -> Result<Outcome> {
     let before = judge.bytes_before(model)?;
-    let work = Work::new(model, judge, cpu)?;
+    let mut work = Work::new(model, &plan.passes, judge, cpu)?;
+    work.calibrate()?;
     let choices = work.choices_of(plan)?;
-    let (model, plan) = work.make(&choices, plan.rounding, plan.ranges)?;
-    work.prove(before, goal, model, plan, Vec::new())
-}
-
-struct Work<'a> {
-    base: Model,
-    weights: Vec<Weight>,
-    stats: Stats,
-    judge: &'a dyn Judge,
-    version: i64,
-    cpu: &'a Cpu,
-}
-
-impl<'a> Work<'a> {
-    fn new(model: &Model, judge: &'a dyn Judge, cpu: &'a Cpu) -> Result<Work<'a>> {
-        let version = model.opsets.get("").copied().unwrap_or(MIN_OPSET);
-        if version < MIN_OPSET {
-            let what = format!("the model uses version {version} of ONNX's operators; {MIN_OPSET} is needed");
-            return Err(Error::Graph(graph::Error::Unsupported(what)));
-        }
-        let mut base = model.clone();
-        tidy::run(&mut base.graph, tidy::PORTABLE, cpu)?;
-        if lean::biases(&mut base.graph)? > 0 {
-            tidy::run(&mut base.graph, tidy::PORTABLE, cpu)?;
-        }
-        let weights = weights(&base.graph)?;
-        let mut work = Work { base, weights, stats: Stats::new(), judge, version, cpu };
-        let products: Vec<&Weight> = work.weights.iter().filter(|w| work.is_static(w)).collect();
-        if judge.can_calibrate() && !products.is_empty() {
-            judge.progress("calibrating");
-            let wanted = qdq::values(&work.base.graph, &products);
-            work.stats = calibrate(&work.base.graph, &wanted, judge, cpu)?;
-        }
-        Ok(work)
-    }
-
-    fn context(&self) -> Context<'_> {
-        Context { judge: self.judge, cpu: self.cpu }
-    }
-
-    /// Products that get a fixed grid for their activations: convolutions, and the products of models that have
-    /// any (a classifier's last layer). In models without convolutions, such as text encoders, activations have
-    /// outliers that a fixed grid cannot hold.
-    fn is_static(&self, weight: &Weight) -> bool {
-        let convolutional = self.weights.iter().any(|w| w.used.kind == WeightKind::Conv);
-        is_product(weight.used.kind) && convolutional && weight.used.input == 1
-    }
-
-    fn defaults(&self) -> Vec<Choice> {
-        let choose = |w: &Weight| match w.used.kind {
-            _ if self.is_static(w) && self.reached(w) => Choice::Int8Static,
-            WeightKind::MatMul if matmul_dynamic::fits(&self.base.graph, w) => Choice::Int8Dynamic,
-            WeightKind::Embedding if embedding::fits(&self.base.graph, w) => Choice::Int8Rows,
-            _ => Choice::Keep,
-        };
-        self.weights.iter().map(choose).collect()
-    }
-
-    /// Did calibration see what the product reads?
-    fn reached(&self, weight: &Weight) -> bool {
-        let input = self.base.graph.node(weight.node).and_then(|n| n.input(0));
-        input.is_some_and(|x| self.stats.contains_key(&x))
-    }
-
-    /// What a plan says of each weight. Weights that it does not name are kept.
-    fn choices_of(&self, plan: &Plan) -> Result<Vec<Choice>> {
-        let mut choices = vec![Choice::Keep; self.weights.len()];
-        for step in &plan.steps {
-            let name = |w: &Weight| &self.base.graph.value(w.value).name;
-            let at = self.weights.iter().position(|w| w.name == step.node && *name(w) == step.weight);
-            let Some(at) = at else {
-                let what = format!("the model has no weight {:?} at node {:?}", step.weight, step.node);
-                return Err(Error::Plan(what));
-            };
-            let weight = &self.weights[at];
-            let fits = match step.choice {
-                Choice::Keep => true,
-                Choice::Int8Static => self.is_static(weight) && self.reached(weight),
-                Choice::Int8Dynamic => matmul_dynamic::fits(&self.base.graph, weight),
-                Choice::Int8Rows => embedding::fits(&self.base.graph, weight),
-                Choice::Bits(_) => self.version >= weight_only::MIN_OPSET,
-            };
-            if !fits {
-                let what =
-                    format!("weight {:?} at node {:?} cannot be {}", step.weight, step.node, step.choice);
-                return Err(Error::Plan(what));
-            }
-            choices[at] = step.choice;
-        }
-        Ok(choices)
-    }
-
-    /// The model as it is written, with these choices.
-    fn make(&self, choices: &[Choice], rounding: Rounding, ranges: Ranges) -> Result<(Model, Plan)> {
-        let codes = bits::code(self, choices, rounding, ranges)?;
-        let (model, plan) = self.build(choices, &codes)?;
-        Ok((self.finish(model)?, Plan { rounding, ranges, ..plan }))
-    }
-
-    /// Measures what was made, and holds it against the goal.
-    fn prove(
-        &self,
-        before: usize,
-        goal: &Goal,
-        model: Model,
-        plan: Plan,
-        given_back: Vec<String>,
-    ) -> Result<Outcome> {
-        self.judge.progress("measuring on examples that nothing was decided on");
-        let score = self.judge.score(&model, Part::Verify)?;
-        let after = self.judge.bytes(&model)?;
-        let mut missed = Vec::new();
-        match (goal.lose, &score) {
-            (Some(_), None) => {
-                missed.push("the loss cannot be measured without data; give some with --data".to_string());
-            }
-            (Some(bound), Some(score)) if score.loss() > bound => missed.push(format!(
-                "{} falls by {:.4} on {} held-out examples, more than {bound:.4}",
-                score.metric,
-                score.loss(),
-                score.examples
-            )),
-            _ => {}
-        }
-        let ratio = before as f64 / after.max(1) as f64;
-        if let Some(smaller) = goal.smaller.filter(|&s| ratio < s) {
-            missed.push(format!("the file becomes {ratio:.2} times smaller, not {smaller}"));
-        }
-        Ok(Outcome { model, plan, given_back, score, bytes: (before, after), missed })
-    }
-
-    fn build(&self, choices: &[Choice], codes: &Codes) -> Result<(Model, Plan)> {
-        let mut model = self.base.clone();
-        let graph: &mut Graph = &mut model.graph;
-        let with = |choice| -> Vec<&Weight> {
-            self.weights.iter().zip(choices).filter(|(_, c)| **c == choice).map(|(w, _)| w).collect()
-        };
-        let mut errors = qdq::rewrite(graph, &with(Choice::Int8Static), &self.stats, self.version)?;
-        let mut shared = matmul_dynamic::Shared::default();
-        for weight in with(Choice::Int8Dynamic) {
-            errors.insert(weight.node, matmul_dynamic::rewrite(graph, weight, &mut shared, self.version)?);
-        }
-        let mut tables = embedding::Shared::default();
-        for weight in with(Choice::Int8Rows) {
-            errors.insert(weight.node, embedding::rewrite(graph, weight, &mut tables, self.version)?);
-        }
-        weight_only::rewrite(graph, &bits::items(self, choices, codes), self.version)?;
-        graph.sort()?;
-        graph.infer()?;
-        graph.check()?;
-        let step = |(w, &choice): (&Weight, &Choice)| Step {
-            node: w.name.clone(),
-            weight: self.base.graph.value(w.value).name.clone(),
-            elements: w.len,
-            choice,
-            error: match choice {
-                Choice::Bits(_) => codes.get(&w.value).map_or(0.0, |code| code.error),
-                _ => errors.get(&w.node).copied().unwrap_or(0.0),
-            },
-        };
-        let plan = Plan { steps: self.weights.iter().zip(choices).map(step).collect(), ..Plan::default() };
-        Ok((model, plan))
-    }
-
-    /// The model as it is written: without what its meaning does not need.
-    fn finish(&self, mut model: Model) -> Result<Model> {
-        lean::lean(&mut model.graph, self.version)?;
-        if lean::name_bytes(&model.graph) * NAMES > self.judge.bytes(&model)? {
-            lean::shorten(&mut model.graph)?;
-        }
-        model.graph.infer()?;
-        model.graph.check()?;
-        Ok(model)
-    }
-
-    /// Gives weights back to f32, the most harmful first, until the loss is within the bound: as few as will do.
-    fn give_back(&self, choices: &[Choice], bound: f64) -> Result<(Vec<Choice>, Vec<String>)> {
-        let mut harm = Vec::new();
-        let changed: Vec<usize> = (0..choices.len()).filter(|&i| choices[i] != Choice::Keep).collect();
-        for &i in &changed {
-            let mut alone = vec![Choice::Keep; choices.len()];
-            alone[i] = choices[i];
-            let score = self.judge.score(&self.build(&alone, &Codes::default())?.0, Part::Probe)?;
-            harm.push((score.map_or(0.0, |s| s.distance), i));
-        }
-        harm.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        let without = |k: usize| {
-            let mut fewer = choices.to_vec();
-            harm[..k].iter().for_each(|&(_, i)| fewer[i] = Choice::Keep);
-            fewer
-        };
-        let holds = |k: usize| -> Result<bool> {
-            let score = self.judge.score(&self.build(&without(k), &Codes::default())?.0, Part::Search)?;
-            Ok(score.is_none_or(|s| s.loss() <= bound))
-        };
-        // Doubling, then bisection: the loss falls with the number given back, nearly.
-        let (mut low, mut high) = (0, 1);
-        while high < harm.len() && !holds(high)? {
-            (low, high) = (high, high * 2);
-        }
-        high = high.min(harm.len());
-        while high - low > 1 {
-            let middle = (low + high) / 2;
-            if holds(middle)? { high = middle } else { low = middle }
-        }
-        let names = harm[..high].iter().map(|&(_, i)| self.weights[i].name.clone());
-        let names: Vec<String> = names.collect::<HashSet<_>>().into_iter().collect();
-        let order = |name: &String| harm.iter().position(|&(_, i)| self.weights[i].name == *name);
-        let mut names = names;
-        names.sort_by_key(order);
-        Ok((without(high), names))
-    }
+    let made = work.make(&choices, plan.rounding, plan.ranges)?;
+    work.prove(before, goal, made)
 }
