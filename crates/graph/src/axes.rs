@@ -72,6 +72,9 @@ pub struct Count {
     pub range: Option<Range<usize>>,
 }
 
+/// How many of these indices of an axis are left (`None` for the range: of all); `None` when none went.
+pub type Left<'a> = dyn Fn(End, Option<&Range<usize>>) -> Option<usize> + 'a;
+
 /// How the axes of a node move together. Indices of axes that are not named here cannot be taken away.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Axes {
@@ -151,17 +154,12 @@ impl Axes {
         Some(self)
     }
 
-    /// The operator with its attributes counted anew, when any counts, after indices went. `left` says how many of
-    /// these indices of an axis are left (`None` for the range: of all), or `None` when none went.
+    /// The operator with its attributes counted anew, when any counts, after indices went. `sizes` are the numbers of
+    /// its inputs and outputs.
     ///
     /// # Errors
     /// When an attribute is not the number that it should be.
-    pub fn recount(
-        &self,
-        op: &Arc<dyn Op>,
-        sizes: [usize; 2],
-        left: &dyn Fn(End, Option<&Range<usize>>) -> Option<usize>,
-    ) -> Result<Option<Arc<dyn Op>>> {
+    pub fn recount(&self, op: &Arc<dyn Op>, sizes: [usize; 2], left: &Left) -> Result<Option<Arc<dyn Op>>> {
         let mut attrs = op.attrs();
         let mut changed = false;
         for count in &self.counts {

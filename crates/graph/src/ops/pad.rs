@@ -296,13 +296,13 @@ impl Op for Pad {
             None => Place::Attrs("pads", i),
         };
         let mut axes = Axes::new();
-        for axis in 0..shape.len() {
+        for (axis, dim) in shape.iter().enumerate() {
             let at = named.iter().position(|a| *a == axis);
             let [begin, end] = match at {
                 Some(at) => [*pads.get(at)?, *pads.get(at + n)?],
                 None => [0, 0],
             };
-            match (at, shape[axis].size(), usize::try_from(begin), usize::try_from(end)) {
+            match (at, dim.size(), usize::try_from(begin), usize::try_from(end)) {
                 (_, _, Ok(0), Ok(0)) => _ = axes.along([(axis, axis)]),
                 (Some(at), Some(size), Ok(begin), Ok(end)) if self.mode == Mode::Constant => {
                     let y = (Output(0), axis);

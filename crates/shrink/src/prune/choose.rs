@@ -312,26 +312,29 @@ impl Reader {
         })
     }
 
-    /// The share of the output's variance that is lost with a channel, when the others make up for it.
-    fn score(&self, unit: usize) -> f64 {
-        let (cols, n) = (&self.units[unit], self.cols);
-        let lost = match &self.inverse {
-            None => {
-                let square = |j: usize| (0..self.rows).map(|i| self.w[i * n + j].powi(2)).sum::<f64>();
-                cols.iter().map(|&j| square(j) * self.variance[j]).sum::<f64>()
-            }
-            Some(inverse) => {
-                let own: Vec<f64> =
-                    cols.iter().flat_map(|&i| cols.iter().map(move |&j| inverse[i * n + j])).collect();
-                let Some(factor) = Cholesky::new(&own, cols.len()) else { return f64::MAX };
-                let of = |i: usize| cols.iter().map(move |&j| self.w[i * n + j]);
-                let right: Vec<f64> = (0..self.rows).flat_map(of).collect();
+    /// The share of the output's variance that is lost with each of these channels, when the others make up for it.
+    fn scores(&self, units: &[usize]) -> Vec<f64> {
+        let n = self.cols;
+        let mut squares = vec![0.0; n];
+        for row in self.w.chunks_exact(n.max(1)) {
+            squares.iter_mut().zip(row).for_each(|(s, w)| *s += w * w);
+        }
+        let lost = |&unit: &usize| match (&self.inverse, self.units[unit].as_slice()) {
+            (_, []) => 0.0,
+            (None, cols) => cols.iter().map(|&j| squares[j] * self.variance[j]).sum::<f64>(),
+            (Some(inverse), &[j]) => squares[j] / inverse[j * (n + 1)].max(f64::MIN_POSITIVE),
+            (Some(inverse), cols) => {
+                let Some(factor) = Cholesky::new(&corner(inverse, n, cols), cols.len()) else {
+                    return f64::MAX;
+                };
+                let of = |row: &[f64]| cols.iter().map(|&j| row[j]).collect::<Vec<_>>();
+                let right: Vec<f64> = self.w.chunks_exact(n).flat_map(of).collect();
                 let mut solved = right.clone();
                 factor.solve(&mut solved);
                 right.iter().zip(&solved).map(|(a, b)| a * b).sum()
             }
         };
-        lost / self.energy
+        units.iter().map(|unit| lost(unit) / self.energy).collect()
     }
 
     /// Takes a channel away; the others make up for it.
@@ -342,8 +345,7 @@ impl Reader {
             (0..self.rows).for_each(|i| cols.iter().for_each(|&j| self.w[i * n + j] = 0.0));
             return;
         };
-        let own: Vec<f64> =
-            cols.iter().flat_map(|&i| cols.iter().map(|&j| inverse[i * n + j]).collect::<Vec<_>>()).collect();
+        let own = corner(inverse, n, &cols);
         let Some(factor) = Cholesky::new(&own, k) else { return };
         // S = [H^-1]_cc^-1 [H^-1]_c,: row by row of its transpose.
         let slice: Vec<f64> =
@@ -404,6 +406,11 @@ impl Reader {
     }
 }
 
+/// The rows and columns of a symmetric matrix that these columns are.
+fn corner(matrix: &[f64], n: usize, cols: &[usize]) -> Vec<f64> {
+    cols.iter().flat_map(|&i| cols.iter().map(move |&j| matrix[i * n + j])).collect()
+}
+
 fn quadratic(h: &[f64], v: &[f64]) -> f64 {
     let n = v.len();
     let image = |i: usize| h[i * n..][..n].iter().zip(v).map(|(a, b)| a * b).sum::<f64>();
@@ -421,10 +428,12 @@ fn eliminate(
     let mut order: Vec<u32> = Vec::new();
     for &size in sizes {
         while group.units.len() - order.len() > size {
-            let score = |u: usize| readers.iter().map(|r| r.score(u)).sum::<f64>();
-            let least =
-                left.iter().enumerate().map(|(i, &u)| (score(u), i)).min_by(|a, b| a.0.total_cmp(&b.0));
-            let Some((_, at)) = least else { return Ok(()) };
+            let mut scores = vec![0.0; left.len()];
+            for reader in &readers {
+                scores.iter_mut().zip(reader.scores(&left)).for_each(|(sum, s)| *sum += s);
+            }
+            let least = scores.iter().enumerate().min_by(|a, b| a.1.total_cmp(b.1));
+            let Some((at, _)) = least else { return Ok(()) };
             let unit = left.remove(at);
             readers.iter_mut().for_each(|r| r.drop(unit));
             order.push(unit as u32);
