@@ -417,13 +417,11 @@ fn quadratic(h: &[f64], v: &[f64]) -> f64 {
     (0..n).map(|i| v[i] * image(i)).sum()
 }
 
+/// Told which channels went so far, and what is left of their readers.
+type Reached<'a> = dyn FnMut(&[u32], &[Reader]) -> Result<()> + 'a;
+
 /// Takes channels away one by one until the least of the sizes is left; at each size says which went so far.
-fn eliminate(
-    group: &Group,
-    mut readers: Vec<Reader>,
-    sizes: &[usize],
-    reached: &mut dyn FnMut(&[u32], &[Reader]) -> Result<()>,
-) -> Result<()> {
+fn eliminate(group: &Group, mut readers: Vec<Reader>, sizes: &[usize], reached: &mut Reached) -> Result<()> {
     let mut left: Vec<usize> = (0..group.units.len()).filter(|&u| group.units[u].free).collect();
     let mut order: Vec<u32> = Vec::new();
     for &size in sizes {

@@ -241,18 +241,18 @@ fn resolve_fold(sets: &mut Sets, whole: Axis, parts: &[(Axis, usize)]) {
     (0..size).for_each(|i| sets.join(start + i, own + i / inner.max(1) % n));
 }
 
-/// A weight of the graph, with its axes of outputs and inputs; `None` for what only passes channels on.
-fn weight_axes(graph: &Graph, node: &Node) -> Option<(ValueId, usize, Vec<usize>)> {
+/// A weight of the graph, with its axes of outputs and of inputs; `None` for what only passes channels on.
+fn weight_axes(graph: &Graph, node: &Node) -> Option<(ValueId, [usize; 2])> {
     let used = node.op.weight()?;
     let value = node.input(used.input)?;
     let tensor = graph.constant(value).filter(|t| t.dtype() == DType::F32 && t.rank() >= 2)?;
     let out = graph::infer::axis(used.out_axis, tensor.rank()).ok()?;
     match used.kind {
-        WeightKind::MatMul if tensor.rank() == 2 => Some((value, out, vec![1 - out])),
+        WeightKind::MatMul if tensor.rank() == 2 => Some((value, [out, 1 - out])),
         WeightKind::Conv if tensor.shape()[1] > 1 || node.op.attrs().int_or("group", 1).ok()? == 1 => {
-            Some((value, out, vec![1 - out]))
+            Some((value, [out, 1 - out]))
         }
-        WeightKind::ConvTranspose if tensor.shape()[1] > 1 => Some((value, out, vec![1 - out])),
+        WeightKind::ConvTranspose if tensor.shape()[1] > 1 => Some((value, [out, 1 - out])),
         _ => None,
     }
 }
@@ -260,10 +260,10 @@ fn weight_axes(graph: &Graph, node: &Node) -> Option<(ValueId, usize, Vec<usize>
 fn collect(graph: &Graph, sets: &mut Sets) -> Vec<Group> {
     let mut found: Vec<Group> = Vec::new();
     let mut taken: HashSet<usize> = HashSet::new();
-    let weights: Vec<(NodeId, (ValueId, usize, Vec<usize>))> =
+    let weights: Vec<(NodeId, (ValueId, [usize; 2]))> =
         graph.nodes().filter_map(|(id, node)| Some((id, weight_axes(graph, node)?))).collect();
     let mut homes: HashMap<usize, (usize, usize)> = HashMap::new();
-    for (id, (value, out, _)) in &weights {
+    for (id, (value, [out, _])) in &weights {
         let axis = (*value, *out);
         let Some(&(start, size)) = sets.places.get(&axis) else { continue };
         let mut roots: Vec<usize> = Vec::new();
@@ -297,14 +297,12 @@ fn collect(graph: &Graph, sets: &mut Sets) -> Vec<Group> {
     }
     for group in &mut found {
         let touches = |axis: &Axis| group.units.iter().any(|u| u.free && u.indices.contains_key(axis));
-        for (id, (value, out, inputs)) in &weights {
+        for (id, (value, [out, input])) in &weights {
             if touches(&(*value, *out)) {
                 group.makers.push((*id, (*value, *out)));
             }
-            for &input in inputs {
-                if touches(&(*value, input)) {
-                    group.readers.push((*id, (*value, input)));
-                }
+            if touches(&(*value, *input)) {
+                group.readers.push((*id, (*value, *input)));
             }
         }
     }

@@ -20,7 +20,7 @@ use crate::weights::{self, Weight};
 use crate::{Error, Result};
 
 /// The share of the mean of the diagonal that is added to it: the fit starts from the weights as they are.
-const DAMP: f64 = 1e-3;
+const DAMP: f64 = 1e-2;
 /// Weights with more inputs than this are fitted only when they lost some.
 const WIDE: usize = 2048;
 /// How often a weight is fitted whose output is cut off.
