@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod attrs;
+pub mod axes;
 pub mod check;
 pub mod dim;
 pub mod dtype;
@@ -22,6 +23,7 @@ pub mod tidy;
 pub mod turn;
 
 pub use attrs::{Attr, Attrs};
+pub use axes::Axes;
 pub use dim::Dim;
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};

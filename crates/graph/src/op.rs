@@ -8,7 +8,7 @@ use kernel::Cpu;
 
 use crate::ops::opaque::Opaque;
 use crate::run::Program;
-use crate::{Attrs, DType, Datum, Dim, Error, Fact, Graph, Result, Tensor, TurnCx, Turned, ValueId};
+use crate::{Attrs, Axes, DType, Datum, Dim, Error, Fact, Graph, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// An operator with its attributes: what a node does.
 pub trait Op: Debug + Send + Sync {
@@ -95,6 +95,13 @@ pub trait Op: Debug + Send + Sync {
     fn mul_adds(&self, inputs: &Facts, outputs: &[Fact]) -> u64 {
         let _ = (inputs, outputs);
         0
+    }
+
+    /// Which axes of its inputs and outputs move together, for who takes channels away; `None` when it cannot be
+    /// said: then nothing that it reads or makes can change its size.
+    fn axes(&self, inputs: &Facts, outputs: &[Fact]) -> Option<Axes> {
+        let _ = (inputs, outputs);
+        None
     }
 
     /// The same computation on inputs with their axes in another order, when it can make its outputs with theirs in

@@ -121,13 +121,13 @@ impl Key {
 }
 
 /// Values that are alive in one example's run.
-type State = HashMap<ValueId, Datum>;
+pub(crate) type State = HashMap<ValueId, Datum>;
 
 /// Which nodes run when.
-struct Stages {
-    count: usize,
+pub(crate) struct Stages {
+    pub(crate) count: usize,
     /// When the inputs of a weight are there.
-    of_weight: HashMap<NodeId, usize>,
+    pub(crate) of_weight: HashMap<NodeId, usize>,
     /// When a node runs; `None` when no weight needs it.
     of_node: HashMap<NodeId, usize>,
     /// The last stage at which a value is read.
@@ -135,7 +135,7 @@ struct Stages {
 }
 
 impl Stages {
-    fn new(graph: &Graph, weights: &[&Weight]) -> Stages {
+    pub(crate) fn new(graph: &Graph, weights: &[&Weight]) -> Stages {
         let stops: HashSet<NodeId> = weights.iter().filter(|w| w.used.input == 1).map(|w| w.node).collect();
         let mut of_value: HashMap<ValueId, usize> = HashMap::new();
         let (mut of_weight, mut of_node) = (HashMap::new(), HashMap::new());
@@ -175,7 +175,7 @@ impl Stages {
         Stages { count, of_weight, of_node, last_read }
     }
 
-    fn start(&self, graph: &Graph, example: Example) -> Result<State> {
+    pub(crate) fn start(&self, graph: &Graph, example: Example) -> Result<State> {
         let mut state = State::new();
         for (name, datum) in example {
             let id = graph.find(&name).filter(|id| graph.inputs.contains(id));
@@ -186,7 +186,7 @@ impl Stages {
     }
 
     /// The part of the graph that runs at a stage; `None` when nothing does.
-    fn segment(&self, graph: &Graph, stage: usize) -> Option<Graph> {
+    pub(crate) fn segment(&self, graph: &Graph, stage: usize) -> Option<Graph> {
         let mut part = graph.clone();
         let here: HashSet<NodeId> =
             self.of_node.iter().filter(|(_, s)| **s == stage).map(|(id, _)| *id).collect();
@@ -223,7 +223,7 @@ impl Stages {
     }
 
     /// Runs a segment, and forgets what no later stage reads.
-    fn advance(&self, session: &Session, state: &mut State) -> Result<()> {
+    pub(crate) fn advance(&self, session: &Session, state: &mut State) -> Result<()> {
         let graph = session.graph();
         let inputs = graph
             .inputs

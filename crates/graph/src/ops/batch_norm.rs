@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use kernel::vec::{Binary, Right, binary_assign, scale_shift};
 
+use crate::axes::Port::{Input, Output};
 use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, Reader, RunCx, Sample, ramp};
 use crate::ops::cast::cast;
 use crate::ops::layout::Layout;
-use crate::{Attrs, DType, Dim, Error, Fact, Node, Op, Result, Tensor, TurnCx, Turned, ValueId};
+use crate::{Attrs, Axes, DType, Dim, Error, Fact, Node, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// Normalisation of each channel over the batch.
 #[derive(Debug)]
@@ -257,6 +258,16 @@ impl Op for BatchNorm {
             && cx.facts.dtype(0) == Some(DType::F32);
         let op = BatchNorm { old: false, layout: Layout::ChannelsLast, ..*self };
         cx.first().filter(|_| turns).map(|t| t.by(op))
+    }
+
+    fn axes(&self, inputs: &Facts, outputs: &[Fact]) -> Option<Axes> {
+        if outputs.len() > 1 || self.training || self.layout != Layout::ChannelsFirst {
+            return None;
+        }
+        let mut axes = Axes::new();
+        axes.along((0..inputs.rank(0)?).map(|a| (a, a)));
+        (1..5).for_each(|i| _ = axes.tie((Input(i), 0), (Output(0), 1)));
+        Some(axes)
     }
 
     fn as_any(&self) -> &dyn Any {

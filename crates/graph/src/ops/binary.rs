@@ -13,7 +13,7 @@ use crate::ops::family::family;
 use crate::ops::number::{Number, by_type};
 use crate::ops::sum_to::SumTo;
 use crate::ops::unary::Unary;
-use crate::{Attrs, DType, Dim, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
+use crate::{Attrs, Axes, DType, Dim, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// Arithmetic of two tensors.
 #[derive(Debug)]
@@ -167,6 +167,10 @@ impl Op for Binary {
 
     fn turn(&self, cx: &TurnCx) -> Option<Turned> {
         cx.all()
+    }
+
+    fn axes(&self, inputs: &Facts, outputs: &[Fact]) -> Option<Axes> {
+        Axes::elementwise(inputs, outputs)
     }
 
     fn as_any(&self) -> &dyn Any {

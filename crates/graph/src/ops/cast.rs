@@ -7,7 +7,7 @@ use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::ops::number::{Number, by_type};
 use crate::tensor::{PowerRounding, encode_e8m0, encode_f4, encode_f8};
-use crate::{Attr, Attrs, DType, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
+use crate::{Attr, Attrs, Axes, DType, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// `Cast`: the elements as another type.
 #[derive(Debug)]
@@ -231,6 +231,10 @@ impl Op for Cast {
 
     fn turn(&self, cx: &TurnCx) -> Option<Turned> {
         cx.first()
+    }
+
+    fn axes(&self, inputs: &Facts, outputs: &[Fact]) -> Option<Axes> {
+        Axes::elementwise(inputs, outputs)
     }
 
     fn as_any(&self) -> &dyn Any {

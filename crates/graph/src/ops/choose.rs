@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::infer::{self, broadcast_sizes};
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::ops::broadcast::Walk;
-use crate::{Attrs, DType, Dim, Element, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
+use crate::{Attrs, Axes, DType, Dim, Element, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// The second input where the first holds, else the third.
 #[derive(Debug)]
@@ -146,6 +146,10 @@ impl Op for Where {
 
     fn turn(&self, cx: &TurnCx) -> Option<Turned> {
         cx.all()
+    }
+
+    fn axes(&self, inputs: &Facts, outputs: &[Fact]) -> Option<Axes> {
+        Axes::elementwise(inputs, outputs)
     }
 
     fn as_any(&self) -> &dyn Any {

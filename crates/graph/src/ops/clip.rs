@@ -8,7 +8,7 @@ use kernel::act::{self, Act};
 use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::ops::number::{Number, by_type, map};
-use crate::{Attr, Attrs, DType, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
+use crate::{Attr, Attrs, Axes, DType, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// Numbers held between bounds: attributes before version 11, inputs since. The upper one wins when they cross.
 #[derive(Debug)]
@@ -86,6 +86,10 @@ impl Op for Clip {
 
     fn turn(&self, cx: &TurnCx) -> Option<Turned> {
         cx.first()
+    }
+
+    fn axes(&self, inputs: &Facts, outputs: &[Fact]) -> Option<Axes> {
+        Axes::elementwise(inputs, outputs)
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -9,7 +9,7 @@ use crate::op::{Facts, GradCx, Inputs, OpDef, Reader, RunCx, Sample, ramp};
 use crate::ops::broadcast::{Walk, compare, ints};
 use crate::ops::family::family;
 use crate::ops::number::{Number, by_type};
-use crate::{Attrs, DType, Dim, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
+use crate::{Attrs, Axes, DType, Dim, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// A comparison of two tensors, or logic of two boolean ones.
 #[derive(Debug)]
@@ -146,6 +146,10 @@ impl Op for Compare {
 
     fn turn(&self, cx: &TurnCx) -> Option<Turned> {
         cx.all()
+    }
+
+    fn axes(&self, inputs: &Facts, outputs: &[Fact]) -> Option<Axes> {
+        Axes::elementwise(inputs, outputs)
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -4,11 +4,15 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use crate::axes::{
+    Place,
+    Port::{Input, Output},
+};
 use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::ops::cells::{Cell, Strided, build, by_cell, pack, spread, steps};
 use crate::ops::shape::{Shape, zeros_like};
-use crate::{Attrs, DType, Dim, Error, Fact, Node, Op, Result, Tensor, TurnCx, Turned, ValueId};
+use crate::{Attrs, Axes, DType, Dim, Error, Fact, Node, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// `Concat`: tensors side by side along an axis.
 #[derive(Debug)]
@@ -225,6 +229,21 @@ impl Op for Concat {
         Some(cx.all()?.by(Concat { axis: cx.axis(self.axis)? }))
     }
 
+    fn axes(&self, inputs: &Facts, _: &[Fact]) -> Option<Axes> {
+        let rank = inputs.rank(0)?;
+        let own = infer::axis(self.axis, rank).ok()?;
+        let (mut axes, mut at) = (Axes::new(), Some(0));
+        for i in 0..inputs.len() {
+            (0..rank).filter(|&a| a != own).for_each(|a| _ = axes.tie((Input(i), a), (Output(0), a)));
+            let size = inputs.shape(i)?.get(own)?.size();
+            if let (Some(start), Some(size)) = (at, size) {
+                axes.part(((Input(i), own), 0), ((Output(0), own), start), size);
+            }
+            at = at.zip(size).map(|(start, size)| start + size);
+        }
+        Some(axes)
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }
@@ -327,6 +346,28 @@ impl Op for Split {
         let axis = cx.axis(self.axis)?;
         let (attrs, parts) = (self.attrs.clone().int("axis", axis), self.parts.clone());
         Some(cx.first()?.by(Split { attrs, axis, parts, count: self.count }))
+    }
+
+    fn axes(&self, inputs: &Facts, outputs: &[Fact]) -> Option<Axes> {
+        let shape = inputs.shape(0)?;
+        let own = infer::axis(self.axis, shape.len()).ok()?;
+        let sizes: Option<Vec<usize>> = outputs.iter().map(|y| y.shape()?.get(own)?.size()).collect();
+        let (mut axes, mut at) = (Axes::new(), 0);
+        for (i, _) in outputs.iter().enumerate() {
+            let others = (0..shape.len()).filter(|&a| a != own);
+            others.for_each(|a| _ = axes.tie((Input(0), a), (Output(i), a)));
+            let Some(sizes) = &sizes else { continue };
+            axes.part(((Input(0), own), at), ((Output(i), own), 0), sizes[i]);
+            at += sizes[i];
+            match (inputs.get(1), &self.parts) {
+                (Some(_), _) => _ = axes.size(Place::Input(1, i), (Output(i), own)),
+                (None, Some(_)) => _ = axes.size(Place::Attrs("split", i), (Output(i), own)),
+                // Nothing says how it is cut but that the parts are alike.
+                (None, None) if sizes[i] == sizes[0] => _ = axes.tie((Output(0), own), (Output(i), own)),
+                (None, None) => return None,
+            }
+        }
+        Some(axes)
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -10,6 +10,7 @@ use kernel::conv::{ConvNd, ConvShape, Epilogue, PackedConv, conv_nd};
 use kernel::{Act, Cpu};
 
 use super::patches::patches;
+use crate::axes::Port::{Input, Output};
 use crate::op::{
     Facts, GradCx, Inputs, OpDef, PackCx, Packed, Reader, RunCx, Sample, WeightKind, WeightUse, ramp,
 };
@@ -18,7 +19,7 @@ use crate::ops::fuse;
 use crate::ops::halves::{in_f32, widen};
 use crate::ops::layout::Layout;
 use crate::ops::window::{AutoPad, Axis, Window, advance, outs};
-use crate::{Attrs, DType, Datum, Dim, Error, Fact, Node, Op, Result, Tensor, TurnCx, Turned, ValueId};
+use crate::{Attrs, Axes, DType, Datum, Dim, Error, Fact, Node, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// Convolution over any number of axes.
 #[derive(Clone, Debug)]
@@ -488,6 +489,24 @@ impl Op for Conv {
         let fixed = cx.constants.get(1).is_some_and(Option::is_some);
         let turns = cx.is_channels_last() && self.layout == Layout::ChannelsFirst && in_f32 && fixed;
         turns.then(|| cx.elements(|at| at == 0 || at == 3))?.map(|t| t.by(self.last()))
+    }
+
+    fn axes(&self, inputs: &Facts, _: &[Fact]) -> Option<Axes> {
+        if self.layout != Layout::ChannelsFirst {
+            return None;
+        }
+        let (x, w) = ((Input(0), 1), |axis| (Input(1), axis));
+        let size = |axis: usize| inputs.shape(1)?.get(axis)?.size();
+        let mut axes = Axes::new();
+        axes.along([(0, 0)]).tie(w(0), (Output(0), 1));
+        if inputs.get(2).is_some() {
+            axes.tie((Input(2), 0), (Output(0), 1));
+        }
+        if inputs.get(3).is_some() {
+            axes.tie((Input(3), 0), (Output(0), 0)).tie((Input(3), 1), (Output(0), 1));
+        }
+        axes.grouped(self.groups, [x, w(1), (Output(0), 1)], size(1), size(0))?;
+        Some(axes)
     }
 
     fn as_any(&self) -> &dyn Any {

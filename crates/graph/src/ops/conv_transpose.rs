@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use kernel::conv::{ConvTransposeShape, Epilogue, PackedConvTranspose};
 
+use crate::axes::Port::{Input, Output};
 use crate::op::{Facts, Inputs, OpDef, PackCx, Packed, RunCx, Sample, WeightKind, WeightUse, ramp};
 use crate::ops::conv::{for_taps, groups, window};
 use crate::ops::halves::{in_f32, is_half, widen};
 use crate::ops::layout::Layout;
 use crate::ops::number::Number;
 use crate::ops::window::{AutoPad, Axis, Window};
-use crate::{Attr, Attrs, DType, Dim, Error, Fact, Op, Result, Tensor};
+use crate::{Attr, Attrs, Axes, DType, Dim, Error, Fact, Op, Result, Tensor};
 
 /// Transposed convolution over any number of axes.
 #[derive(Debug)]
@@ -299,6 +300,19 @@ impl Op for ConvTranspose {
         let x = inputs.get(0).and_then(Fact::count).unwrap_or(0) as u64;
         let taps = inputs.shape(1).and_then(|w| w.get(1..)?.iter().map(Dim::size).product::<Option<usize>>());
         x.saturating_mul(taps.unwrap_or(0) as u64)
+    }
+
+    fn axes(&self, inputs: &Facts, _: &[Fact]) -> Option<Axes> {
+        let w = |axis| (Input(1), axis);
+        let size = |axis: usize| inputs.shape(1)?.get(axis)?.size();
+        let mut axes = Axes::new();
+        axes.along([(0, 0)]).tie((Input(0), 1), w(0));
+        if inputs.get(2).is_some() {
+            axes.tie((Input(2), 0), (Output(0), 1));
+        }
+        // The same as a convolution from the output to the input.
+        axes.grouped(self.groups, [(Output(0), 1), w(1), (Input(0), 1)], size(1), size(0))?;
+        Some(axes)
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -3,12 +3,13 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use crate::axes::Port::{self, Input, Output};
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::ops::matmul::MatMul;
 use crate::ops::number::{Number, by_type};
 use crate::ops::transpose::transpose;
 use crate::tensor::count;
-use crate::{Attrs, DType, Datum, Dim, Error, Fact, Op, Result, Tensor, ValueId};
+use crate::{Attrs, Axes, DType, Datum, Dim, Error, Fact, Op, Result, Tensor, ValueId};
 
 /// The sum over all letters that the output does not name of the products of the inputs' elements.
 #[derive(Debug)]
@@ -345,6 +346,21 @@ impl Op for Einsum {
             grads.push(Some(cx.summed(dx, x)?));
         }
         Ok(grads)
+    }
+
+    fn axes(&self, inputs: &Facts, _: &[Fact]) -> Option<Axes> {
+        let ranks = (0..inputs.len()).map(|i| inputs.rank(i)).collect::<Option<Vec<_>>>()?;
+        let terms = self.terms(&ranks).ok()?;
+        let named = terms.inputs.iter().enumerate().map(|(i, term)| (Input(i), term));
+        let all = named.chain([(Output(0), &terms.output)]);
+        let ends: Vec<(Letter, (Port, usize))> =
+            all.flat_map(|(port, term)| term.iter().enumerate().map(move |(a, l)| (*l, (port, a)))).collect();
+        let mut axes = Axes::new();
+        for (i, (letter, end)) in ends.iter().enumerate() {
+            let others = ends[..i].iter().filter(|(l, _)| l == letter);
+            others.for_each(|(_, other)| _ = axes.tie(*end, *other));
+        }
+        Some(axes)
     }
 
     fn as_any(&self) -> &dyn Any {

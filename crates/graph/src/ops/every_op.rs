@@ -1,14 +1,16 @@
 //! What must hold of every operator, checked on its own samples.
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use kernel::{Cpu, Isa};
 
+use crate::axes::{End, Part, Place, Port};
 use crate::grad::gradients;
 use crate::op::{Facts, Inputs, OpDef, PackCx, Reader, RunCx, Sample};
 use crate::run::Program;
 use crate::turn::{Read, TurnCx};
-use crate::{Datum, Dim, Fact, Graph, Op, Tensor, Type};
+use crate::{Axes, Datum, Dim, Fact, Graph, Op, Tensor, Type};
 
 fn each(mut check: impl FnMut(&'static OpDef, &Sample, &str)) {
     for def in super::all() {
@@ -254,5 +256,166 @@ fn gradient(sample: &Sample, input: usize, what: &str) {
         let want = (loss(at, step) - loss(at, -step)) / f64::from(2.0 * step);
         let near = (f64::from(got) - want).abs() <= 2e-2 * (1.0 + want.abs());
         assert!(near, "{what}: gradient of input {input}[{at}] is {got}, differences say {want}");
+    }
+}
+
+/// Which indices go with one, on all axes of a node whose axes are these; by the node's own ties alone.
+fn closure(axes: &Axes, size: impl Fn(End) -> usize, first: (End, usize)) -> HashMap<End, BTreeSet<usize>> {
+    let mut gone: HashMap<End, BTreeSet<usize>> = HashMap::from([(first.0, BTreeSet::from([first.1]))]);
+    loop {
+        let before: usize = gone.values().map(BTreeSet::len).sum();
+        for tie in &axes.ties {
+            let [a, b] = tie.ends;
+            if tie.part.is_none() && size(a) != size(b) {
+                continue;
+            }
+            let part = tie.part.clone().unwrap_or(Part { start: [0; 2], step: [1; 2], len: size(a) });
+            for i in 0..part.len {
+                let [x, y] = [0, 1].map(|k| part.start[k] + i * part.step[k]);
+                let has = |end, at| gone.get(&end).is_some_and(|s| s.contains(&at));
+                if has(a, x) || has(b, y) {
+                    gone.entry(a).or_default().insert(x);
+                    gone.entry(b).or_default().insert(y);
+                }
+            }
+        }
+        for fold in &axes.folds {
+            // The first axis is the one that loses indices.
+            let (end, outer) = fold.parts[0];
+            let inner: usize = fold.parts[1..].iter().map(|p| p.1).product();
+            for i in 0..outer {
+                let block = i * inner..(i + 1) * inner;
+                let whole = gone.get(&fold.whole).is_some_and(|s| s.range(block.clone()).next().is_some());
+                if whole || gone.get(&end).is_some_and(|s| s.contains(&i)) {
+                    gone.entry(end).or_default().insert(i);
+                    gone.entry(fold.whole).or_default().extend(block);
+                }
+            }
+        }
+        if gone.values().map(BTreeSet::len).sum::<usize>() == before {
+            return gone;
+        }
+    }
+}
+
+/// A tensor without some indices of its axes.
+fn without(x: &Tensor, gone: &[BTreeSet<usize>]) -> Tensor {
+    let mut x = x.clone();
+    for (axis, gone) in gone.iter().enumerate().filter(|(_, g)| !g.is_empty()) {
+        let kept: Vec<i64> = (0..x.shape()[axis]).filter(|i| !gone.contains(i)).map(|i| i as i64).collect();
+        x = super::gather::gather(x, &Tensor::vector(&kept), axis).unwrap();
+    }
+    x
+}
+
+#[test]
+fn indices_that_go_together_leave_the_rest_as_it_was() {
+    let mut checked = HashMap::<&str, usize>::new();
+    each(|def, sample, what| {
+        let cpu = cpu();
+        let inputs = sample.inputs.iter().map(|d| d.as_ref().map(Datum::tensor).transpose());
+        let Ok(inputs) = inputs.collect::<crate::Result<Vec<Option<&Tensor>>>>() else { return };
+        let facts: Vec<Option<Fact>> = inputs.iter().map(|t| t.map(Fact::of)).collect();
+        let facts: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
+        let outputs = run(&*sample.op, sample, &cpu);
+        let Ok(outputs) = outputs.iter().map(Datum::tensor).collect::<crate::Result<Vec<_>>>() else {
+            return;
+        };
+        let made: Vec<Fact> = outputs.iter().map(|t| Fact::of(t)).collect();
+        let Some(axes) = sample.op.axes(&Facts::new(&facts, sample.outputs), &made) else { return };
+        let shape = |port: Port| match port {
+            Port::Input(i) => inputs.get(i).copied().flatten().map(Tensor::shape),
+            Port::Output(i) => outputs.get(i).map(|t| t.shape()),
+        };
+        let size = |end: End| {
+            let shape = shape(end.0).unwrap_or_else(|| panic!("{what}: {end:?} is not there"));
+            *shape.get(end.1).unwrap_or_else(|| panic!("{what}: {end:?} is no axis of {shape:?}"))
+        };
+        let mut ends: Vec<End> = axes.ties.iter().flat_map(|t| t.ends).collect();
+        ends.extend(axes.folds.iter().map(|f| f.whole));
+        ends.sort();
+        ends.dedup();
+        for end in ends {
+            for at in 0..if size(end) == 1 { 0 } else { size(end) } {
+                let gone = closure(&axes, size, (end, at));
+                if gone.iter().any(|(end, gone)| gone.len() >= size(*end)) {
+                    continue;
+                }
+                let of = |port: Port, rank: usize| -> Vec<BTreeSet<usize>> {
+                    (0..rank).map(|a| gone.get(&(port, a)).cloned().unwrap_or_default()).collect()
+                };
+                let left = |end: End, range: Option<&std::ops::Range<usize>>| {
+                    let gone = gone.get(&end)?;
+                    let range = range.cloned().unwrap_or(0..size(end));
+                    Some(range.filter(|i| !gone.contains(i)).count())
+                };
+                let op = axes.recount(&sample.op, [inputs.len(), sample.outputs], &left).unwrap();
+                let mut cut: Vec<Option<Tensor>> = inputs
+                    .iter()
+                    .enumerate()
+                    .map(|(i, t)| t.map(|t| without(t, &of(Port::Input(i), t.rank()))))
+                    .collect();
+                for count in &axes.counts {
+                    if let (Place::Input(i, k), Some(n)) = (count.place, left(count.of, count.range.as_ref()))
+                    {
+                        let mut list = cut[i].as_ref().unwrap().to_ints().unwrap();
+                        list[k] = n as i64;
+                        let shape = inputs[i].unwrap().shape().to_vec();
+                        cut[i] = Some(Tensor::new(&shape, &list).unwrap());
+                    }
+                }
+                let data = cut.into_iter().map(|t| t.map(Datum::Tensor)).collect();
+                let small = Sample {
+                    op: op.unwrap_or(sample.op.clone()),
+                    inputs: data,
+                    ..Sample::read(def, sample.op.attrs(), vec![])
+                };
+                let small = Sample { outputs: sample.outputs, ..small };
+                let again = run(&*small.op, &small, &cpu);
+                for (i, (new, old)) in again.iter().zip(&outputs).enumerate() {
+                    let want = without(old, &of(Port::Output(i), old.rank()));
+                    let what = format!("{what}, output {i}, without {at} of {end:?}");
+                    // What is summed over is another sum; all else stays.
+                    if gone.keys().any(|e| matches!(e.0, Port::Output(_))) {
+                        close(new, &Datum::Tensor(want), 1e-3, &what);
+                    } else {
+                        assert_eq!(new.tensor().unwrap().shape(), want.shape(), "{what}");
+                    }
+                }
+                *checked.entry(def.name).or_default() += 1;
+            }
+        }
+    });
+    let wanted = [
+        "Conv",
+        "ConvTranspose",
+        "Gemm",
+        "MatMul",
+        "Add",
+        "Relu",
+        "BatchNormalization",
+        "LayerNormalization",
+        "MaxPool",
+        "GlobalAveragePool",
+        "ReduceMean",
+        "Concat",
+        "Split",
+        "Slice",
+        "Pad",
+        "Reshape",
+        "Flatten",
+        "Transpose",
+        "Softmax",
+        "Clip",
+        "Gather",
+        "Identity",
+        "Squeeze",
+        "Unsqueeze",
+        "Einsum",
+        "Where",
+        "Expand",
+    ];
+    for name in wanted {
+        assert!(checked.contains_key(name), "no index of {name} was taken away: {checked:?}");
     }
 }

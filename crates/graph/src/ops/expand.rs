@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use crate::axes::{Place, Port::Output};
 use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::ops::cells::{Strided, steps};
@@ -11,7 +12,7 @@ use crate::ops::reshape::{Reshape, like};
 use crate::ops::shape::{ConstantOfShape, Shape, sizes};
 use crate::ops::sum_to::SumTo;
 use crate::tensor::count;
-use crate::{Attrs, DType, Dim, Error, Fact, Op, Result, Tensor, ValueId};
+use crate::{Attrs, Axes, DType, Dim, Error, Fact, Op, Result, Tensor, ValueId};
 
 /// `Expand`: broadcast to a shape.
 #[derive(Debug)]
@@ -85,6 +86,18 @@ impl Op for Expand {
     fn grad(&self, cx: &mut GradCx) -> Result<Vec<Option<ValueId>>> {
         let (x, dy) = (cx.input(0)?, cx.grad()?);
         Ok(vec![Some(cx.graph.add_op("grad", SumTo, &[dy, x])?), None])
+    }
+
+    fn axes(&self, inputs: &Facts, outputs: &[Fact]) -> Option<Axes> {
+        let (rank, out) = (inputs.rank(0)?, outputs.first()?.rank()?);
+        let given = inputs.get(1)?.ints.as_ref()?;
+        let mut axes = Axes::new();
+        axes.along((0..rank).map(|a| (a, a + out.saturating_sub(rank))));
+        let stated = given.iter().enumerate().filter(|(_, d)| **d != Dim::Is(1));
+        stated.for_each(|(i, _)| {
+            axes.size(Place::Input(1, i), (Output(0), i + out.saturating_sub(given.len())));
+        });
+        Some(axes)
     }
 
     fn as_any(&self) -> &dyn Any {

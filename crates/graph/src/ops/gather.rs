@@ -4,13 +4,14 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use crate::axes::Port::{Input, Output};
 use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, WeightKind, WeightUse, ramp};
 use crate::ops::cells::{Cell, build, by_cell, pack, spread, steps};
 use crate::ops::number::{Number, by_type};
 use crate::ops::scatter::{Reduction, Scatter, ScatterNd};
 use crate::ops::shape::zeros_like;
-use crate::{Attr, Attrs, DType, Error, Fact, Op, Result, Tensor, ValueId};
+use crate::{Attr, Attrs, Axes, DType, Error, Fact, Op, Result, Tensor, ValueId};
 
 /// `Gather`: slices along an axis. On a constant table this is an embedding.
 #[derive(Debug)]
@@ -258,6 +259,15 @@ impl Op for Gather {
 
     fn weight(&self) -> Option<WeightUse> {
         Some(WeightUse { input: 0, out_axis: self.axis(), kind: WeightKind::Embedding })
+    }
+
+    fn axes(&self, inputs: &Facts, _: &[Fact]) -> Option<Axes> {
+        let (x, ids) = (inputs.rank(0)?, inputs.rank(1)?);
+        let own = infer::axis(self.axis(), x).ok()?;
+        let mut axes = Axes::new();
+        axes.along((0..x).filter(|&a| a != own).map(|a| (a, if a < own { a } else { a + ids - 1 })));
+        (0..ids).for_each(|a| _ = axes.tie((Input(1), a), (Output(0), own + a)));
+        Some(axes)
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -11,7 +11,7 @@ use crate::ops::binary::Binary;
 use crate::ops::family::family;
 use crate::ops::function::Function;
 use crate::ops::unary::Slope;
-use crate::{Attr, Attrs, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
+use crate::{Attr, Attrs, Axes, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// A function of the first input, to which a bias is added before or which is multiplied with a second input.
 #[derive(Debug)]
@@ -155,6 +155,10 @@ impl Op for Gated {
         // The second input is not broadcast as others are.
         let alike = (0..cx.facts.len()).all(|at| cx.facts.shape(at) == cx.facts.shape(0));
         cx.all().filter(|_| alike)
+    }
+
+    fn axes(&self, inputs: &Facts, outputs: &[Fact]) -> Option<Axes> {
+        Axes::elementwise(inputs, outputs)
     }
 
     fn as_any(&self) -> &dyn Any {

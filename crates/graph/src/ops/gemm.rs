@@ -8,6 +8,7 @@ use kernel::Act;
 use kernel::f32::{Add, PackedB, Post, Right, matmul};
 use kernel::matmul::{Bias, View};
 
+use crate::axes::Port::{Input, Output};
 use crate::op::{
     Facts, GradCx, Inputs, OpDef, PackCx, Packed, Reader, RunCx, Sample, WeightKind, WeightUse, ramp,
 };
@@ -17,7 +18,7 @@ use crate::ops::fuse;
 use crate::ops::halves::{in_f32, widen};
 use crate::ops::number::{Number, by_type};
 use crate::ops::sum_to::SumTo;
-use crate::{Attr, Attrs, DType, Dim, Error, Fact, Op, Result, Tensor, ValueId};
+use crate::{Attr, Attrs, Axes, DType, Dim, Error, Fact, Op, Result, Tensor, ValueId};
 
 /// Product of two matrices, plus a third one that is broadcast.
 #[derive(Clone, Debug)]
@@ -296,6 +297,17 @@ impl Op for Gemm {
     fn mul_adds(&self, inputs: &Facts, outputs: &[Fact]) -> u64 {
         let k = inputs.shape(0).and_then(|s| s.get(usize::from(!self.transposed[0]))?.size()).unwrap_or(0);
         (outputs.first().and_then(Fact::count).unwrap_or(0) as u64).saturating_mul(k as u64)
+    }
+
+    fn axes(&self, inputs: &Facts, _: &[Fact]) -> Option<Axes> {
+        let [a, b] = self.transposed.map(usize::from);
+        let mut axes = Axes::new();
+        axes.along([(a, 0)]).tie((Input(0), 1 - a), (Input(1), b)).tie((Input(1), 1 - b), (Output(0), 1));
+        if inputs.get(2).is_some() {
+            let rank = inputs.rank(2)?;
+            (0..rank).for_each(|i| _ = axes.tie((Input(2), i), (Output(0), i + 2 - rank.min(2))));
+        }
+        Some(axes)
     }
 
     fn as_any(&self) -> &dyn Any {

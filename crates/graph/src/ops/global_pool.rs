@@ -11,7 +11,7 @@ use kernel::reduce::{Reduce, reduce};
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::ops::halves::in_f32;
 use crate::ops::layout::Layout;
-use crate::{Attrs, DType, Dim, Error, Fact, Node, Op, Result, Tensor, TurnCx, Turned, ValueId};
+use crate::{Attrs, Axes, DType, Dim, Error, Fact, Node, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// A pooling over all positions.
 #[derive(Debug)]
@@ -226,6 +226,12 @@ impl Op for GlobalPool {
         let turns = cx.is_channels_last() && self.layout == Layout::ChannelsFirst && known;
         let op = GlobalPool::new(self.kind, Layout::ChannelsLast);
         cx.first().filter(|_| turns && !matches!(self.kind, Kind::Lp { .. })).map(|t| t.by(op))
+    }
+
+    fn axes(&self, _: &Facts, _: &[Fact]) -> Option<Axes> {
+        let mut axes = Axes::new();
+        axes.along([(0, 0), (1, 1)]);
+        Some(axes).filter(|_| self.layout == Layout::ChannelsFirst)
     }
 
     fn as_any(&self) -> &dyn Any {

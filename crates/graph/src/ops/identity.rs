@@ -5,7 +5,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
-use crate::{Attrs, DType, Datum, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
+use crate::{Attrs, Axes, DType, Datum, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// `Identity`: any datum.
 #[derive(Debug)]
@@ -64,6 +64,10 @@ impl Op for Identity {
         cx.first()
     }
 
+    fn axes(&self, inputs: &Facts, outputs: &[Fact]) -> Option<Axes> {
+        Axes::elementwise(inputs, outputs)
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }
@@ -103,6 +107,10 @@ impl Op for Dropout {
             outputs.push(mask);
         }
         Ok(outputs)
+    }
+
+    fn axes(&self, inputs: &Facts, outputs: &[Fact]) -> Option<Axes> {
+        Axes::elementwise(inputs, outputs)
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -9,13 +9,14 @@ use std::sync::Arc;
 
 use kernel::norm::{Extra, Kind, Norm, norm};
 
+use crate::axes::Port::{Input, Output};
 use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, Reader, RunCx, Sample, ramp};
 use crate::ops::broadcast::{Walk, combine};
 use crate::ops::cast::cast;
 use crate::ops::halves::{is_half, widen};
 use crate::ops::layer_norm_grad::LayerNormGrad;
-use crate::{Attrs, DType, Dim, Error, Fact, Node, Op, Result, Tensor, ValueId};
+use crate::{Attrs, Axes, DType, Dim, Error, Fact, Node, Op, Result, Tensor, ValueId};
 
 /// A normalisation of the last axes.
 #[derive(Debug)]
@@ -301,6 +302,18 @@ impl Op for LayerNorm {
         let inputs = vec![Some(cx.input(0)?), Some(cx.input(1)?), Some(cx.grad()?)];
         let (_, grads) = cx.graph.add_with_outputs("grad", Node::new(Arc::new(op), inputs), 3, None)?;
         Ok(grads.into_iter().map(Some).take(cx.inputs.len()).collect())
+    }
+
+    fn axes(&self, inputs: &Facts, outputs: &[Fact]) -> Option<Axes> {
+        if self.form.is_skip() {
+            return None;
+        }
+        // What is normalised together cannot be had without one of its members.
+        let mut axes = Axes::new();
+        for a in 0..infer::axis(self.axis, inputs.rank(0)?).ok()? {
+            (0..outputs.len()).for_each(|i| _ = axes.tie((Input(0), a), (Output(i), a)));
+        }
+        Some(axes)
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -9,6 +9,7 @@ use kernel::f32::{Add, PackedB, Post, Right, matmul, matmul_batch};
 use kernel::matmul::{Batch, Bias, View};
 use kernel::{Act, Cpu};
 
+use crate::axes::Port::{Input, Output};
 use crate::infer;
 use crate::op::{
     Facts, GradCx, Inputs, OpDef, PackCx, Packed, Reader, RunCx, Sample, WeightKind, WeightUse, ramp,
@@ -18,7 +19,7 @@ use crate::ops::fuse;
 use crate::ops::halves::{in_f32, widen};
 use crate::ops::number::{Number, by_type};
 use crate::ops::sum_to::SumTo;
-use crate::{Attr, Attrs, DType, Dim, Error, Fact, Op, Result, Tensor, ValueId};
+use crate::{Attr, Attrs, Axes, DType, Dim, Error, Fact, Op, Result, Tensor, ValueId};
 
 /// Matrix product over the last two axes; the axes before are broadcast.
 #[derive(Clone, Debug)]
@@ -475,6 +476,40 @@ impl Op for MatMul {
         let k = k.and_then(|(_, _, k)| k.size()).unwrap_or(0);
         let out = outputs.first().and_then(Fact::count).unwrap_or(0);
         (out as u64).saturating_mul(k as u64)
+    }
+
+    fn axes(&self, inputs: &Facts, outputs: &[Fact]) -> Option<Axes> {
+        let ranks = [inputs.rank(0)?, inputs.rank(1)?];
+        if self.batch_inside != [false; 2] || ranks.contains(&0) {
+            return None;
+        }
+        let [a, b] = [0, 1].map(|i| self.transposed[i] && ranks[i] > 1);
+        let rank = outputs.first()?.rank()?;
+        let mut axes = Axes::new();
+        let [m, k] = [ranks[0].wrapping_sub(2), ranks[0] - 1];
+        let (m, k) = if a { (k, m) } else { (m, k) };
+        let [j, n] = [ranks[1].saturating_sub(2), ranks[1] - 1];
+        let (j, n) = if b { (n, j) } else { (j, n) };
+        axes.tie((Input(0), k), (Input(1), j));
+        // A vector has no axis in the output.
+        let columns = usize::from(ranks[1] > 1);
+        if ranks[0] > 1 {
+            axes.tie((Input(0), m), (Output(0), rank.checked_sub(1 + columns)?));
+        }
+        if columns == 1 {
+            axes.tie((Input(1), n), (Output(0), rank.checked_sub(1)?));
+        }
+        let outer = rank.checked_sub(columns + usize::from(ranks[0] > 1))?;
+        for (i, own) in ranks.into_iter().enumerate() {
+            let batch = own.saturating_sub(2);
+            (0..batch)
+                .for_each(|at| _ = axes.tie((Input(i), at), (Output(0), at + outer.saturating_sub(batch))));
+        }
+        for i in 2..inputs.len() {
+            let own = inputs.rank(i)?;
+            (0..own).for_each(|at| _ = axes.tie((Input(i), at), (Output(0), at + rank.saturating_sub(own))));
+        }
+        Some(axes)
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -3,13 +3,17 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use crate::axes::{
+    Place,
+    Port::{Input, Output},
+};
 use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::ops::cast::cast;
 use crate::ops::cells::{Cell, Strided, advance, build, by_cell, filled, moved, steps};
 use crate::ops::unary::Unary;
 use crate::tensor::count;
-use crate::{Attr, Attrs, Dim, Error, Fact, Node, Op, Result, Tensor, TurnCx, Turned, ValueId};
+use crate::{Attr, Attrs, Axes, Dim, Error, Fact, Node, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// `Pad`. The pads are an attribute before version 11, an input from then on, and may then be for some axes only.
 #[derive(Debug)]
@@ -270,6 +274,46 @@ impl Op for Pad {
             None => cx.order.len(),
         };
         Some(cx.first()?.with_ints(3, &cx.axes_input(3, all)?))
+    }
+
+    fn axes(&self, inputs: &Facts, _: &[Fact]) -> Option<Axes> {
+        let shape = inputs.shape(0)?;
+        let pads = match inputs.get(1) {
+            Some(_) => inputs.ints(1)?,
+            None => self.pads.clone()?,
+        };
+        let named: Vec<usize> = match inputs.get(3) {
+            Some(_) => inputs
+                .ints(3)?
+                .into_iter()
+                .map(|a| infer::axis(a, shape.len()).ok())
+                .collect::<Option<_>>()?,
+            None => (0..shape.len()).collect(),
+        };
+        let n = named.len();
+        let place = |i: usize| match inputs.get(1) {
+            Some(_) => Place::Input(1, i),
+            None => Place::Attrs("pads", i),
+        };
+        let mut axes = Axes::new();
+        for (axis, dim) in shape.iter().enumerate() {
+            let at = named.iter().position(|a| *a == axis);
+            let [begin, end] = match at {
+                Some(at) => [*pads.get(at)?, *pads.get(at + n)?],
+                None => [0, 0],
+            };
+            match (at, dim.size(), usize::try_from(begin), usize::try_from(end)) {
+                (_, _, Ok(0), Ok(0)) => _ = axes.along([(axis, axis)]),
+                (Some(at), Some(size), Ok(begin), Ok(end)) if self.mode == Mode::Constant => {
+                    let y = (Output(0), axis);
+                    axes.part(((Input(0), axis), 0), (y, begin), size);
+                    axes.count(place(at), y, 0..begin);
+                    axes.count(place(at + n), y, begin + size..begin + size + end);
+                }
+                _ => {}
+            }
+        }
+        Some(axes)
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -15,7 +15,7 @@ use crate::ops::layout::Layout;
 use crate::ops::number::Number;
 use crate::ops::window::{AutoPad, Axis, Window, outs};
 use crate::{
-    Attr, Attrs, DType, Dim, Element, Error, Fact, Node, Op, Result, Tensor, TurnCx, Turned, ValueId,
+    Attr, Attrs, Axes, DType, Dim, Element, Error, Fact, Node, Op, Result, Tensor, TurnCx, Turned, ValueId,
 };
 
 /// A pooling over windows.
@@ -485,6 +485,14 @@ impl Op for Pool {
             && cx.facts.outputs < 2
             && cx.facts.dtype(0).is_some_and(|d| known.contains(&d));
         cx.first().filter(|_| turns).map(|t| t.by(Pool { layout: Layout::ChannelsLast, ..self.clone() }))
+    }
+
+    fn axes(&self, _: &Facts, outputs: &[Fact]) -> Option<Axes> {
+        // The second output counts places in the whole input.
+        let first = self.layout == Layout::ChannelsFirst && outputs.len() == 1;
+        let mut axes = Axes::new();
+        axes.along([(0, 0), (1, 1)]);
+        Some(axes).filter(|_| first)
     }
 
     fn as_any(&self) -> &dyn Any {

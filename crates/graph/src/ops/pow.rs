@@ -10,7 +10,7 @@ use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::ops::broadcast::{Walk, combine_as};
 use crate::ops::number::{Number, by_type};
-use crate::{Attrs, DType, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
+use crate::{Attrs, Axes, DType, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// The first input to the power of the second.
 #[derive(Debug)]
@@ -119,6 +119,10 @@ impl Op for Pow {
 
     fn turn(&self, cx: &TurnCx) -> Option<Turned> {
         cx.all()
+    }
+
+    fn axes(&self, inputs: &Facts, outputs: &[Fact]) -> Option<Axes> {
+        Axes::elementwise(inputs, outputs)
     }
 
     fn as_any(&self) -> &dyn Any {

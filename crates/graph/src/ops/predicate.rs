@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample};
-use crate::{Attr, Attrs, DType, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
+use crate::{Attr, Attrs, Axes, DType, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// `Not`, `IsNaN` or `IsInf`.
 #[derive(Debug)]
@@ -109,6 +109,10 @@ impl Op for Predicate {
 
     fn turn(&self, cx: &TurnCx) -> Option<Turned> {
         cx.first()
+    }
+
+    fn axes(&self, inputs: &Facts, outputs: &[Fact]) -> Option<Axes> {
+        Axes::elementwise(inputs, outputs)
     }
 
     fn as_any(&self) -> &dyn Any {

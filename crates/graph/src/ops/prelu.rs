@@ -8,7 +8,7 @@ use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::ops::broadcast::combine;
 use crate::ops::compare::Compare;
 use crate::ops::number::{Number, by_type};
-use crate::{Attrs, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
+use crate::{Attrs, Axes, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// `x` when it is not negative, else `slope x`; the slope is broadcast to `x`.
 #[derive(Debug)]
@@ -65,6 +65,10 @@ impl Op for PRelu {
 
     fn turn(&self, cx: &TurnCx) -> Option<Turned> {
         cx.all()
+    }
+
+    fn axes(&self, inputs: &Facts, outputs: &[Fact]) -> Option<Axes> {
+        Axes::elementwise(inputs, outputs)
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -329,6 +329,19 @@ impl Op for Reduce {
         Some(cx.first()?.by(Reduce { how: self.how, axes: Axes { list, ..self.axes.clone() } }))
     }
 
+    fn axes(&self, inputs: &Facts, _: &[Fact]) -> Option<crate::Axes> {
+        let rank = inputs.rank(0)?;
+        let named = match inputs.get(1) {
+            Some(_) => Some(inputs.ints(1)?),
+            None => None,
+        };
+        let gone = self.axes.of(rank, named.as_deref()).ok()?;
+        let kept = (0..rank).filter(|a| !gone.contains(a)).enumerate();
+        let mut axes = crate::Axes::new();
+        axes.along(kept.map(|(at, a)| (a, if self.axes.keep { a } else { at })));
+        Some(axes)
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }

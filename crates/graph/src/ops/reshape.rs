@@ -4,10 +4,11 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use crate::axes::{Place, Port::Output};
 use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, Reader, RunCx, Sample, ramp};
 use crate::ops::shape::Shape;
-use crate::{Attrs, Dim, Error, Fact, Op, Result, Tensor, ValueId};
+use crate::{Attrs, Axes, Dim, Error, Fact, Op, Result, Tensor, ValueId};
 
 /// Highest rank that inference follows.
 pub(crate) const MAX_RANK: usize = 64;
@@ -262,6 +263,21 @@ impl Op for Reshape {
     fn grad(&self, cx: &mut GradCx) -> Result<Vec<Option<ValueId>>> {
         let (x, dy) = (cx.input(0)?, cx.grad()?);
         Ok(vec![Some(like(cx, dy, x)?)])
+    }
+
+    fn axes(&self, inputs: &Facts, outputs: &[Fact]) -> Option<Axes> {
+        // Which axes go away then depends on their sizes.
+        if self.kind == Kind::Squeeze && inputs.get(1).is_none() && self.axes.is_none() {
+            return None;
+        }
+        let mut axes = Axes::reshaped(inputs.shape(0)?, outputs.first()?.shape()?);
+        if self.kind == Kind::Reshape {
+            // A number for each axis of the output, but for those that are taken over or follow from the rest.
+            let given = inputs.get(1)?.ints.as_ref()?;
+            let stated = given.iter().enumerate().filter(|(_, d)| !matches!(d, Dim::Is(i64::MIN..=0)));
+            stated.for_each(|(i, _)| _ = axes.size(Place::Input(1, i), (Output(0), i)));
+        }
+        Some(axes)
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -3,13 +3,14 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use crate::axes::{Place, Port::Output};
 use crate::infer;
 use crate::op::{Facts, Inputs, OpDef, Reader, RunCx, Sample, ramp};
 use crate::ops::cast::cast;
 use crate::ops::cells::{Cell, build, by_cell, moved};
 use crate::ops::shape::sizes;
 use crate::tensor::count;
-use crate::{Attrs, DType, Dim, Error, Fact, Op, Result, Tensor, TurnCx, Turned};
+use crate::{Attrs, Axes, DType, Dim, Error, Fact, Op, Result, Tensor, TurnCx, Turned};
 
 mod weights;
 
@@ -287,6 +288,20 @@ impl Op for Resize {
         let attrs = self.attrs.clone().ints("axes", &axes);
         let (line, filter, policy) = (self.line, self.filter, self.policy);
         Some(cx.first()?.by(Resize { line, attrs, filter, axes: Some(axes), policy }))
+    }
+
+    fn axes(&self, inputs: &Facts, outputs: &[Fact]) -> Option<Axes> {
+        // Axes of unchanged size can lose indices; so those that are images in all models there are stay.
+        let (x, y) = (inputs.shape(0)?, outputs.first()?.shape()?);
+        let named = self.axes(x.len()).ok()?;
+        let mut axes = Axes::new();
+        for a in (0..x.len().min(2)).filter(|&a| x[a].same(&y[a])) {
+            axes.along([(a, a)]);
+            if let (Some(i), Some(_)) = (named.iter().position(|n| *n == a), inputs.get(3)) {
+                axes.size(Place::Input(3, i), (Output(0), a));
+            }
+        }
+        Some(axes)
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -4,10 +4,14 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use crate::axes::{
+    Place,
+    Port::{Input, Output},
+};
 use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::ops::cells::{Strided, steps};
-use crate::{Attrs, Dim, Error, Fact, Node, Op, Result, Tensor, TurnCx, Turned, ValueId};
+use crate::{Attrs, Axes, Dim, Error, Fact, Node, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// A part of a tensor: `starts`, `ends`, `axes`, `steps` are attributes before version 10, inputs from then on.
 #[derive(Clone, Debug)]
@@ -233,6 +237,30 @@ impl Op for Slice {
                 Some(cx.first()?.with_ints(3, &cx.axes_input(3, count)?))
             }
         }
+    }
+
+    fn axes(&self, inputs: &Facts, _: &[Fact]) -> Option<Axes> {
+        let shape = inputs.shape(0)?;
+        let cut = self.known(inputs)?.each(shape.len()).ok()?;
+        let place = |what: usize, i: usize| match &self.fixed {
+            Some(_) => Place::Attrs(["starts", "ends"][what], i),
+            None => Place::Input(1 + what, i),
+        };
+        let mut axes = Axes::new();
+        axes.along((0..shape.len()).filter(|a| cut.iter().all(|c| c.0 != *a)).map(|a| (a, a)));
+        for (i, &(axis, start, end, step)) in cut.iter().enumerate() {
+            let Some(size) = shape[axis].size() else { continue };
+            let (first, count, step) = range(size, start, end, step);
+            if step != 1 {
+                continue;
+            }
+            axes.part(((Input(0), axis), first), ((Output(0), axis), 0), count);
+            if (first, count) != (0, size) || end < 0 {
+                axes.count(place(0, i), (Input(0), axis), 0..first);
+                axes.count(place(1, i), (Input(0), axis), 0..first + count);
+            }
+        }
+        Some(axes)
     }
 
     fn as_any(&self) -> &dyn Any {

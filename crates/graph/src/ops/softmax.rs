@@ -10,7 +10,7 @@ use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, Reader, RunCx, Sample, ramp};
 use crate::ops::cast::cast;
 use crate::ops::number::{Number, by_type};
-use crate::{Attrs, DType, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
+use crate::{Attrs, Axes, DType, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// What is made of the numbers along an axis.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -180,6 +180,14 @@ impl Op for Softmax {
     fn turn(&self, cx: &TurnCx) -> Option<Turned> {
         (!self.flat).then_some(())?;
         Some(cx.first()?.by(Softmax { axis: cx.axis(self.axis)?, ..self.clone() }))
+    }
+
+    fn axes(&self, inputs: &Facts, _: &[Fact]) -> Option<Axes> {
+        let rank = inputs.rank(0)?;
+        let own = infer::axis(self.axis, rank).ok()?;
+        let mut axes = Axes::new();
+        axes.along((0..rank).filter(|&a| a < own || (a > own && !self.flat)).map(|a| (a, a)));
+        Some(axes)
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -8,7 +8,7 @@ use kernel::Cpu;
 use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::ops::cells::{Strided, steps};
-use crate::{Attr, Attrs, DType, Error, Fact, Op, Result, Tensor, ValueId};
+use crate::{Attr, Attrs, Axes, DType, Error, Fact, Op, Result, Tensor, ValueId};
 
 /// Axes in another order: axis `perm[i]` becomes axis `i`. Reversed when there is no `perm`.
 #[derive(Debug)]
@@ -121,6 +121,13 @@ impl Op for Transpose {
             }
         };
         Ok(vec![Some(cx.graph.add_op("grad", back, &[dy])?)])
+    }
+
+    fn axes(&self, inputs: &Facts, _: &[Fact]) -> Option<Axes> {
+        let order = self.order(inputs.rank(0)?).ok()?;
+        let mut axes = Axes::new();
+        axes.along(order.into_iter().enumerate().map(|(y, x)| (x, y)));
+        Some(axes)
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -8,7 +8,7 @@ use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, Reader, RunCx, Sample, ramp};
 use crate::ops::family::family;
 use crate::ops::function::Function;
-use crate::{Attr, Attrs, Dim, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
+use crate::{Attr, Attrs, Axes, Dim, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
 /// A function applied to each element.
 #[derive(Debug)]
@@ -140,6 +140,10 @@ impl Op for Unary {
 
     fn turn(&self, cx: &TurnCx) -> Option<Turned> {
         cx.first()
+    }
+
+    fn axes(&self, inputs: &Facts, outputs: &[Fact]) -> Option<Axes> {
+        Axes::elementwise(inputs, outputs)
     }
 
     fn as_any(&self) -> &dyn Any {

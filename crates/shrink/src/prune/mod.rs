@@ -1,8 +1,13 @@
-//! Connections that do not matter: which ones go, and how the others make up for them.
+//! What does not matter: which connections or whole channels go, and how the others make up for them.
 
+pub mod channels;
+pub mod choose;
+pub mod groups;
 pub mod pattern;
+pub mod recover;
 pub mod refit;
 pub mod zeros;
+pub mod settle;
 
 use crate::gram::Gram;
 use crate::matrix::Matrix;
