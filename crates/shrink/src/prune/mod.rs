@@ -1,7 +1,9 @@
 //! Connections that do not matter: which ones go, and how the others make up for them.
 
+pub mod blocks;
 pub mod pattern;
 pub mod refit;
+pub mod vocabulary;
 
 use crate::gram::Gram;
 use crate::matrix::Matrix;
