@@ -5,11 +5,13 @@
 pub mod allocate;
 pub mod calibrate;
 pub mod error;
+pub mod factor;
 pub mod gram;
 pub mod lean;
 pub mod linear;
 pub mod matrix;
 pub mod obs;
+pub mod observe;
 pub mod pass;
 pub mod plan;
 pub mod prune;

@@ -87,7 +87,7 @@ fn round(graph: &mut Graph, passes: &[Pass], cpu: &Cpu) -> Result<bool> {
 }
 
 /// Removes nodes that no output needs.
-fn remove_dead(graph: &mut Graph) {
+pub fn remove_dead(graph: &mut Graph) {
     let mut needed = vec![false; graph.value_count()];
     for id in &graph.outputs {
         needed[id.index()] = true;

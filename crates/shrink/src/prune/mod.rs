@@ -3,11 +3,13 @@
 pub mod channels;
 pub mod choose;
 pub mod groups;
+pub mod blocks;
 pub mod pattern;
 pub mod recover;
 pub mod refit;
 pub mod zeros;
 pub mod settle;
+pub mod vocabulary;
 
 use crate::gram::Gram;
 use crate::matrix::Matrix;

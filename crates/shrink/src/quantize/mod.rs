@@ -1,5 +1,6 @@
 //! Quantization: weights and activations on grids of few bits.
 
+pub mod codebook;
 pub mod coded;
 pub mod embedding;
 pub mod grid;

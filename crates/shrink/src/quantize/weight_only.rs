@@ -9,6 +9,7 @@ use std::collections::hash_map::Entry;
 use graph::op::WeightKind;
 use graph::{Attrs, DType, Graph, NodeId, Tensor, ValueId};
 
+use super::codebook::{Codebook, Table};
 use super::coded::Coded;
 use super::{Constants, add, add_many};
 use crate::matrix::Layout;
@@ -26,6 +27,16 @@ pub struct Item<'a> {
     pub layout: &'a Layout,
     /// The codes.
     pub coded: &'a Coded,
+}
+
+/// A weight at a node, and what it becomes with a table.
+pub struct Book<'a> {
+    /// The weight.
+    pub weight: &'a Weight,
+    /// How it is seen as a matrix.
+    pub layout: &'a Layout,
+    /// The codes and the table.
+    pub book: &'a Codebook,
 }
 
 /// Names of what stands between codes and weights: they are many, and their bytes count in small models.
@@ -50,7 +61,7 @@ pub fn rewrite(graph: &mut Graph, items: &[Item], version: i64) -> Result<()> {
     let mut made: HashMap<ValueId, ValueId> = HashMap::new();
     for bits in 1..=8 {
         let of_bits: Vec<&Item> = unique.iter().copied().filter(|i| i.coded.form.bits == bits).collect();
-        let codes = writer.codes(&of_bits, bits)?;
+        let codes = writer.codes(&of_bits, bits, true)?;
         for (item, codes) in of_bits.into_iter().zip(codes) {
             made.insert(item.weight.value, writer.decode(item, codes)?);
         }
@@ -62,7 +73,45 @@ pub fn rewrite(graph: &mut Graph, items: &[Item], version: i64) -> Result<()> {
     }
     let mut shared = HashMap::new();
     for item in tables {
-        writer.table(item, &mut shared)?;
+        writer.table(item, None, &mut shared)?;
+    }
+    graph.sort()?;
+    Ok(())
+}
+
+/// Puts codes and tables in the place of weights: `Gather(table, codes)`, times the scales.
+///
+/// # Errors
+/// As [`rewrite`].
+pub fn rewrite_books(graph: &mut Graph, books: &[Book], version: i64) -> Result<()> {
+    let first = graph.nodes().next().map(|(id, _)| id);
+    let mut writer = Writer { graph, version, constants: Constants::default(), first };
+    let is_table = |b: &Book| b.weight.used.kind == WeightKind::Embedding;
+    let mut made: HashMap<ValueId, ValueId> = HashMap::new();
+    for bits in 1..=8 {
+        let mut of_bits: Vec<&Book> = Vec::new();
+        for book in books.iter().filter(|b| !is_table(b) && b.book.coded.form.bits == bits) {
+            if !of_bits.iter().any(|u| u.weight.value == book.weight.value) {
+                of_bits.push(book);
+            }
+        }
+        let items: Vec<Item> = of_bits
+            .iter()
+            .map(|b| Item { weight: b.weight, layout: b.layout, coded: &b.book.coded })
+            .collect();
+        let codes = writer.codes(&items.iter().collect::<Vec<_>>(), bits, false)?;
+        for (book, codes) in of_bits.into_iter().zip(codes) {
+            made.insert(book.weight.value, writer.look_up(book, codes)?);
+        }
+    }
+    let mut shared = HashMap::new();
+    for book in books {
+        if let Some(&value) = made.get(&book.weight.value) {
+            writer.graph.set_input(book.weight.node, book.weight.used.input, Some(value));
+        } else {
+            let item = Item { weight: book.weight, layout: book.layout, coded: &book.book.coded };
+            writer.table(&item, Some(book.book), &mut shared)?;
+        }
     }
     graph.sort()?;
     Ok(())
@@ -116,8 +165,8 @@ impl Writer<'_> {
         self.constants.get(self.graph, SHORT, tensor)
     }
 
-    /// Values with the codes of each weight, in its tensor's shape.
-    fn codes(&mut self, items: &[&Item], bits: u32) -> Result<Vec<ValueId>> {
+    /// Values with the codes of each weight, in its tensor's shape; those of 4 bits in their own type when `four`.
+    fn codes(&mut self, items: &[&Item], bits: u32, four: bool) -> Result<Vec<ValueId>> {
         let in_order = |item: &Item| -> Vec<u8> {
             let (rows, cols, codes) = (item.coded.rows, item.coded.cols, &item.coded.codes);
             match item.layout.is_turned() {
@@ -126,7 +175,7 @@ impl Writer<'_> {
             }
         };
         let name = |graph: &Graph, item: &Item| format!("{}.c", graph.value(item.weight.value).name);
-        if bits == 4 || bits == 8 {
+        if (bits == 4 && four) || bits == 8 {
             let dtype = if bits == 4 { DType::U4 } else { DType::U8 };
             let mut values = Vec::new();
             for item in items {
@@ -252,8 +301,61 @@ impl Writer<'_> {
         self.node("DequantizeLinear", &[codes, scales, zeros], attrs, self.first)
     }
 
-    /// A lookup in a table of codes.
-    fn table(&mut self, item: &Item, shared: &mut HashMap<ValueId, [Vec<ValueId>; 2]>) -> Result<()> {
+    /// The weight from its codes and its table.
+    fn look_up(&mut self, book: &Book, codes: ValueId) -> Result<ValueId> {
+        let (Codebook { coded, table, values }, layout) = (book.book, book.layout);
+        let name = self.graph.value(book.weight.value).name.clone();
+        let (rows, cols, turned) = (coded.rows, coded.cols, layout.is_turned());
+        let (groups, group) = (coded.form.groups(cols), coded.form.group_of(cols));
+        let reshape = |writer: &mut Self, value, shape: &[usize]| -> Result<ValueId> {
+            let shape: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
+            let shape = writer.constant(Tensor::vector(&shape));
+            writer.node("Reshape", &[value, shape], Attrs::new(), writer.first)
+        };
+        let flat = if turned { [cols, rows] } else { [rows, cols] };
+        let to = Attrs::new().int("to", i64::from(DType::I32.to_onnx()));
+        let codes = self.node("Cast", &[codes], to, self.first)?;
+        if *table == Table::Rows {
+            let size = 1usize << coded.form.bits;
+            let at = |k: usize| if turned { values[k % rows * size + k / rows] } else { values[k] };
+            let shape = if turned { [size, rows] } else { [rows, size] };
+            let table = Tensor::new(&shape, &(0..rows * size).map(at).collect::<Vec<f32>>())?;
+            let table = self.graph.add_constant(SHORT, table);
+            let codes = if layout.shape().len() == 2 { codes } else { reshape(self, codes, &flat)? };
+            let attrs = Attrs::new().int("axis", i64::from(!turned));
+            let weight = self.node("GatherElements", &[table, codes], attrs, self.first)?;
+            return if layout.shape().len() == 2 {
+                Ok(weight)
+            } else {
+                reshape(self, weight, layout.shape())
+            };
+        }
+        if group * groups != cols {
+            return Err(Error::Form(format!(
+                "weight {name:?}: groups of {group} do not fill rows of {cols}"
+            )));
+        }
+        let table = self.constant(Tensor::vector(values));
+        let weight = self.node("Gather", &[table, codes], Attrs::new(), self.first)?;
+        let (parts, by) = match turned {
+            true => ([groups, group, rows], [groups, 1, rows]),
+            false => ([rows, groups, group], [rows, groups, 1]),
+        };
+        let at = |k: usize| if turned { coded.scales[k % rows * groups + k / rows] } else { coded.scales[k] };
+        let scales = Tensor::new(&by, &(0..rows * groups).map(at).collect::<Vec<f32>>())?;
+        let scales = self.graph.add_constant(SHORT, scales);
+        let weight = reshape(self, weight, &parts)?;
+        let weight = self.node("Mul", &[weight, scales], Attrs::new(), self.first)?;
+        reshape(self, weight, layout.shape())
+    }
+
+    /// A lookup in a table of codes, which are affine or have a table of values.
+    fn table(
+        &mut self,
+        item: &Item,
+        book: Option<&Codebook>,
+        shared: &mut HashMap<ValueId, [Vec<ValueId>; 2]>,
+    ) -> Result<()> {
         let coded = item.coded;
         let (bits, groups, group) =
             (coded.form.bits, coded.form.groups(coded.cols), coded.form.group_of(coded.cols));
@@ -261,6 +363,9 @@ impl Writer<'_> {
         let fail = |what: &str| Err(Error::Form(format!("table {name:?}: {what}")));
         if group % 8 != 0 || group * groups != coded.cols {
             return fail(&format!("groups of {group} do not fill rows of {} in whole bytes", coded.cols));
+        }
+        if book.is_some_and(|b| b.table == Table::Rows) {
+            return fail("its rows cannot have values of their own; say one table for all");
         }
         let Some(node) = self.graph.node(item.weight.node).cloned() else { return Ok(()) };
         let (Some(indices), Some(y)) = (node.input(1), node.output(0)) else { return Ok(()) };
@@ -274,8 +379,11 @@ impl Writer<'_> {
                 Ok(Tensor::new(&shape(group * width as usize / 8), &bytes)?)
             })?;
             let scales = self.graph.add_constant(SHORT, Tensor::new(&shape(1), &coded.scales)?);
-            let zeros = self.graph.add_constant(SHORT, Tensor::new(&shape(1), &coded.zeros)?);
-            place.insert([planes, vec![scales, zeros]]);
+            let mut grids = vec![scales];
+            if book.is_none() {
+                grids.push(self.graph.add_constant(SHORT, Tensor::new(&shape(1), &coded.zeros)?));
+            }
+            place.insert([planes, grids]);
         }
         let before = Some(item.weight.node);
         let [planes, grids] = shared[&item.weight.value].clone();
@@ -285,10 +393,20 @@ impl Writer<'_> {
         }
         let (planes, grids) = rows.split_at(planes.len());
         let codes = self.join(planes, bits, -1, before)?;
-        let float = || Attrs::new().int("to", i64::from(DType::F32.to_onnx()));
-        let codes = self.node("Cast", &[codes], float(), before)?;
-        let zeros = self.node("Cast", &[grids[1]], float(), before)?;
-        let steps = self.node("Sub", &[codes, zeros], Attrs::new(), before)?;
+        let to = |dtype: DType| Attrs::new().int("to", i64::from(dtype.to_onnx()));
+        let steps = match (book, grids) {
+            (Some(book), _) => {
+                let codes = self.node("Cast", &[codes], to(DType::I32), before)?;
+                let table = self.constant(Tensor::vector(&book.values));
+                self.node("Gather", &[table, codes], Attrs::new(), before)?
+            }
+            (None, [_, zeros]) => {
+                let codes = self.node("Cast", &[codes], to(DType::F32), before)?;
+                let zeros = self.node("Cast", &[*zeros], to(DType::F32), before)?;
+                self.node("Sub", &[codes, zeros], Attrs::new(), before)?
+            }
+            _ => return fail("its zero points are missing"),
+        };
         let mut result = self.node("Mul", &[steps, grids[0]], Attrs::new(), before)?;
         if groups > 1 {
             let Some(rank) = rank else { return fail("groups need indices of known rank") };
@@ -311,6 +429,7 @@ mod tests {
 
     use super::*;
     use crate::gram::tests::cpu;
+    use crate::quantize::codebook;
     use crate::quantize::coded::{Form, Ranges, nearest};
     use crate::weights::weights;
 
@@ -382,6 +501,46 @@ mod tests {
                 let apart = want.iter().zip(&got).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
                 assert!(apart <= 1e-5 * scale, "{bits} bits in groups of {group}: {apart} of {scale}");
             }
+        }
+    }
+
+    #[test]
+    fn values_looked_up_in_the_graph_are_the_decoded_weights() {
+        let g = network();
+        let found = weights(&g).unwrap();
+        for form in
+            ["k1", "k2-g8", "k3", "k3-g8", "k4", "k5-g24", "k8", "nf4-g8", "iq4", "k2-rows", "k3-rows"]
+        {
+            let (mut expected, mut rewritten) = (g.clone(), g.clone());
+            let coded: Vec<(Layout, Codebook)> = found
+                .iter()
+                .map(|w| {
+                    let layout = Layout::of(&g, w).unwrap();
+                    let matrix = layout.read(g.constant(w.value).unwrap()).unwrap();
+                    let mut form: codebook::Form = form.parse().unwrap();
+                    if w.used.kind == WeightKind::Conv {
+                        form.codes.group = 9 * usize::from(form.codes.group > 0);
+                    }
+                    if w.used.kind == WeightKind::Embedding && form.table == Table::Rows {
+                        form.table = Table::Shared;
+                    }
+                    let book = codebook::nearest(&cpu(), &matrix, &[], form);
+                    expected.set_constant(w.value, layout.write(&book.decode()).unwrap());
+                    (layout, book)
+                })
+                .collect();
+            let books: Vec<Book> = found
+                .iter()
+                .zip(&coded)
+                .map(|(weight, (layout, book))| Book { weight, layout, book })
+                .collect();
+            rewrite_books(&mut rewritten, &books, 21).unwrap();
+            rewritten.infer().unwrap();
+            rewritten.check().unwrap();
+            let (want, got) = (run(&expected), run(&rewritten));
+            let scale = want.iter().fold(0f32, |m, v| m.max(v.abs()));
+            let apart = want.iter().zip(&got).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+            assert!(apart <= 1e-5 * scale, "{form}: {apart} of {scale}");
         }
     }
 
