@@ -6,6 +6,7 @@ pub mod allocate;
 pub mod calibrate;
 pub mod error;
 pub mod gram;
+pub mod job;
 pub mod lean;
 pub mod linear;
 pub mod matrix;

@@ -14,6 +14,7 @@ mod eval;
 mod inspect;
 mod ops;
 mod pack;
+mod quantize;
 mod run;
 mod shrink;
 
@@ -29,6 +30,7 @@ pub enum Command {
     Ops(ops::Ops),
     Shrink(shrink::Shrink),
     Apply(apply::Apply),
+    Quantize(quantize::Quantize),
     Pack(pack::Pack),
     Unpack(pack::Unpack),
     #[command(hide = true)]
@@ -48,6 +50,7 @@ impl Command {
             Command::Ops(command) => command.run(common),
             Command::Shrink(command) => command.run(common),
             Command::Apply(command) => command.run(common),
+            Command::Quantize(command) => command.run(common),
             Command::Pack(command) => command.run(),
             Command::Unpack(command) => command.run(),
             Command::BenchWorker(command) => command.run(common),
