@@ -186,11 +186,11 @@ impl Checkpoint {
     /// When the tensor has fewer elements or another type, or the file cannot be read.
     pub fn floats(&self, cpu: &Cpu, entry: &Entry, elements: Range<usize>) -> Result<Vec<f32>> {
         let size = if entry.dtype == Dtype::F32 { 4 } else { 2 };
-        let start = elements.start as u64 * size;
-        if elements.end.saturating_sub(elements.start) as u64 > entry.bytes / size {
+        if elements.start > elements.end || elements.end as u64 > entry.bytes / size {
             let what = format!("tensor {:?} has no elements {elements:?}", entry.name);
             return Err(Error::broken(Path::new(&entry.name), what));
         }
+        let start = elements.start as u64 * size;
         let mut out = vec![0f32; elements.len()];
         match entry.dtype {
             Dtype::F32 => self.read(entry, start, bytemuck::cast_slice_mut(&mut out))?,

@@ -177,7 +177,7 @@ fn threads_and_interruptions_change_no_byte() {
         assert_eq!(files(&out), whole, "stopped at {stop}");
         found.push(receipt.found);
     }
-    assert!(found.is_sorted() && found[0] == 1 && found.last() == Some(&4), "{found:?}");
+    assert!(found.is_sorted() && found.contains(&1) && found.last() == Some(&4), "{found:?}");
     // All is done: nothing is done again.
     let again = quantize(&at("in"), &at("whole"), &request, &cpu(1), &quiet).unwrap();
     assert!(again.complete_before && again.made.len() == 4);

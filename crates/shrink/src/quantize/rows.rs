@@ -105,6 +105,8 @@ struct LowRank {
     inputs: Vec<f32>,
     /// `n x count`: what the sum of errors takes from each column.
     gains: Vec<f32>,
+    /// What is added to the diagonal for each column.
+    own: Vec<f64>,
     /// A matrix for each block of columns: see [`Columns::pull`].
     pulls: Vec<Vec<f32>>,
 }
@@ -349,9 +351,9 @@ impl LowRank {
         inverse.iter_mut().step_by(count + 1).for_each(|x| *x = 1.0);
         let mut gains = vec![0f32; n * count];
         let mut gain = vec![0f64; count];
-        for at in (0..n).rev() {
+        let own: Vec<f64> = order.iter().map(|&j| shrink * importance[j] + 1e-6 * mean).collect();
+        for (at, &d) in own.iter().enumerate().rev() {
             let x: Vec<f64> = inputs[at * count..][..count].iter().map(|&x| f64::from(x)).collect();
-            let d = shrink * importance[order[at]] + 1e-6 * mean;
             if d > 0.0 {
                 join(cpu, &mut inverse, &x, d, &mut gain);
                 let to = &mut gains[at * count..][..count];
@@ -368,7 +370,7 @@ impl LowRank {
             pull
         });
         let pulls = pulls.collect();
-        LowRank { order, count, inputs, gains, pulls }
+        LowRank { order, count, inputs, gains, own, pulls }
     }
 
     /// Fixes all columns of the rows.
@@ -443,13 +445,15 @@ impl LowRank {
         }
     }
 
-    /// Mean squared output of a row, on the inputs that it was made from.
+    /// Mean squared output of a row, by the statistics with their diagonal.
     fn energy(&self, row: &[f32]) -> f64 {
         let mut sums = vec![0f32; self.count];
-        for (x, &j) in self.inputs.chunks_exact(self.count).zip(&self.order) {
+        let mut energy = 0f64;
+        for ((x, &j), own) in self.inputs.chunks_exact(self.count).zip(&self.order).zip(&self.own) {
             sums.iter_mut().zip(x).for_each(|(sum, &x)| *sum += x * row[j]);
+            energy += own * f64::from(row[j]).powi(2);
         }
-        sums.iter().map(|&s| f64::from(s).powi(2)).sum()
+        energy + sums.iter().map(|&s| f64::from(s).powi(2)).sum::<f64>()
     }
 }
 
