@@ -13,6 +13,7 @@ pub mod buf;
 pub mod conv;
 pub mod cpu;
 pub mod f32;
+pub mod grid;
 pub mod isa;
 mod lanes;
 pub mod map;

@@ -7,6 +7,7 @@
 
 pub mod answer;
 pub mod bench;
+pub mod big;
 pub mod compare;
 pub mod error;
 pub mod eval;

@@ -1,5 +1,7 @@
 //! The error type of the crate.
 
+use std::path::{Path, PathBuf};
+
 /// What can go wrong when a model is shrunk.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -24,6 +26,17 @@ pub enum Error {
     /// A form of a weight cannot be written.
     #[error("form: {0}")]
     Form(String),
+    /// Work that is kept in a folder cannot go on.
+    #[error("{0}")]
+    Job(String),
+    /// The operating system refuses.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
     /// What the caller's judge reports.
     #[error("{0}")]
     Judge(Box<dyn std::error::Error + Send + Sync>),
@@ -31,3 +44,10 @@ pub enum Error {
 
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// For `map_err`: an error of the system about a file.
+    pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error + '_ {
+        move |source| Error::Io { path: path.into(), source }
+    }
+}

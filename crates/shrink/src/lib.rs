@@ -7,6 +7,7 @@ pub mod calibrate;
 pub mod error;
 pub mod factor;
 pub mod gram;
+pub mod job;
 pub mod lean;
 pub mod linear;
 pub mod matrix;

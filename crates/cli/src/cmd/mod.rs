@@ -15,6 +15,7 @@ mod inspect;
 mod ops;
 mod pack;
 mod plan;
+mod quantize;
 mod run;
 mod shrink;
 
@@ -31,6 +32,7 @@ pub enum Command {
     Shrink(shrink::Shrink),
     Plan(plan::Plan),
     Apply(apply::Apply),
+    Quantize(quantize::Quantize),
     Pack(pack::Pack),
     Unpack(pack::Unpack),
     #[command(hide = true)]
@@ -51,6 +53,7 @@ impl Command {
             Command::Shrink(command) => command.run(common),
             Command::Plan(command) => command.run(common),
             Command::Apply(command) => command.run(common),
+            Command::Quantize(command) => command.run(common),
             Command::Pack(command) => command.run(),
             Command::Unpack(command) => command.run(),
             Command::BenchWorker(command) => command.run(common),

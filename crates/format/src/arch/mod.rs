@@ -10,7 +10,7 @@ use std::path::Path;
 use graph::Model;
 use serde_json::Value;
 
-use crate::safetensors::{read_folder, read_json};
+use crate::safetensors::{compressed, read_folder, read_json};
 use crate::{Error, Result};
 
 /// Opens a folder with `config.json` and safetensors.
@@ -28,7 +28,7 @@ pub fn open(folder: &Path) -> Result<Model> {
             format!("model_type {kind:?} is not supported; known are {}", known.join(", ")),
         ));
     };
-    let tensors = read_folder(folder)?;
+    let tensors = compressed::decode(&path, &config, read_folder(folder)?)?;
     let pooling = pooling(folder)?;
     let mut model = encoder::build(family, &config, tensors, pooling).map_err(Error::model(folder))?;
     if let Some(names) = classes(&config) {

@@ -170,7 +170,7 @@ pub fn grids(cpu: &Cpu, w: &Matrix, importance: &[f64], form: Form, ranges: Rang
             let columns = g * group..((g + 1) * group).min(w.cols);
             let part = &w.row(row)[columns.clone()];
             *grid = match ranges {
-                Ranges::Searched => search(part, importance.get(columns).unwrap_or_default(), form.bits),
+                Ranges::Searched => search(cpu, part, importance.get(columns).unwrap_or_default(), form.bits),
                 Ranges::MinMax => {
                     let (low, high) = part.iter().fold((0f32, 0f32), |(l, h), &w| (l.min(w), h.max(w)));
                     Grid::from_range(low, high, Kind::unsigned(form.bits))

@@ -1,5 +1,8 @@
 //! Affine grids of few bits: `x ~ scale * (code - zero)`. <https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html>
 
+use kernel::Cpu;
+use kernel::grid::LANES;
+
 /// Which codes a grid has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kind {
@@ -88,38 +91,28 @@ pub fn search_s8<'a>(weights: impl Iterator<Item = &'a f32> + Clone) -> Grid {
 
 /// Trial steps of [`search`], relative to the range over the codes: from a little above to a good deal below.
 const TRIALS: u32 = 20;
-/// Numbers that are summed side by side.
-const LANES: usize = 8;
-
-/// The nearest whole number of one that is below 2^22 in size, ties to the even one: as `round_ties_even`, in two
-/// additions that every processor does for many numbers at once.
-fn whole(x: f32) -> f32 {
-    const SHIFT: f32 = 12_582_912.0;
-    (x + SHIFT) - SHIFT
-}
-
-/// Sums of what `term` makes of each pair. Both slices are equally long, a multiple of [`LANES`].
-fn sums<const N: usize>(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> [f32; N]) -> [f32; N] {
-    let mut lanes = [[0f32; LANES]; N];
-    for (a, b) in a.chunks_exact(LANES).zip(b.chunks_exact(LANES)) {
-        for lane in 0..LANES {
-            let terms = term(a[lane], b[lane]);
-            for (sum, term) in lanes.iter_mut().zip(terms) {
-                sum[lane] += term;
-            }
-        }
-    }
-    lanes.map(|lane| lane.iter().sum())
-}
 
 /// The grid for a group of weights that minimises the squared error, each weight counting as much as its importance
 /// says (equally when `importance` is empty): from trial steps, scale and zero point are fitted by least squares and
 /// the codes found anew (llama.cpp's search for its K-quants with an importance matrix).
-pub fn search(weights: &[f32], importance: &[f64], bits: u32) -> Grid {
-    let kind = Kind::unsigned(bits);
+pub fn search(cpu: &Cpu, weights: &[f32], importance: &[f64], bits: u32) -> Grid {
+    best(cpu, weights, importance, Kind::unsigned(bits), None)
+}
+
+/// As [`search`], with the code of 0 in the middle: `2^(bits - 1)`.
+pub fn search_symmetric(cpu: &Cpu, weights: &[f32], importance: &[f64], bits: u32) -> Grid {
+    best(cpu, weights, importance, Kind::unsigned(bits), Some(1 << (bits - 1)))
+}
+
+/// The grid of a searched kind; `middle` is its zero point when that is given.
+fn best(cpu: &Cpu, weights: &[f32], importance: &[f64], kind: Kind, middle: Option<i32>) -> Grid {
     let top = kind.high as f32;
     let (min, max) = weights.iter().fold((0f32, 0f32), |(l, h), &w| (l.min(w), h.max(w)));
-    let plain = Grid::from_range(min, max, kind);
+    let plain = match middle {
+        // Half a step less than the codes reach to the one side, half a step more than to the other.
+        Some(zero) => Grid { scale: usable(max.max(-min) / (top / 2.0)), zero, kind },
+        None => Grid::from_range(min, max, kind),
+    };
     let range = max - min;
     if range <= 0.0 || !range.is_finite() {
         return plain;
@@ -137,14 +130,10 @@ pub fn search(weights: &[f32], importance: &[f64], bits: u32) -> Grid {
     for (i, &w) in weights.iter().enumerate() {
         (unit[i], counts[i]) = (w / range, count(i));
     }
+    let reach = |zero: i32| (-zero as f32, (kind.high - zero) as f32);
     let harm = |grid: &Grid| -> f32 {
-        let inverse = 1.0 / grid.scale;
-        let (low, high) = (-grid.zero as f32, (kind.high - grid.zero) as f32);
-        let [harm] = sums(&unit, &counts, |w, u| {
-            let d = w - whole((w * inverse).clamp(low, high)) * grid.scale;
-            [u * d * d]
-        });
-        harm
+        let (low, high) = reach(grid.zero);
+        kernel::grid::error(cpu, &unit, &counts, grid.scale, low, high)
     };
     let start = Grid { scale: usable(plain.scale / range), ..plain };
     let mut best = (harm(&start), start);
@@ -153,26 +142,17 @@ pub fn search(weights: &[f32], importance: &[f64], bits: u32) -> Grid {
         if steps <= 0.25 {
             break;
         }
-        let low = min / range;
-        let [u1, ux, ul, ull, uxl] = sums(&unit, &counts, |w, u| {
-            let code = whole(((w - low) * steps).clamp(0.0, top));
-            [u, u * w, u * code, u * code * code, u * w * code]
-        });
-        let determinant = u1 * ull - ul * ul;
-        let scale = (u1 * uxl - ux * ul) / determinant;
-        let offset = (ull * ux - ul * uxl) / determinant;
-        if determinant <= 0.0 || !scale.is_normal() || scale <= 0.0 {
-            continue;
-        }
-        let zero = (-offset / scale).round_ties_even().clamp(0.0, top);
+        let mut grid = match middle {
+            Some(zero) => Grid { scale: start.scale * top / steps, zero, kind },
+            None => match regressed(cpu, &unit, &counts, min / range, steps, kind) {
+                Some(grid) => grid,
+                None => continue,
+            },
+        };
         // With a zero point that is a whole number, the best scale is another.
-        let mut grid = Grid { scale, zero: zero as i32, kind };
+        let (low, high) = reach(grid.zero);
         for _ in 0..2 {
-            let inverse = 1.0 / grid.scale;
-            let [xq, qq] = sums(&unit, &counts, |w, u| {
-                let q = whole((w * inverse).clamp(-zero, top - zero));
-                [u * w * q, u * q * q]
-            });
+            let [xq, qq] = kernel::grid::fit(cpu, &unit, &counts, 1.0 / grid.scale, low, high);
             let fitted = xq / qq;
             if qq > 0.0 && fitted.is_normal() && fitted > 0.0 {
                 grid.scale = fitted;
@@ -187,9 +167,24 @@ pub fn search(weights: &[f32], importance: &[f64], bits: u32) -> Grid {
     if scale.is_normal() { Grid { scale, ..best.1 } } else { plain }
 }
 
+/// Scale and zero point by least squares, for the codes that these steps from the lowest weight give.
+fn regressed(cpu: &Cpu, unit: &[f32], counts: &[f32], low: f32, steps: f32, kind: Kind) -> Option<Grid> {
+    let top = kind.high as f32;
+    let [u1, ux, ul, ull, uxl] = kernel::grid::regress(cpu, unit, counts, low, steps, top);
+    let determinant = u1 * ull - ul * ul;
+    let scale = (u1 * uxl - ux * ul) / determinant;
+    let offset = (ull * ux - ul * uxl) / determinant;
+    if determinant <= 0.0 || !scale.is_normal() || scale <= 0.0 {
+        return None;
+    }
+    let zero = (-offset / scale).round_ties_even().clamp(0.0, top);
+    Some(Grid { scale, zero: zero as i32, kind })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gram::tests::cpu;
 
     #[test]
     fn zero_is_exact_and_the_ends_saturate() {
@@ -237,7 +232,7 @@ mod tests {
         let weights = bell(64);
         let (min, max) = weights.iter().fold((0f32, 0f32), |(l, h), &w| (l.min(w), h.max(w)));
         for bits in 1..=8 {
-            let found = search(&weights, &[], bits);
+            let found = search(&cpu(), &weights, &[], bits);
             let plain = Grid::from_range(min, max, Kind::unsigned(bits));
             let (a, b) = (error(&weights, &[], &found), error(&weights, &[], &plain));
             assert!(a <= b * 1.0001, "{bits} bits: {a} {b}");
@@ -250,29 +245,21 @@ mod tests {
     fn importance_pulls_the_grid() {
         let weights = bell(64);
         let importance: Vec<f64> = (0..64).map(|i| if i % 8 == 0 { 100.0 } else { 1.0 }).collect();
-        let (blind, seeing) = (search(&weights, &[], 3), search(&weights, &importance, 3));
+        let (blind, seeing) = (search(&cpu(), &weights, &[], 3), search(&cpu(), &weights, &importance, 3));
         let (a, b) = (error(&weights, &importance, &seeing), error(&weights, &importance, &blind));
         assert!(a < b, "{a} {b}");
-    }
-
-    #[test]
-    fn whole_numbers_are_the_nearest() {
-        for i in -4000..4000 {
-            let x = i as f32 / 16.0;
-            assert_eq!(whole(x), x.round_ties_even());
-        }
     }
 
     #[test]
     fn odd_groups_have_usable_grids() {
         for weights in [vec![0.0; 8], vec![1e-38; 8], vec![3e38, -3e38], vec![5.0], vec![-0.25; 3], vec![]] {
             for bits in [1, 2, 4, 8] {
-                let grid = search(&weights, &[], bits);
+                let grid = search(&cpu(), &weights, &[], bits);
                 assert!(grid.scale > 0.0 && grid.scale.is_finite(), "{weights:?} {grid:?}");
                 assert!(weights.iter().all(|&w| (grid.round(w) - w).abs() <= w.abs() + f32::MIN_POSITIVE));
             }
         }
         // Nothing is important: nothing is known.
-        assert_eq!(search(&bell(16), &[0.0; 16], 4), search(&bell(16), &[], 4));
+        assert_eq!(search(&cpu(), &bell(16), &[0.0; 16], 4), search(&cpu(), &bell(16), &[], 4));
     }
 }

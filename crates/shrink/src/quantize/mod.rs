@@ -6,6 +6,7 @@ pub mod embedding;
 pub mod grid;
 pub mod matmul_dynamic;
 pub mod qdq;
+pub mod rows;
 pub mod weight_only;
 
 use graph::op::Reader;

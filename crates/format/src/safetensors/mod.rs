@@ -7,6 +7,13 @@ use ::safetensors::{Dtype, SafeTensors};
 use bytes::Bytes;
 use graph::{DType, Tensor};
 
+pub mod checkpoint;
+pub mod compressed;
+pub mod shard;
+
+pub use ::safetensors::Dtype as ElementType;
+pub use checkpoint::Checkpoint;
+
 use crate::{Error, Result};
 
 /// Named tensors, views of their mapped files.
@@ -63,20 +70,12 @@ pub fn read_folder(folder: &Path) -> Result<Tensors> {
     if single.exists() || !index.exists() {
         return read_file(&single);
     }
-    let json = read_json(&index)?;
-    let map =
-        json["weight_map"].as_object().ok_or_else(|| Error::broken(&index, "it has no \"weight_map\""))?;
-    let mut shards: Vec<&str> = map.values().filter_map(|v| v.as_str()).collect();
+    let map = checkpoint::weight_map(&index)?;
+    let mut shards: Vec<&str> = map.values().map(String::as_str).collect();
     shards.sort_unstable();
     shards.dedup();
     let mut tensors = Tensors::new();
     for shard in shards {
-        if Path::new(shard).file_name().is_none_or(|name| name != shard) {
-            return Err(Error::broken(
-                &index,
-                format!("shard {shard:?} is not the name of a file in the same folder"),
-            ));
-        }
         tensors.extend(read_file(&folder.join(shard))?);
     }
     match map.keys().find(|name| !tensors.contains_key(*name)) {
@@ -89,7 +88,7 @@ pub fn read_folder(folder: &Path) -> Result<Tensors> {
 ///
 /// # Errors
 /// When it cannot be read, is too big, or is no JSON.
-pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value> {
+pub fn read_json(path: &Path) -> Result<serde_json::Value> {
     if std::fs::metadata(path).map_err(Error::io(path))?.len() > MAX_JSON {
         return Err(Error::broken(path, "it is too big for a JSON file of settings"));
     }
