@@ -83,6 +83,13 @@ impl Channels {
         element / self.inner % self.count
     }
 
+    /// Where the elements of a channel are, of a tensor of so many.
+    pub fn indices(&self, len: usize, channel: usize) -> impl Iterator<Item = usize> {
+        let (inner, step) = (self.inner, (self.inner * self.count).max(1));
+        let blocks = (0..len).step_by(step);
+        blocks.flat_map(move |block| block + channel * inner..block + (channel + 1) * inner)
+    }
+
     /// The elements of a channel.
     pub fn elements<'a>(&'a self, data: &'a [f32], channel: usize) -> impl Iterator<Item = &'a f32> + Clone {
         let step = self.inner * self.count;

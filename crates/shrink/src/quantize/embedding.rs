@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use graph::{Attrs, Graph, ValueId};
 
 use super::add;
-use super::qdq::{Codes, quantize_weight};
+use super::qdq::{Codes, Sums, quantize_weight};
 use crate::Result;
 use crate::weights::Weight;
 
@@ -35,7 +35,7 @@ pub fn rewrite(graph: &mut Graph, weight: &Weight, shared: &mut Shared, version:
         None => {
             let Some(tensor) = graph.constant(weight.value).cloned() else { return Ok(0.0) };
             let rows = tensor.shape()[0];
-            let Codes { codes, scales, error, .. } = quantize_weight(&tensor, 0, &[])?;
+            let Codes { codes, scales, error, .. } = quantize_weight(&tensor, 0, &[], Sums::Wide)?;
             let column = scales.reshaped(&[rows, 1])?;
             let like = graph.value(weight.value).name.clone();
             let made = (

@@ -76,17 +76,53 @@ impl Grid {
 pub fn search_s8<'a>(weights: impl Iterator<Item = &'a f32> + Clone) -> Grid {
     let top = weights.clone().fold(0f32, |m, w| m.max(w.abs()));
     let harm = |grid: &Grid| -> f64 { weights.clone().map(|&w| f64::from(w - grid.round(w)).powi(2)).sum() };
+    least_harm(top, (0..=16).map(|step| 1.0 - 0.02 * step as f32), harm)
+}
+
+/// The grid with the least harm among ranges that are so many times `top`; of equal ones the first.
+fn least_harm(top: f32, times: impl Iterator<Item = f32>, harm: impl Fn(&Grid) -> f64) -> Grid {
     let full = Grid::from_range(-top, top, Kind::S8);
     let mut best = (harm(&full), full);
-    for step in 1..=16 {
-        let clip = top * (1.0 - 0.02 * step as f32);
-        let grid = Grid::from_range(-clip, clip, Kind::S8);
+    for times in times {
+        let grid = Grid::from_range(-top * times, top * times, Kind::S8);
         let h = harm(&grid);
         if h < best.0 {
             best = (h, grid);
         }
     }
     best.1
+}
+
+/// The greatest sum of two codes of one sign that a processor without VNNI can multiply with codes up to 255: it adds
+/// two products in 16 bits, which saturate (`vpmaddubsw`), and 255 * 128 is the last multiple below 2^15.
+const PAIR: i32 = 128;
+
+/// The codes of weights that lie side by side in a sum, so that no pair of products saturates in 16 bits: what is
+/// too much is taken from both, where it does least harm. An odd one at the end stands alone.
+pub fn pair_codes(grid: &Grid, weights: &[f32]) -> Vec<i8> {
+    let mut codes: Vec<i8> = weights.iter().map(|&w| grid.code(w) as i8).collect();
+    for (codes, weights) in codes.chunks_exact_mut(2).zip(weights.chunks_exact(2)) {
+        if (i32::from(codes[0]) + i32::from(codes[1])).abs() > PAIR {
+            let sign = i32::from(codes[0].signum());
+            let apart = (weights[0].abs() - weights[1].abs()) / grid.scale;
+            let first = ((apart + PAIR as f32) / 2.0).round_ties_even().clamp(1.0, 127.0) as i32;
+            codes[0] = (sign * first) as i8;
+            codes[1] = (sign * (PAIR - first)) as i8;
+        }
+    }
+    codes
+}
+
+/// As [`search_s8`], for weights in the order of a sum whose codes are those of [`pair_codes`]: a somewhat wider range
+/// can do less harm than what is taken from pairs.
+pub fn search_pairs(weights: &[f32]) -> Grid {
+    let top = weights.iter().fold(0f32, |m, w| m.max(w.abs()));
+    let harm = |grid: &Grid| -> f64 {
+        let codes = pair_codes(grid, weights);
+        let apart = |(&w, &code): (&f32, &i8)| f64::from(w - f32::from(code) * grid.scale).powi(2);
+        weights.iter().zip(&codes).map(apart).sum()
+    };
+    least_harm(top, (0..=58).map(|step| 1.98 - 0.02 * step as f32), harm)
 }
 
 /// Trial steps of [`search`], relative to the range over the codes: from a little above to a good deal below.
@@ -214,6 +250,31 @@ mod tests {
         assert!(plain.scale > 0.95 / 127.0);
         weights.push(1.3);
         assert!(search_s8(weights.iter()).scale < 1.3 / 127.0);
+    }
+
+    #[test]
+    fn no_pair_of_products_saturates_and_the_change_is_least() {
+        let unit = Grid::from_range(-127.0, 127.0, Kind::S8);
+        let codes = pair_codes(&unit, &[100.0, 60.0, -127.0, -127.0, 127.0, -127.0, -3.0, -126.0, 127.0]);
+        assert_eq!(codes, [84, 44, -64, -64, 127, -127, -2, -126, 127]);
+        let weights: Vec<f32> = (0..512).map(|i| ((i * 7919 % 1013) as f32 - 506.0) / 506.0).collect();
+        let grid = search_pairs(&weights);
+        let codes = pair_codes(&grid, &weights);
+        for pair in codes.chunks_exact(2) {
+            for (a, b) in [(0, 255), (255, 255), (255, 0)] {
+                let sum = a * i32::from(pair[0]) + b * i32::from(pair[1]);
+                assert!(i16::try_from(sum).is_ok(), "{pair:?}");
+            }
+        }
+        // Neither the range as it is nor one without pairs that are too great is better.
+        let harm = |grid: &Grid| -> f64 {
+            let codes = pair_codes(grid, &weights);
+            weights.iter().zip(codes).map(|(w, c)| f64::from(w - f32::from(c) * grid.scale).powi(2)).sum()
+        };
+        for times in [1.0, 1.98] {
+            assert!(harm(&grid) <= harm(&Grid::from_range(-times, times, Kind::S8)));
+        }
+        assert_eq!(search_pairs(&[]).scale, 1.0);
     }
 
     /// Sums of three numbers each: like a bell.

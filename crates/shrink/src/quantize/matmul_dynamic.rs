@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use graph::{Attrs, Graph, Tensor, ValueId};
 
-use super::qdq::{Codes, quantize_weight};
+use super::qdq::{Codes, Sums, quantize_weight};
 use super::{add, add_many};
 use crate::Result;
 use crate::weights::Weight;
@@ -48,7 +48,7 @@ pub fn rewrite(graph: &mut Graph, weight: &Weight, shared: &mut Shared, version:
         None => {
             let Some(tensor) = graph.constant(weight.value).cloned() else { return Ok(0.0) };
             let tensor = if transposed { transpose(&tensor)? } else { tensor };
-            let Codes { codes, scales, error, .. } = quantize_weight(&tensor, 1, &[])?;
+            let Codes { codes, scales, error, .. } = quantize_weight(&tensor, 1, &[], Sums::Paired)?;
             let like = graph.value(weight.value).name.clone();
             let made = (
                 graph.add_constant(&format!("{like}.c"), codes),

@@ -7,7 +7,7 @@ use graph::op::WeightKind;
 use graph::{Attrs, DType, Graph, Node, NodeId, Tensor, ValueId};
 
 use super::Constants;
-use super::grid::{Grid, Kind, search_s8};
+use super::grid::{Grid, Kind, pair_codes, search_pairs, search_s8};
 use crate::calibrate::Stats;
 use crate::weights::{Channels, Weight};
 use crate::{Error, Result};
@@ -106,33 +106,51 @@ pub struct Codes {
     pub error: f64,
 }
 
+/// What the products of a weight with codes of activations are added to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sums {
+    /// 32 bits each, or no sums at all: depthwise convolutions, tables.
+    Wide,
+    /// Perhaps two by two in 16 bits, as processors without VNNI do, inputs in the order of the channels at each tap.
+    Paired,
+}
+
 /// Quantizes a weight to 8 bits, a searched scale for each channel along `axis`; `least` has the
 /// least scale of each channel, or is empty.
 ///
 /// # Errors
 /// When the tensor is not f32 or has no such axis.
-pub fn quantize_weight(tensor: &Tensor, axis: i64, least: &[f32]) -> Result<Codes> {
+pub fn quantize_weight(tensor: &Tensor, axis: i64, least: &[f32], sums: Sums) -> Result<Codes> {
     let data = tensor.values::<f32>()?;
     let channels = Channels::new(tensor, axis)?;
-    let grids: Vec<Grid> = (0..channels.count)
-        .map(|c| {
-            let mut grid = search_s8(channels.elements(&data, c));
-            grid.scale = grid.scale.max(least.get(c).copied().unwrap_or(0.0));
-            grid
-        })
-        .collect();
+    // Where in the sum an element of a channel comes: engines keep the channels of a tap together.
+    let taps = tensor.shape().get(2..).unwrap_or_default().iter().product::<usize>().max(1);
     let (mut harm, mut norm) = (0f64, 0f64);
-    let codes: Vec<i8> = data
-        .iter()
-        .enumerate()
-        .map(|(i, &w)| {
-            let grid = grids[channels.of(i)];
-            harm += f64::from(w - grid.round(w)).powi(2);
+    let mut codes = vec![0i8; data.len()];
+    let mut scales = Vec::with_capacity(channels.count);
+    for c in 0..channels.count {
+        let mut order: Vec<usize> = channels.indices(data.len(), c).collect();
+        if channels.axis == 0 && taps > 1 {
+            let inputs = order.len() / taps;
+            order = (0..order.len()).map(|k| order[k % inputs * taps + k / inputs]).collect();
+        }
+        let weights: Vec<f32> = order.iter().map(|&i| data[i]).collect();
+        let mut grid = match sums {
+            Sums::Wide => search_s8(weights.iter()),
+            Sums::Paired => search_pairs(&weights),
+        };
+        grid.scale = grid.scale.max(least.get(c).copied().unwrap_or(0.0));
+        let found = match sums {
+            Sums::Wide => weights.iter().map(|&w| grid.code(w) as i8).collect(),
+            Sums::Paired => pair_codes(&grid, &weights),
+        };
+        for ((&i, &w), &code) in order.iter().zip(&weights).zip(&found) {
+            harm += f64::from(w - f32::from(code) * grid.scale).powi(2);
             norm += f64::from(w).powi(2);
-            grid.code(w) as i8
-        })
-        .collect();
-    let scales: Vec<f32> = grids.iter().map(|g| g.scale).collect();
+            codes[i] = code;
+        }
+        scales.push(grid.scale);
+    }
     Ok(Codes {
         codes: Tensor::new(tensor.shape(), &codes)?,
         scales: Tensor::vector(&scales),
@@ -231,8 +249,10 @@ impl Writer<'_> {
             Some((bias, input)) => bias.to_f32()?.iter().map(|b| b.abs() / input / MOST_STEPS).collect(),
             None => Vec::new(),
         };
+        let depthwise = conv && node.op.attrs().int_or("group", 1)? == tensor.shape()[0] as i64;
+        let sums = if depthwise { Sums::Wide } else { Sums::Paired };
         let Codes { codes, scales, zeros, axis, error } =
-            quantize_weight(&tensor, weight.used.out_axis, &least)?;
+            quantize_weight(&tensor, weight.used.out_axis, &least, sums)?;
         let name = self.graph.value(weight.value).name.clone();
         let mut ids = vec![
             self.graph.add_constant(&format!("{name}.c"), codes),
