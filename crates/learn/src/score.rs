@@ -4,9 +4,19 @@ use crate::{Error, Result};
 
 mod interval;
 mod paired;
+mod posterior;
+mod shares;
 
-pub use interval::{Interval, bootstrap, wilson, with_interval};
-pub use paired::{Flips, accuracy_difference, agreement, difference, flips, mcnemar};
+pub use interval::{Interval, Samples, bootstrap, mean, resample, wilson, with_interval};
+pub use paired::{
+    ClassChange, Flips, accuracy_difference, agreement, class_changes, difference, difference_samples, flips,
+    mcnemar,
+};
+pub use posterior::{loss_within, share_within};
+pub use shares::{
+    BINS, Calibration, Divergences, Kind, calibration, calibration_error, divergence, divergences, kind_of,
+    shares,
+};
 
 /// A metric: from answers and truths, index by index, to a number; `None` when it has no value for them.
 pub type Metric<T> = fn(&[T], &[T]) -> Option<f64>;

@@ -37,12 +37,41 @@ pub fn wilson(hits: usize, n: usize) -> Interval {
     Interval { value: p, low: (centre - half).clamp(0.0, p), high: (centre + half).clamp(p, 1.0) }
 }
 
-/// `statistic` of all `n` examples, and the interval in which it falls for 95 % of 2000 samples of `n` examples
-/// drawn with replacement. The same seed gives the same interval.
+/// A statistic of all examples, and what it was for samples of as many examples drawn with replacement.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Samples {
+    /// The statistic of all examples.
+    pub value: f64,
+    /// That of each sample for which it has a value, in ascending order; never empty.
+    found: Vec<f64>,
+}
+
+impl Samples {
+    /// The number below which this part of the samples lies, interpolated between two of them.
+    pub fn quantile(&self, part: f64) -> f64 {
+        let at = part.clamp(0.0, 1.0) * (self.found.len() - 1) as f64;
+        let (low, high) = (self.found[at.floor() as usize], self.found[at.ceil() as usize]);
+        low + (high - low) * at.fract()
+    }
+
+    /// The 95 % interval: from the quantile of 2.5 % to that of 97.5 %.
+    pub fn interval(&self) -> Interval {
+        Interval { value: self.value, low: self.quantile(0.025), high: self.quantile(0.975) }
+    }
+
+    /// The share of samples that are at least `bound`.
+    pub fn share_at_least(&self, bound: f64) -> f64 {
+        let below = self.found.partition_point(|v| *v < bound);
+        (self.found.len() - below) as f64 / self.found.len() as f64
+    }
+}
+
+/// `statistic` of all `n` examples and of 2000 samples of `n` examples drawn with replacement. The same seed gives the
+/// same samples.
 ///
 /// # Errors
 /// [`Error::Input`] when there are no examples, or the statistic has no value for them or for most samples.
-pub fn bootstrap(n: usize, seed: u64, statistic: impl Fn(&[usize]) -> Option<f64>) -> Result<Interval> {
+pub fn resample(n: usize, seed: u64, statistic: impl Fn(&[usize]) -> Option<f64>) -> Result<Samples> {
     let none = || Error::input(format!("{n} examples are too few or too alike for this metric"));
     let mut sample: Vec<usize> = (0..n).collect();
     let value = statistic(&sample).filter(|_| n > 0).ok_or_else(none)?;
@@ -56,12 +85,28 @@ pub fn bootstrap(n: usize, seed: u64, statistic: impl Fn(&[usize]) -> Option<f64
         return Err(none());
     }
     found.sort_unstable_by(f64::total_cmp);
-    let quantile = |q: f64| {
-        let at = q * (found.len() - 1) as f64;
-        let (low, high) = (found[at.floor() as usize], found[at.ceil() as usize]);
-        low + (high - low) * at.fract()
-    };
-    Ok(Interval { value, low: quantile(0.025), high: quantile(0.975) })
+    Ok(Samples { value, found })
+}
+
+/// [`resample`]'s value and interval.
+///
+/// # Errors
+/// As [`resample`].
+pub fn bootstrap(n: usize, seed: u64, statistic: impl Fn(&[usize]) -> Option<f64>) -> Result<Interval> {
+    Ok(resample(n, seed, statistic)?.interval())
+}
+
+/// The mean with its bootstrap interval.
+///
+/// # Errors
+/// [`Error::Input`] when there are no numbers, or one is not finite.
+pub fn mean(values: &[f64], seed: u64) -> Result<Interval> {
+    if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+        return Err(Error::input(format!("number {at} of {} is {}", values.len(), values[at])));
+    }
+    bootstrap(values.len(), seed, |sample| {
+        Some(sample.iter().map(|&i| values[i]).sum::<f64>() / sample.len() as f64)
+    })
 }
 
 /// A metric with its bootstrap interval.

@@ -1,8 +1,10 @@
 //! Two models on the same examples: what changed for whom, and whether chance explains it.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
-use super::interval::{Interval, bootstrap, pick, wilson};
+use super::interval::{Interval, Samples, pick, resample, wilson};
 use super::{Metric, same_length};
 use crate::Result;
 
@@ -23,6 +25,19 @@ pub struct Flips {
     pub p: f64,
 }
 
+impl Flips {
+    fn add(&mut self, a: usize, b: usize, truth: usize) {
+        let count = match (a == truth, b == truth) {
+            (true, true) => &mut self.both,
+            (true, false) => &mut self.lost,
+            (false, true) => &mut self.won,
+            (false, false) => &mut self.neither,
+        };
+        *count += 1;
+        self.changed += usize::from(a != b);
+    }
+}
+
 /// Counts what changed from model `a` to model `b`.
 ///
 /// # Errors
@@ -32,14 +47,7 @@ pub fn flips(a: &[usize], b: &[usize], truth: &[usize]) -> Result<Flips> {
     same_length(b, truth)?;
     let mut flips = Flips::default();
     for ((a, b), truth) in a.iter().zip(b).zip(truth) {
-        let count = match (a == truth, b == truth) {
-            (true, true) => &mut flips.both,
-            (true, false) => &mut flips.lost,
-            (false, true) => &mut flips.won,
-            (false, false) => &mut flips.neither,
-        };
-        *count += 1;
-        flips.changed += usize::from(a != b);
+        flips.add(*a, *b, *truth);
     }
     flips.p = mcnemar(flips.lost, flips.won);
     Ok(flips)
@@ -67,7 +75,10 @@ pub fn mcnemar(lost: usize, won: usize) -> f64 {
 /// As [`flips`].
 pub fn accuracy_difference(a: &[usize], b: &[usize], truth: &[usize]) -> Result<Interval> {
     let flips = flips(a, b, truth)?;
-    let n = truth.len();
+    Ok(newcombe(&flips, truth.len()))
+}
+
+fn newcombe(flips: &Flips, n: usize) -> Interval {
     let (was, now) = (wilson(flips.both + flips.lost, n), wilson(flips.both + flips.won, n));
     let [both, lost, won, neither] = [flips.both, flips.lost, flips.won, flips.neither].map(|c| c as f64);
     let margins = (both + lost) * (won + neither) * (both + won) * (lost + neither);
@@ -76,11 +87,61 @@ pub fn accuracy_difference(a: &[usize], b: &[usize], truth: &[usize]) -> Result<
     let phi = if margins > 0.0 { corrected / margins.sqrt() } else { 0.0 };
     let reach = |x: f64, y: f64| (x * x - 2.0 * phi * x * y + y * y).max(0.0).sqrt();
     let value = (won - lost) / n as f64;
-    Ok(Interval {
+    Interval {
         value,
         low: value - reach(now.value - now.low, was.high - was.value),
         high: value + reach(now.high - now.value, was.value - was.low),
-    })
+    }
+}
+
+/// What became of the examples of one class when model `b` answered instead of model `a`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct ClassChange {
+    /// The class.
+    pub class: usize,
+    /// Number of its examples.
+    pub examples: usize,
+    /// The share that `a` answers right.
+    pub before: Interval,
+    /// The share that `b` answers right.
+    pub after: Interval,
+    /// The second less the first, as [`accuracy_difference`].
+    pub change: Interval,
+    /// Examples of the class that `a` answers right and `b` wrong.
+    pub lost: usize,
+    /// Examples of the class that `a` answers wrong and `b` right.
+    pub won: usize,
+    /// [`mcnemar`] of these, times the number of classes, at most 1 (Bonferroni): of many classes one always looks
+    /// bad.
+    pub p: f64,
+}
+
+/// What became of each class that has examples, in ascending order.
+///
+/// # Errors
+/// As [`flips`].
+pub fn class_changes(a: &[usize], b: &[usize], truth: &[usize]) -> Result<Vec<ClassChange>> {
+    same_length(a, truth)?;
+    same_length(b, truth)?;
+    let mut of: BTreeMap<usize, Flips> = BTreeMap::new();
+    for ((a, b), truth) in a.iter().zip(b).zip(truth) {
+        of.entry(*truth).or_default().add(*a, *b, *truth);
+    }
+    let classes = of.len() as f64;
+    let changes = of.into_iter().map(|(class, flips)| {
+        let examples = flips.both + flips.lost + flips.won + flips.neither;
+        ClassChange {
+            class,
+            examples,
+            before: wilson(flips.both + flips.lost, examples),
+            after: wilson(flips.both + flips.won, examples),
+            change: newcombe(&flips, examples),
+            lost: flips.lost,
+            won: flips.won,
+            p: (mcnemar(flips.lost, flips.won) * classes).min(1.0),
+        }
+    });
+    Ok(changes.collect())
 }
 
 /// Any metric of model `b` less that of model `a`, with its paired bootstrap interval: both are judged on the same
@@ -89,9 +150,23 @@ pub fn accuracy_difference(a: &[usize], b: &[usize], truth: &[usize]) -> Result<
 /// # Errors
 /// As [`bootstrap`]; when the lengths differ.
 pub fn difference<T: Copy>(metric: Metric<T>, a: &[T], b: &[T], truth: &[T], seed: u64) -> Result<Interval> {
+    Ok(difference_samples(metric, a, b, truth, seed)?.interval())
+}
+
+/// The samples behind [`difference`].
+///
+/// # Errors
+/// As [`difference`].
+pub fn difference_samples<T: Copy>(
+    metric: Metric<T>,
+    a: &[T],
+    b: &[T],
+    truth: &[T],
+    seed: u64,
+) -> Result<Samples> {
     same_length(a, truth)?;
     same_length(b, truth)?;
-    bootstrap(truth.len(), seed, |sample| {
+    resample(truth.len(), seed, |sample| {
         let truth = pick(truth, sample);
         Some(metric(&pick(b, sample), &truth)? - metric(&pick(a, sample), &truth)?)
     })

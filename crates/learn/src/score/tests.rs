@@ -93,3 +93,33 @@ fn newcombe() {
     let same = accuracy_difference(&a, &b, &truth).unwrap();
     assert!(same.low < -0.03 && same.high > 0.03, "no change in 100 proves little: {same:?}");
 }
+
+#[test]
+fn classes_are_told_apart_and_chance_is_discounted() {
+    // Class 0: 10 of 10 become 2 of 10. Class 1: nothing moves. Class 2: one of one is won.
+    let truth: Vec<usize> = [vec![0; 10], vec![1; 20], vec![2]].concat();
+    let a: Vec<usize> = [vec![0; 10], vec![1; 20], vec![0]].concat();
+    let b: Vec<usize> = [vec![1; 8], vec![0; 2], vec![1; 20], vec![2]].concat();
+    let found = class_changes(&a, &b, &truth).unwrap();
+    assert_eq!(found.iter().map(|c| (c.class, c.examples)).collect::<Vec<_>>(), [(0, 10), (1, 20), (2, 1)]);
+    let [hurt, same, won] = [found[0], found[1], found[2]];
+    assert_eq!((hurt.lost, hurt.won, hurt.before.value, hurt.after.value), (8, 0, 1.0, 0.2));
+    near(hurt.p, 3.0 * 2.0 / 256.0);
+    assert!(hurt.change.high < -0.3 && hurt.change.low >= -1.0, "{hurt:?}");
+    assert_eq!((same.lost, same.won, same.p, same.change.value), (0, 0, 1.0, 0.0));
+    assert_eq!((won.lost, won.won, won.p), (0, 1, 1.0));
+    assert!(class_changes(&a[1..], &b, &truth).is_err() && class_changes(&[], &[], &[]).is_err());
+}
+
+#[test]
+fn samples_give_shares_and_quantiles() {
+    let samples = difference_samples(spearman, &X, &Y, &Y, 1).unwrap();
+    assert_eq!(samples.interval(), difference(spearman, &X, &Y, &Y, 1).unwrap());
+    assert_eq!((samples.share_at_least(-2.0), samples.share_at_least(2.0)), (1.0, 0.0));
+    assert!(samples.share_at_least(samples.quantile(0.25)) >= 0.75);
+    assert!(samples.quantile(0.0) <= samples.quantile(0.5) && samples.quantile(0.5) <= samples.quantile(2.0));
+    let found = mean(&[1.0, 2.0, 6.0], 1).unwrap();
+    assert!(found.value == 3.0 && found.low < 3.0 && found.high <= 6.0);
+    assert!(mean(&[1.0, f64::INFINITY], 1).unwrap_err().to_string().contains("number 1"));
+    assert!(mean(&[], 1).is_err());
+}
