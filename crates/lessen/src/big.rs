@@ -352,13 +352,22 @@ struct Work<'a> {
 impl<'a> Work<'a> {
     fn new(source: &'a Path, request: &'a Request) -> Result<Work<'a>> {
         if !matches!(request.bits, 2 | 4 | 8) {
-            return Err(Error::input(format!("weights of {} bits are not known to engines; say 2, 4 or 8", request.bits)));
+            return Err(Error::input(format!(
+                "weights of {} bits are not known to engines; say 2, 4 or 8",
+                request.bits
+            )));
         }
         if !(8..=1 << 16).contains(&request.group) {
-            return Err(Error::input(format!("groups of {} are too small or too big; say 128", request.group)));
+            return Err(Error::input(format!(
+                "groups of {} are too small or too big; say 128",
+                request.group
+            )));
         }
         if !source.is_dir() {
-            return Err(Error::input(format!("{} is no folder with config.json and safetensors", source.display())));
+            return Err(Error::input(format!(
+                "{} is no folder with config.json and safetensors",
+                source.display()
+            )));
         }
         let config_path = source.join("config.json");
         let config = read_json(&config_path)?;
@@ -369,7 +378,8 @@ impl<'a> Work<'a> {
             return Err(Error::input(format!("the weights of {} are in few bits already", source.display())));
         }
         if config["model_type"] == "gpt2" {
-            let what = "the weights of GPT-2 lie turned, [inputs, outputs], which engines cannot load in few bits";
+            let what =
+                "the weights of GPT-2 lie turned, [inputs, outputs], which engines cannot load in few bits";
             return Err(Error::input(format!("{}: {what}", source.display())));
         }
         let checkpoint = Checkpoint::open(source)?;
@@ -392,7 +402,9 @@ impl<'a> Work<'a> {
     /// Says what becomes of each tensor, and which shard it goes to.
     fn lay_out(&mut self) -> Result<()> {
         let mut entries: Vec<&Entry> = self.checkpoint.entries().collect();
-        entries.sort_by_cached_key(|e| natural(&e.name).into_iter().map(|(n, s)| (n, s.to_owned())).collect::<Vec<_>>());
+        entries.sort_by_cached_key(|e| {
+            natural(&e.name).into_iter().map(|(n, s)| (n, s.to_owned())).collect::<Vec<_>>()
+        });
         let mut lines = Vec::new();
         for entry in entries {
             let what = self.what(entry)?;
@@ -684,7 +696,9 @@ impl<'a> Work<'a> {
                     let size = sizes[i];
                     let lost = |e: format::Error| shrink::Error::Calibration(e.to_string());
                     if !whole {
-                        return stats.floats(cpu, known, i * size * size..(i + 1) * size * size).map_err(lost);
+                        return stats
+                            .floats(cpu, known, i * size * size..(i + 1) * size * size)
+                            .map_err(lost);
                     }
                     let mut block = Vec::with_capacity(size * size);
                     for row in i * BLOCK..i * BLOCK + size {
@@ -710,7 +724,9 @@ impl<'a> Work<'a> {
         if lines().any(|l| l.what == What::Products) {
             return Ok(None);
         }
-        let Some(biggest) = lines().max_by(|a, b| elements(a).total_cmp(&elements(b))) else { return Ok(None) };
+        let Some(biggest) = lines().max_by(|a, b| elements(a).total_cmp(&elements(b))) else {
+            return Ok(None);
+        };
         let Some(entry) = self.checkpoint.get(&biggest.name) else { return Ok(None) };
         let (rows, cols) = (entry.shape[0].min(TRIED), entry.shape[1]);
         let mut clock = Stopwatch::start();

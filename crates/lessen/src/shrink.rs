@@ -209,6 +209,10 @@ pub struct Request<'a> {
     pub smallest: bool,
     /// Measure files of many sizes, not only the one that is asked for.
     pub frontier: bool,
+    /// At least so many times fewer multiply-adds, by channels, neurons and heads that go.
+    pub fewer: Option<f64>,
+    /// So many blocks are left out.
+    pub without: usize,
     /// Zeros in the weights of all products.
     pub zeros: Option<Sparse>,
     /// Time that the search may take; what is left to measure then is guessed or left out.
@@ -261,6 +265,8 @@ pub fn shrink(
         lose: allowed,
         smallest: request.smallest,
         frontier: request.frontier,
+        fewer: request.fewer,
+        without: request.without,
         zeros: request.zeros,
         passes: Vec::new(),
         rounding,

@@ -193,7 +193,8 @@ impl Job {
         }
         let store = Store::open(folder)?;
         let lock_path = folder.join(LOCK);
-        let lock = File::options().create(true).append(true).open(&lock_path).map_err(Error::io(&lock_path))?;
+        let lock =
+            File::options().create(true).append(true).open(&lock_path).map_err(Error::io(&lock_path))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -212,7 +213,8 @@ impl Job {
                 .chain(asked.keys().filter(|name| !before.contains_key(*name)))
                 .filter(|name| before.get(*name) != asked.get(*name))
                 .map(|name| {
-                    let of = |all: &BTreeMap<String, String>| all.get(name).cloned().unwrap_or("nothing".into());
+                    let of =
+                        |all: &BTreeMap<String, String>| all.get(name).cloned().unwrap_or("nothing".into());
                     format!("{name} was {}, is {}", of(&before), of(asked))
                 })
                 .collect();

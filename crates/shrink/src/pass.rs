@@ -6,7 +6,8 @@ use graph::Graph;
 use kernel::Cpu;
 use serde::{Deserialize, Serialize};
 
-use crate::prune::zeros;
+use crate::factor;
+use crate::prune::{blocks, channels, vocabulary, zeros};
 use crate::walk::Example;
 use crate::weights::weights;
 use crate::{Judge, Result};
@@ -48,6 +49,23 @@ impl Context<'_> {
 pub enum Pass {
     /// Zeros in weights.
     Zeros(zeros::Zeros),
+    /// Channels, neurons and heads that go, with all that goes with them.
+    Channels {
+        /// Those of each group that stay.
+        groups: Vec<channels::Channels>,
+    },
+    /// Whole blocks that are left out.
+    Blocks {
+        /// Which, and what stands in their place.
+        blocks: Vec<blocks::Cut>,
+    },
+    /// Weights that become products of smaller ones.
+    Rank {
+        /// Which, and of which rank.
+        weights: Vec<factor::Cut>,
+    },
+    /// Tokens that a table does without.
+    Vocabulary(vocabulary::Cut),
 }
 
 impl Pass {
@@ -55,6 +73,10 @@ impl Pass {
     pub fn name(&self) -> &'static str {
         match self {
             Pass::Zeros(_) => "zeros",
+            Pass::Channels { .. } => "channels",
+            Pass::Blocks { .. } => "blocks",
+            Pass::Rank { .. } => "rank",
+            Pass::Vocabulary(_) => "vocabulary",
         }
     }
 
@@ -67,8 +89,25 @@ impl Pass {
     pub fn apply(&self, graph: &mut Graph, cx: &Context) -> Result<f64> {
         match self {
             Pass::Zeros(zeros) => zeros::apply(graph, zeros, cx),
+            Pass::Channels { groups } => {
+                cx.progress("cutting channels and refitting what reads them");
+                channels::apply(graph, groups, cx.examples()?, cx.cpu)
+            }
+            Pass::Blocks { blocks } => {
+                cx.progress("leaving out blocks");
+                Ok(mean(&blocks::apply(graph, blocks, cx)?))
+            }
+            Pass::Rank { weights } => {
+                cx.progress("factoring weights");
+                Ok(mean(&factor::apply(graph, weights, cx)?))
+            }
+            Pass::Vocabulary(cut) => vocabulary::apply(graph, cut, cx),
         }
     }
+}
+
+fn mean(errors: &[f64]) -> f64 {
+    errors.iter().sum::<f64>() / errors.len().max(1) as f64
 }
 
 /// What a pass did.

@@ -91,7 +91,11 @@ impl Quantize {
             bar.set_position(done);
             let share = 100.0 * done as f64 / of.max(1) as f64;
             let line = format!("{:7.1} s {share:5.1} %  {what}", clock.elapsed().as_secs_f64());
-            bar.suspend(|| if !common.quiet { eprintln!("{line}") });
+            bar.suspend(|| {
+                if !common.quiet {
+                    eprintln!("{line}")
+                }
+            });
         };
         let receipt = big::quantize(&self.folder, &self.output, &request, &cpu, &tell)?;
         bar.finish_and_clear();
@@ -150,9 +154,9 @@ fn outline(plan: &Plan) -> String {
     rows.extend(kinds.iter().map(|(name, &(count, before, after))| row(name, count, before, after)));
     rows.push(row("all", plan.lines.len(), plan.bytes_before, plan.bytes_after));
     let blocks: std::collections::BTreeSet<usize> = plan.lines.iter().filter_map(|l| l.block).collect();
-    let seconds = plan.seconds.map_or("time not known ahead with these statistics".into(), |s| {
-        format!("about {}", time(s))
-    });
+    let seconds = plan
+        .seconds
+        .map_or("time not known ahead with these statistics".into(), |s| format!("about {}", time(s)));
     format!(
         "{}{} blocks, {} shards; peak memory about {}, {} of disk until the end, {seconds}\n",
         table(&rows),

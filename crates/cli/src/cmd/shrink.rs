@@ -63,6 +63,12 @@ pub struct Shrink {
     /// Measure files of many sizes: the curve of size, quality and speed.
     #[arg(long)]
     frontier: bool,
+    /// Cut channels, neurons and heads until there are so many times fewer multiply-adds.
+    #[arg(long, value_name = "TIMES", value_parser = positive)]
+    fewer: Option<f64>,
+    /// Leave out so many blocks, those without which the model does best; a linear map stands in their place.
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    without: usize,
     /// Put zeros into the weights of all products: this share of them, such as 50%.
     #[arg(long, value_name = "SHARE", value_parser = share)]
     zeros: Option<f64>,
@@ -196,6 +202,8 @@ impl Shrink {
             lose: self.lose,
             smallest: self.smallest,
             frontier: self.frontier,
+            fewer: self.fewer,
+            without: self.without,
             zeros: self.zeros.map(|share| Sparse {
                 pattern: self.pattern,
                 share,

@@ -117,10 +117,7 @@ impl Checkpoint {
                 Slot::Vacant(slot) => slot.insert(entry),
                 Slot::Occupied(slot) => {
                     let other = self.shards[slot.get().file].path.display();
-                    return Err(Error::broken(
-                        path,
-                        format!("tensor {:?} is in {other}, too", slot.key()),
-                    ));
+                    return Err(Error::broken(path, format!("tensor {:?} is in {other}, too", slot.key())));
                 }
             };
         }
@@ -154,9 +151,10 @@ impl Checkpoint {
     /// # Errors
     /// When they are more than the tensor has, or the file cannot be read.
     pub fn read(&self, entry: &Entry, start: u64, out: &mut [u8]) -> Result<()> {
-        let shard = self.shards.get(entry.file).filter(|_| {
-            start.checked_add(out.len() as u64).is_some_and(|end| end <= entry.bytes)
-        });
+        let shard = self
+            .shards
+            .get(entry.file)
+            .filter(|_| start.checked_add(out.len() as u64).is_some_and(|end| end <= entry.bytes));
         let Some(shard) = shard else {
             let what = format!("tensor {:?} has {} bytes, more are asked for", entry.name, entry.bytes);
             return Err(Error::broken(Path::new(&entry.name), what));
@@ -261,7 +259,8 @@ mod tests {
     }
 
     fn index(folder: &Path, map: &str) {
-        std::fs::write(folder.join("model.safetensors.index.json"), format!("{{\"weight_map\":{map}}}")).unwrap();
+        std::fs::write(folder.join("model.safetensors.index.json"), format!("{{\"weight_map\":{map}}}"))
+            .unwrap();
     }
 
     #[test]

@@ -65,9 +65,13 @@ impl Scheme {
         if (method, format) != ("compressed-tensors", "pack-quantized") {
             return Err(format!("weights coded by {method:?} as {format:?} cannot be read"));
         }
-        let groups: Vec<&Value> = config["config_groups"].as_object().into_iter().flat_map(|g| g.values()).collect();
+        let groups: Vec<&Value> =
+            config["config_groups"].as_object().into_iter().flat_map(|g| g.values()).collect();
         let [one] = groups.as_slice() else {
-            return Err(format!("{} groups of settings for weights instead of one cannot be read", groups.len()));
+            return Err(format!(
+                "{} groups of settings for weights instead of one cannot be read",
+                groups.len()
+            ));
         };
         let weights = &one["weights"];
         let bits = weights["num_bits"].as_u64().filter(|b| (1..=8).contains(b));
@@ -174,7 +178,9 @@ pub fn pack_scales(scales: &[f32], dtype: Dtype) -> Vec<u8> {
 /// # Errors
 /// When weights are coded in another form, or parts of one are missing or have other sizes.
 pub fn decode(path: &Path, config: &Value, mut tensors: Tensors) -> Result<Tensors> {
-    let Some(quantized) = config.get("quantization_config").filter(|q| !q.is_null()) else { return Ok(tensors) };
+    let Some(quantized) = config.get("quantization_config").filter(|q| !q.is_null()) else {
+        return Ok(tensors);
+    };
     let scheme = Scheme::read(quantized).map_err(|what| Error::broken(path, what))?;
     let modules: Vec<String> =
         tensors.keys().filter_map(|name| name.strip_suffix(".weight_packed")).map(str::to_owned).collect();

@@ -65,8 +65,10 @@ fn statistics(path: &Path) {
     let sample: Vec<f32> = (0..20 * N).map(|k| random.next() * if k % N < 5 { 8.0 } else { 1.0 }).collect();
     let wide: Vec<f32> = (0..50 * 96).map(|_| random.next()).collect();
     let product = |i: usize, j: usize| wide.chunks(96).map(|row| row[i] * row[j]).sum::<f32>();
-    let blocks: Vec<f32> =
-        (0..2 * 48 * 48).map(|k| (k / 48 / 48 * 48, k / 48 % 48, k % 48)).map(|(o, i, j)| product(o + i, o + j)).collect();
+    let blocks: Vec<f32> = (0..2 * 48 * 48)
+        .map(|k| (k / 48 / 48 * 48, k / 48 % 48, k % 48))
+        .map(|(o, i, j)| product(o + i, o + j))
+        .collect();
     let whole: Vec<f32> = (0..N * N).map(|k| f32::from(u8::from(k / N == k % N)) + 0.1).collect();
     let squares: Vec<f32> = (0..N).map(|j| 1.0 + j as f32).collect();
     write(

@@ -1,15 +1,15 @@
 //! What does not matter: which connections or whole channels go, and how the others make up for them.
 
+pub mod blocks;
 pub mod channels;
 pub mod choose;
 pub mod groups;
-pub mod blocks;
 pub mod pattern;
 pub mod recover;
 pub mod refit;
-pub mod zeros;
 pub mod settle;
 pub mod vocabulary;
+pub mod zeros;
 
 use crate::gram::Gram;
 use crate::matrix::Matrix;

@@ -44,12 +44,12 @@ impl Scale {
     fn store(self, scale: f32) -> f32 {
         match self {
             Scale::F32 => scale,
-            Scale::F16 => half::f16::from_f32(scale)
-                .clamp(half::f16::MIN_POSITIVE_SUBNORMAL, half::f16::MAX)
-                .to_f32(),
-            Scale::BF16 => half::bf16::from_f32(scale)
-                .clamp(half::bf16::MIN_POSITIVE, half::bf16::MAX)
-                .to_f32(),
+            Scale::F16 => {
+                half::f16::from_f32(scale).clamp(half::f16::MIN_POSITIVE_SUBNORMAL, half::f16::MAX).to_f32()
+            }
+            Scale::BF16 => {
+                half::bf16::from_f32(scale).clamp(half::bf16::MIN_POSITIVE, half::bf16::MAX).to_f32()
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod bits;
 mod codes;
+mod cuts;
 mod forecast;
 mod reach;
 mod work;
@@ -37,6 +38,10 @@ pub struct Goal {
     pub smallest: bool,
     /// Measure files of many sizes, not only the one that is asked for.
     pub frontier: bool,
+    /// At least so many times fewer multiply-adds, by channels that go.
+    pub fewer: Option<f64>,
+    /// So many blocks are left out.
+    pub without: usize,
     /// Zeros in the weights of all products.
     pub zeros: Option<Sparse>,
     /// What is done to the graph before all else, in order.
@@ -203,12 +208,22 @@ pub const MIN_OPSET: i64 = 13;
 pub fn shrink(model: &Model, goal: &Goal, judge: &dyn Judge, cpu: &Cpu) -> Result<Outcome> {
     let before = judge.bytes_before(model)?;
     let mut work = Work::new(model, &goal.passes, judge, cpu)?;
+    if goal.without > 0 {
+        work.pass(&cuts::blocks(&work, goal.without)?)?;
+    }
+    if let Some(fewer) = goal.fewer {
+        let channels = cuts::Channels::new(&work)?;
+        work.pass(&channels.pass(1.0 / fewer)?)?;
+    }
     if let Some(asked) = &goal.zeros {
         let zeros = zeros::choose(&work, asked)?;
         work.pass(&Pass::Zeros(zeros))?;
     }
     work.calibrate()?;
     let mut made = work.eight_bits(goal.lose)?;
+    if let Some(faster) = goal.faster {
+        (work, made) = cuts::faster(work, made, faster, goal)?;
+    }
     let can_code = work.version >= weight_only::MIN_OPSET;
     let too_big = match goal.bytes(before) {
         Some(target) if target > 0 && judge.bytes(&made.model)? > target => Some(target),

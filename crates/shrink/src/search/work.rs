@@ -27,6 +27,8 @@ pub(super) struct Made {
     pub(super) given_back: Vec<String>,
 }
 
+/// A model, tidied and passed through passes; its weights and what calibration saw.
+#[derive(Clone)]
 pub(super) struct Work<'a> {
     pub(super) base: Model,
     pub(super) weights: Vec<Weight>,
