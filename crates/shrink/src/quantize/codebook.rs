@@ -268,8 +268,8 @@ pub fn kmeans(values: &[f32], weights: &[f64], count: usize) -> Vec<f32> {
             }
             let end = (low + high) / 2;
             let mut found = (f64::INFINITY, from);
-            for start in from..=to.min(end) {
-                let cost = best[start] + runs.cost(start, end);
+            for (start, before) in best.iter().enumerate().take(to.min(end) + 1).skip(from) {
+                let cost = before + runs.cost(start, end);
                 if cost < found.0 {
                     found = (cost, start);
                 }
