@@ -179,3 +179,54 @@ fn packed_files_come_back_bit_for_bit_and_broken_ones_are_refused() {
     assert_eq!(lessen(&["pack", &small, "-o", &small]).code, 1);
     assert_eq!(lessen(&["unpack", &small]).code, 1);
 }
+
+#[test]
+fn zeros_and_channels_go_by_passes_that_plans_repeat() {
+    for (flags, pass, left) in [(["--zeros", "50%"], "zeros", 0.55), (["--fewer", "1.3"], "channels", 0.95)] {
+        let place = Place::new();
+        let receipt = digits(&place, &[&flags[..], &["--size", "50kB", "--lose", "5", "--force"]].concat());
+        let receipt: serde_json::Value = serde_json::from_str(&receipt.out).unwrap();
+        assert_eq!(receipt["changes"][0]["pass"], pass);
+        let elements = |i: usize| receipt["changes"][0]["elements"][i].as_f64().unwrap();
+        assert!(elements(1) < left * elements(0), "{pass}: {} of {}", elements(1), elements(0));
+        assert!(receipt["quality"]["after"]["value"].as_f64().unwrap() > 90.0, "{receipt}");
+        assert!(std::fs::metadata(place.path("small.onnx")).unwrap().len() <= 50_000);
+        let (plan, again) = (place.path("small.toml"), place.path("again.onnx"));
+        let (model, data) = (example("digits.onnx"), example("test.npz"));
+        lessen(&["apply", &model, &plan, "--data", &data, "-o", &again, "--json", "--threads", "2"]).json();
+        assert!(std::fs::read(place.path("small.onnx")).unwrap() == std::fs::read(again).unwrap(), "{pass}");
+    }
+}
+
+#[test]
+fn plan_looks_ahead_and_writes_nothing() {
+    let place = Place::new();
+    let (model, data) = (example("digits.onnx"), example("test.npz"));
+    let found = lessen(&["plan", &model, "--data", &data, "--smaller", "6", "--json"]).json();
+    let sizes: Vec<f64> =
+        found["sizes"].as_array().unwrap().iter().map(|s| s["bytes"]["value"].as_f64().unwrap()).collect();
+    assert!(sizes.len() == 6 && sizes.windows(2).all(|w| w[0] > w[1]), "{sizes:?}");
+    assert!(found["time"]["value"].as_f64().unwrap() > 0.0 && found["goal"].is_string());
+    let far = lessen(&["plan", &model, "--size", "100", "--json"]).json();
+    assert!(far["goal"].as_str().unwrap().contains("out of reach") && far["time"].is_null());
+    assert!(std::fs::read_dir(place.path("")).unwrap().next().is_none());
+}
+
+#[test]
+fn goals_that_are_no_numbers_are_refused() {
+    let model = example("digits.onnx");
+    for bad in [
+        ["--size", "much"],
+        ["--size", "0"],
+        ["--time", "10 parsecs"],
+        ["--zeros", "100%"],
+        ["--zeros", "-1"],
+        ["--faster", "0"],
+        ["--pattern", "4:2"],
+    ] {
+        assert_eq!(lessen(&["shrink", &model, bad[0], bad[1]]).code, 1, "{bad:?}");
+    }
+    // Blocks that are not there, and channels without data.
+    assert_eq!(lessen(&["shrink", &model, "--without", "50"]).code, 1);
+    lessen(&["shrink", &model, "--fewer", "2"]).fails(&["--data"]);
+}
