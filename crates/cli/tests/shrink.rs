@@ -199,6 +199,19 @@ fn zeros_and_channels_go_by_passes_that_plans_repeat() {
 }
 
 #[test]
+fn the_curve_of_sizes_is_measured_and_the_smallest_file_within_a_loss_found() {
+    let place = Place::new();
+    let receipt = digits(&place, &["--lose", "2", "--smallest", "--frontier"]).json();
+    let points = receipt["frontier"].as_array().unwrap();
+    let bytes: Vec<f64> = points.iter().map(|p| p["bytes"]["value"].as_f64().unwrap()).collect();
+    assert!(points.len() > 2 && bytes.windows(2).all(|w| w[0] < w[1]), "{bytes:?}");
+    assert!(points.iter().all(|p| p["quality"]["after"]["value"].as_f64().unwrap() > 20.0));
+    assert!(points.iter().any(|p| p["name"] == "int8" && p["faster"]["value"].as_f64().unwrap() > 0.0));
+    // Smaller than 8 bits make it, and still within the loss.
+    assert!(receipt["met"] == true && receipt["smaller"]["value"].as_f64().unwrap() > 5.0, "{receipt}");
+}
+
+#[test]
 fn plan_looks_ahead_and_writes_nothing() {
     let place = Place::new();
     let (model, data) = (example("digits.onnx"), example("test.npz"));

@@ -51,12 +51,30 @@ pub struct Receipt {
     pub changes: Vec<Change>,
     /// What was done to each weight.
     pub plan: Plan,
+    /// Files of other sizes that could be had, the smallest first, on the same examples as [`Receipt::quality`]; empty
+    /// unless it was asked for.
+    pub frontier: Vec<Point>,
     /// Weights that were given back to f32 because the loss was too great, most harmful first.
     pub given_back: Vec<String>,
     /// The machine that measured.
     pub machine: Machine,
     /// Time that it all took.
     pub took: Number,
+}
+
+/// A file that could be had.
+#[derive(Clone, Debug, Serialize)]
+pub struct Point {
+    /// What it is: "int8", "7x".
+    pub name: String,
+    /// Its size.
+    pub bytes: Number,
+    /// How many times smaller than the original's file.
+    pub smaller: Number,
+    /// How it does.
+    pub quality: Option<Quality>,
+    /// How many times faster than the original a run of it is here.
+    pub faster: Option<Number>,
 }
 
 /// What was asked for.
@@ -277,6 +295,15 @@ pub fn shrink(
         None => shrink::shrink(original.inner(), &goal, &judge, cpu),
     };
     let outcome = outcome.map_err(back)?;
+    let before = outcome.bytes.0 as f64;
+    let point = |point: shrink::Point| Point {
+        name: point.name,
+        bytes: Number::exact(point.bytes as f64, "bytes"),
+        smaller: Number::exact(before / point.bytes.max(1) as f64, "x"),
+        quality: point.score.map(|score| judge.quality(score)),
+        faster: point.speed.map(|speed| Number::exact(speed, "x")),
+    };
+    let frontier = outcome.frontier.into_iter().map(point).collect();
     let proof = allowed.zip(outcome.score.as_ref()).map(|(bound, score)| Proof::new(bound, score));
     let small = model.with_inner(outcome.model);
     progress("timing both models");
@@ -295,6 +322,7 @@ pub fn shrink(
         data: judge.shares(),
         changes: outcome.changes,
         plan: outcome.plan,
+        frontier,
         given_back: outcome.given_back,
         machine: Machine::this(),
         took: Number::exact(watch.seconds(), "s"),

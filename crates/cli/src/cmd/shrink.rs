@@ -7,8 +7,10 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use lessen::answer::Task;
 use lessen::data::{self, Dataset};
-use lessen::receipt::bytes;
-use lessen::shrink::{Choice, Lose, Pattern, Ranges, Receipt, Request, Rounding, Rule, Sparse, shrink};
+use lessen::receipt::{Number, bytes};
+use lessen::shrink::{
+    Choice, Lose, Pattern, Quality, Ranges, Receipt, Request, Rounding, Rule, Sparse, shrink,
+};
 
 use super::{Done, table};
 use crate::flags::{Columns, Common, Opening, Showing};
@@ -314,6 +316,30 @@ fn hurting(receipt: &Receipt) -> Vec<String> {
     changed.iter().take(5).map(|s| s.node.clone()).collect()
 }
 
+/// The curve of sizes as a table.
+fn curve(receipt: &Receipt) -> String {
+    let mut rows =
+        vec![["", "size", "smaller", "metric", "lost (95 %)", "faster"].map(String::from).to_vec()];
+    for point in &receipt.frontier {
+        let digits = |q: &Quality| if q.before.unit == "%" { 2 } else { 4 };
+        let number = |of: fn(&Quality) -> &Number| {
+            point.quality.as_ref().map_or_else(String::new, |q| format!("{:.*}", digits(q), of(q)))
+        };
+        let value = point.quality.as_ref().map_or_else(String::new, |q| {
+            format!("{:.*} {}", digits(q), q.after.value, q.after.unit).trim_end().to_string()
+        });
+        rows.push(vec![
+            point.name.clone(),
+            bytes(point.bytes.value as u64),
+            format!("{:.2}x", point.smaller.value),
+            value,
+            number(|q| &q.lost),
+            point.faster.as_ref().map_or_else(String::new, |f| format!("{:.2}x", f.value)),
+        ]);
+    }
+    table(&rows)
+}
+
 fn words(receipt: &Receipt) -> String {
     let mut rows = vec![vec![String::new(), "before".into(), "after".into(), String::new()]];
     let size = |n: f64| bytes(n as u64);
@@ -341,6 +367,15 @@ fn words(receipt: &Receipt) -> String {
         ]);
     }
     let mut text = table(&rows);
+    if !receipt.frontier.is_empty() {
+        text += "files that could be had:\n";
+        text += &curve(receipt);
+    }
+    for change in &receipt.changes {
+        let (before, after) = change.elements;
+        let what = format!("{} of {before} elements of weights stay", after);
+        text += &format!("{}: {what}, squared error {:.2e}\n", change.pass, change.error);
+    }
     match &receipt.data {
         Some(shares) => {
             text += &format!(
