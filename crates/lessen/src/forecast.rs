@@ -57,7 +57,7 @@ pub struct Size {
 /// # Errors
 /// When the data do not fit the model, or a weight is damaged.
 pub fn forecast(model: &Model, request: &Request, cpu: &Cpu) -> Result<Forecast> {
-    let original = ready(model, true)?;
+    let original = ready(model, true, None)?;
     let judge = DataJudge::new(&original, request.data, request.task, &request.options, cpu, None, &|_| {})?;
     let goal = Goal { smaller: request.smaller, size: request.size, ..Goal::default() };
     let found = shrink::forecast(original.inner(), &goal, &judge, cpu)?;

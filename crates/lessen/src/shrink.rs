@@ -269,7 +269,7 @@ pub fn shrink(
             much || size.is_some() || request.smallest || request.frontier
         }
     };
-    let original = ready(model, few_bits)?;
+    let original = ready(model, few_bits, plan.and_then(|plan| plan.opset))?;
     let judge = DataJudge::new(&original, data, task, options, cpu, until, progress)?;
     let metric = judge.metric_of_original()?;
     let allowed = lose.map(|lose| match lose {
@@ -321,7 +321,7 @@ pub fn shrink(
         speed: judge.timing(&small)?,
         data: judge.shares(),
         changes: outcome.changes,
-        plan: outcome.plan,
+        plan: Plan { opset: original.inner().opsets.get("").copied(), ..outcome.plan },
         frontier,
         given_back: outcome.given_back,
         machine: Machine::this(),
@@ -330,14 +330,14 @@ pub fn shrink(
     Ok((small, receipt))
 }
 
-/// The model with the version of ONNX's operators that few bits, or 8 bits, take.
+/// The model with the version of ONNX's operators that few bits, or 8 bits, take, or a later one that is asked for.
 ///
 /// # Errors
 /// When it cannot be raised to that version.
-pub(crate) fn ready(model: &Model, few_bits: bool) -> Result<Model> {
+pub(crate) fn ready(model: &Model, few_bits: bool, opset: Option<i64>) -> Result<Model> {
     let mut original = model.inner().clone();
     let least = if few_bits { shrink::quantize::weight_only::MIN_OPSET } else { shrink::search::MIN_OPSET };
-    let version = format::onnx::needed(&original).max(least);
+    let version = format::onnx::needed(&original).max(least).max(opset.unwrap_or(0));
     format::onnx::upgrade(&mut original, version)?;
     Ok(model.with_inner(original))
 }
