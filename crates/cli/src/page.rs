@@ -45,7 +45,8 @@ fn page(receipt: &Receipt, json: &str) -> String {
          content=\"width=device-width\"><title>Receipt: {name}</title><style>{STYLE}</style>\
          <h1>Receipt for {name}</h1><small>{path}</small>"
     );
-    let asked = receipt.asked.smaller.is_some() || receipt.asked.lose.is_some();
+    let lessen::shrink::Asked { smaller, size, faster, lose } = receipt.asked;
+    let asked = smaller.is_some() || size.is_some() || faster.is_some() || lose.is_some();
     match receipt.met {
         true if !asked => {}
         true => html += "<p class=\"met\">All that was asked for holds.</p>",

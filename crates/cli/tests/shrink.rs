@@ -242,4 +242,29 @@ fn goals_that_are_no_numbers_are_refused() {
     // Blocks that are not there, and channels without data.
     assert_eq!(lessen(&["shrink", &model, "--without", "50"]).code, 1);
     lessen(&["shrink", &model, "--fewer", "2"]).fails(&["--data"]);
+    lessen(&["shrink", &model, "--without", "1"]).fails(&["--data"]);
+}
+
+#[test]
+fn zeros_outlast_channels_that_go_for_speed() {
+    let place = Place::new();
+    let answer = digits(&place, &["--zeros", "50%", "--faster", "1000"]);
+    assert_eq!(answer.code, 2, "{}", answer.err);
+    let receipt: serde_json::Value = serde_json::from_str(&answer.out).unwrap();
+    assert!(receipt["missed"][0].as_str().unwrap().contains("times faster"), "{receipt}");
+    let changes = receipt["changes"].as_array().unwrap();
+    let passes: Vec<&str> = changes.iter().map(|c| c["pass"].as_str().unwrap()).collect();
+    assert_eq!(passes, ["channels", "zeros"]);
+    let elements = |i: usize| changes[1]["elements"][i].as_f64().unwrap();
+    assert!(elements(1) < 0.6 * elements(0), "{receipt}");
+}
+
+#[test]
+fn the_nearest_file_is_offered_when_too_much_is_lost() {
+    let place = Place::new();
+    let answer = digits(&place, &["--smaller", "100", "--lose", "0.2"]);
+    assert_eq!(answer.code, 2, "{}", answer.err);
+    let receipt: serde_json::Value = serde_json::from_str(&answer.out).unwrap();
+    let missed = receipt["missed"].as_array().unwrap();
+    assert!(missed.last().unwrap().as_str().unwrap().contains("within the loss"), "{receipt}");
 }

@@ -17,6 +17,10 @@ use crate::{Cpu, Model, Result};
 pub const WATTS: f64 = 12.0;
 /// Floating-point operations a second that factors and sweeps reach on one core. Not measured.
 const SPEED: f64 = 4e9;
+/// The part of the activations of one run that is kept between two stages of the walk, of each example: a quarter.
+const KEPT: usize = 4;
+/// Copies of the weights that are there at once: the original, the changed graph, the one that is judged.
+const COPIES: usize = 3;
 /// What statistics cost beside the runs that they are taken in, in runs.
 const STATISTICS: f64 = 2.0;
 
@@ -93,7 +97,7 @@ pub fn forecast(model: &Model, request: &Request, cpu: &Cpu) -> Result<Forecast>
         let runs = walks + probes as f64 + (2 * shares.search + 2 * shares.verify) as f64;
         runs * one + found.operations / SPEED
     });
-    let kept = run.as_ref().map_or(0, |(_, shares)| shares.calibration) * activations.unwrap_or(0) / 4;
+    let kept = run.as_ref().map_or(0, |(_, shares)| shares.calibration) * activations.unwrap_or(0) / KEPT;
     let threads = cpu.pool().threads() as f64;
     Ok(Forecast {
         bytes_before: bytes(found.before),
@@ -102,12 +106,12 @@ pub fn forecast(model: &Model, request: &Request, cpu: &Cpu) -> Result<Forecast>
         run: run.as_ref().map(|(one, _)| Number::exact(one * 1e3, "ms")),
         memory: activations.map(|a| bytes(a + weights)),
         time: time.map(|s| Number::exact(s, "s")),
-        work_memory: bytes(3 * weights + found.statistics + kept),
+        work_memory: bytes(COPIES * weights + found.statistics + kept),
         energy: time.map(|s| Number::exact(s * WATTS * threads, "J")),
     })
 }
 
-/// Time of one run on the first example that is not for calibration.
+/// Time of one run on the first example, after one that warms up.
 fn seconds(
     model: &Model,
     data: &dyn Dataset,

@@ -286,7 +286,6 @@ pub fn shrink(
         fewer: request.fewer,
         without: request.without,
         zeros: request.zeros,
-        passes: Vec::new(),
         rounding,
         ranges,
     };

@@ -19,7 +19,8 @@ const MOST: u64 = 64 << 20;
 #[command(
     after_help = "A plan is the .toml file that shrink writes beside a model. It names what is done to each weight: keep,
 int8-static, int8-dynamic, int8-rows, or a number of bits with the length of the groups that share a scale, such as w4
-or w3-g128. Weights that it does not name are kept. The same plan, model and data give the same file, byte by byte.
+or w3-g128. Weights that it does not name are kept. Before that come its passes: zeros,
+channels, blocks, rank, vocabulary. The same plan, model and data give the same file, byte by byte.
 
 Examples:
   lessen apply resnet.onnx small.toml --data images/ -o small.onnx

@@ -244,8 +244,8 @@ pub(crate) mod tests {
         assert_eq!(codes[8..], [1.0, 2.0, -3.0, 3.0, 3.0, -3.0, 2.0, 1.0]);
     }
 
-    /// A layer with inputs that hang together, some of them much greater than others.
-    pub(crate) fn layer(rows: usize, n: usize, samples: usize) -> (Gram, Matrix) {
+    /// Inputs that hang together, some of them much greater than others, and a weight.
+    pub(crate) fn inputs(rows: usize, n: usize, samples: usize) -> (Vec<f32>, Matrix) {
         let mut seed = 7u64;
         let mut next = || {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -260,9 +260,15 @@ pub(crate) mod tests {
                 *v = (common + 0.3 * next()) * if j % 37 == 5 { 12.0 } else { 1.0 };
             }
         }
+        (x, Matrix::new(rows, n, (0..rows * n).map(|_| next() + next() + next()).collect()))
+    }
+
+    /// What is kept of such inputs, and a weight.
+    pub(crate) fn layer(rows: usize, n: usize, samples: usize) -> (Gram, Matrix) {
+        let (x, w) = inputs(rows, n, samples);
         let mut gram = Gram::new(n);
         gram.add(&cpu(), &x);
-        (gram, Matrix::new(rows, n, (0..rows * n).map(|_| next() + next() + next()).collect()))
+        (gram, w)
     }
 
     #[test]

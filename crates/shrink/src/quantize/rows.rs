@@ -527,31 +527,12 @@ mod tests {
 
     use super::*;
     use crate::gram::tests::cpu;
-    use crate::quantize::coded::tests::layer;
+    use crate::quantize::coded::tests::{inputs, layer};
 
     const G64: Form = Form { bits: 4, group: 64 };
 
     fn target(symmetric: bool) -> Target {
         Target { form: G64, symmetric, scale: Scale::F16 }
-    }
-
-    /// Inputs that hang together, and a weight.
-    fn sample(rows: usize, n: usize, count: usize) -> (Vec<f32>, Matrix) {
-        let mut seed = 3u64;
-        let mut next = || {
-            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (seed >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        };
-        let mix: Vec<f32> = (0..n * 8).map(|_| next()).collect();
-        let mut x = vec![0f32; count * n];
-        for row in x.chunks_mut(n) {
-            let hidden: Vec<f32> = (0..8).map(|_| next()).collect();
-            for (j, v) in row.iter_mut().enumerate() {
-                let common: f32 = hidden.iter().zip(&mix[j * 8..]).map(|(a, b)| a * b).sum();
-                *v = (common + 0.3 * next()) * if j % 37 == 5 { 12.0 } else { 1.0 };
-            }
-        }
-        (x, Matrix::new(rows, n, (0..rows * n).map(|_| next() + next() + next()).collect()))
     }
 
     fn solver(n: usize, rows: &[f32]) -> Solver {
@@ -561,7 +542,7 @@ mod tests {
     #[test]
     fn the_closed_form_is_the_sweep() {
         let n = 300;
-        let (x, w) = sample(20, n, 40);
+        let (x, w) = inputs(20, n, 40);
         let Solver { importance, rule: Rule::LowRank(rule), .. } = solver(n, &x) else { panic!() };
         // The same statistics as a full matrix, factored.
         let mean = importance.iter().sum::<f64>() / n as f64;
@@ -596,7 +577,7 @@ mod tests {
     #[test]
     fn what_is_known_of_the_inputs_lowers_the_loss() {
         let n = 320;
-        let (x, w) = sample(24, n, 400);
+        let (x, w) = inputs(24, n, 400);
         let (known, rest) = x.split_at(100 * n);
         let judge = solver(n, rest);
         let harm = |inputs: Inputs, symmetric| {
@@ -627,7 +608,7 @@ mod tests {
     #[test]
     fn strips_of_rows_and_threads_change_nothing() {
         let n = 320;
-        let (x, w) = sample(70, n, 50);
+        let (x, w) = inputs(70, n, 50);
         let products = |_: usize| -> Result<Vec<f32>> {
             let at = |k: usize| x.chunks(n).map(|row| row[k / 160] * row[k % 160]).sum::<f32>();
             Ok((0..160 * 160).map(at).collect())
@@ -656,7 +637,7 @@ mod tests {
 
     #[test]
     fn scales_are_those_that_are_stored() {
-        let (_, mut w) = sample(2, 64, 1);
+        let (_, mut w) = inputs(2, 64, 1);
         w.data[..64].iter_mut().for_each(|x| *x *= 1e-9);
         for scale in [Scale::F32, Scale::F16, Scale::BF16] {
             let target = Target { scale, ..target(true) };

@@ -86,30 +86,42 @@ pub(super) fn error(layout: &Layout, importance: &[Vec<f64>], old: &Matrix, new:
     sum
 }
 
+/// What a loss of all of a weight's outputs does to the model's, on the mean of the weights that were measured: others
+/// are guessed by it.
+#[derive(Default)]
+pub(super) struct Guess {
+    sum: f64,
+    count: usize,
+}
+
 /// What a unit of [`error`] in a weight does to the model's outputs: measured with `new` in the place of `old`, or,
-/// without data or time, by what it is of the weight's own outputs.
+/// without data or time, guessed by what it is of the weight's own outputs.
 pub(super) fn harm_per_error(
     work: &Work,
     weight: &Weight,
-    layout: &Layout,
-    importance: &[Vec<f64>],
+    (layout, importance): (&Layout, &[Vec<f64>]),
     (old, new): (&Matrix, &Matrix),
+    guess: &mut Guess,
 ) -> Result<f64> {
+    let energy = error(layout, importance, old, &Matrix::zeros(old.rows, old.cols)).max(f64::MIN_POSITIVE);
     let apart = error(layout, importance, old, new);
     if apart > 0.0 && !work.judge.out_of_time() {
         let mut model = work.base.clone();
         model.graph.set_constant(weight.value, layout.write(new)?);
         if let Some(score) = work.judge.score(&model, Part::Probe)? {
-            return Ok(score.distance / apart);
+            let harm = score.distance / apart;
+            *guess = Guess { sum: guess.sum + harm * energy, count: guess.count + 1 };
+            return Ok(harm);
         }
     }
-    let energy = error(layout, importance, old, &Matrix::zeros(old.rows, old.cols));
-    Ok(1.0 / energy.max(f64::MIN_POSITIVE))
+    let mean = if guess.count > 0 { guess.sum / guess.count as f64 } else { 1.0 };
+    Ok(mean / energy)
 }
 
 /// Finds the harm of all offers.
 fn measure(work: &Work, candidates: &mut [Candidate], importance: &Importance) -> Result<()> {
     let count = candidates.len();
+    let mut guess = Guess::default();
     for (at, c) in candidates.iter_mut().enumerate() {
         work.judge.progress(&format!("measuring the harm of few bits, weight {} of {count}", at + 1));
         let matrix = matrix_of(work, c)?;
@@ -121,7 +133,7 @@ fn measure(work: &Work, candidates: &mut [Candidate], importance: &Importance) -
             let decoded = coded.decode();
             errors.push(error(&c.layout, weigh, &matrix, &decoded));
             if form.bits == ANCHOR {
-                scale = harm_per_error(work, c.weight, &c.layout, weigh, (&matrix, &decoded))?;
+                scale = harm_per_error(work, c.weight, (&c.layout, weigh), (&matrix, &decoded), &mut guess)?;
             }
         }
         for ((_, offer), error) in c.offers.iter_mut().zip(errors) {

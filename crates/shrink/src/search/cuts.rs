@@ -1,35 +1,37 @@
 //! What goes as a whole: channels until the model is as fast as it must be, and blocks.
 
-use super::work::{Made, Work};
-use super::{Goal, Part};
+use super::Part;
+use super::work::Work;
 use crate::pass::Pass;
 use crate::prune::blocks::{self, Bridge};
-use crate::prune::choose::Survey;
+use crate::prune::choose::{Effort, Survey, choose};
+use crate::walk::Example;
 use crate::{Error, Result};
 
 /// Shares of the multiply-adds that stay, tried in turn until the model is fast enough.
 const STAY: [f64; 7] = [0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.1];
 /// Batches of examples that channels are judged on.
 const PROBE: usize = 2;
+/// Rounds of cutting and refitting, when it is known how much goes.
+const ROUNDS: usize = 2;
 
-/// What channels cost and do in a model.
-pub(super) struct Channels(Survey);
-
-impl Channels {
-    pub(super) fn new(work: &Work) -> Result<Channels> {
-        work.judge.progress("measuring what channels do");
-        let examples = work.context().examples()?;
-        if examples.is_empty() {
-            let what = "channels cannot be chosen without data; give some with --data";
-            return Err(Error::Calibration(what.into()));
+/// The calibration examples, which channels and blocks cannot be chosen without.
+fn examples(work: &Work, what: &str) -> Result<Vec<Example>> {
+    let examples = work.context().examples()?;
+    match examples.is_empty() {
+        true => {
+            Err(Error::Calibration(format!("{what} cannot be chosen without data; give some with --data")))
         }
-        Ok(Channels(Survey::new(&work.base.graph, &examples, work.cpu, PROBE)?))
+        false => Ok(examples),
     }
+}
 
-    /// The pass after which so much of the multiply-adds stays.
-    pub(super) fn pass(&self, stay: f64) -> Result<Pass> {
-        Ok(Pass::Channels { groups: self.0.choose(stay)? })
-    }
+/// The channels without which there are so many times fewer multiply-adds.
+pub(super) fn fewer(work: &Work, times: f64) -> Result<Pass> {
+    let examples = examples(work, "channels")?;
+    work.judge.progress("measuring what channels do");
+    let effort = Effort { probe: PROBE, rounds: ROUNDS };
+    Ok(Pass::Channels { groups: choose(&work.base.graph, &examples, work.cpu, 1.0 / times, effort)? })
 }
 
 /// The blocks without which the model does best.
@@ -41,43 +43,38 @@ pub(super) fn blocks(work: &Work, count: usize) -> Result<Pass> {
         let what = format!("the model has {} blocks that could be left out; {count} are to go", found.len());
         return Err(Error::Plan(what));
     }
-    let examples = work.context().examples()?;
-    let bridge = if examples.is_empty() { Bridge::None } else { Bridge::Linear };
+    let examples = examples(work, "blocks")?;
     let mut harm = |graph: &graph::Graph| -> Result<f64> {
         let mut model = work.base.clone();
         model.graph = graph.clone();
         Ok(work.judge.score(&model, Part::Probe)?.map_or(0.0, |score| score.distance))
     };
     let left_out =
-        blocks::greedy(graph, &found, bridge, count, f64::INFINITY, &examples, work.cpu, &mut harm)?;
+        blocks::greedy(graph, &found, Bridge::Linear, count, f64::INFINITY, &examples, work.cpu, &mut harm)?;
     Ok(Pass::Blocks { blocks: left_out.into_iter().map(|(cut, _)| cut).collect() })
 }
 
-/// Cuts channels until 8 bits are so many times faster than the original: as few as will do. What is nearest is given
-/// back when nothing is fast enough.
-pub(super) fn faster<'a>(work: Work<'a>, made: Made, faster: f64, goal: &Goal) -> Result<(Work<'a>, Made)> {
+/// Cuts channels until 8 bits are so many times faster than the original: as few as will do, or as many as can go.
+pub(super) fn faster<'a>(mut work: Work<'a>, faster: f64, lose: Option<f64>) -> Result<Work<'a>> {
     let judge = work.judge;
-    let enough = |made: &Made| -> Result<bool> { Ok(judge.speed(&made.model)?.is_none_or(|s| s >= faster)) };
-    if enough(&made)? || !judge.can_calibrate() {
-        return Ok((work, made));
+    let enough = |work: &mut Work| -> Result<bool> {
+        work.calibrate()?;
+        Ok(judge.speed(&work.eight_bits(lose)?.model)?.is_none_or(|speed| speed >= faster))
+    };
+    if enough(&mut work)? || !judge.can_calibrate() {
+        return Ok(work);
     }
-    let channels = Channels::new(&work)?;
-    let mut last = (work.clone(), made);
+    judge.progress("measuring what channels do");
+    let survey = Survey::new(&work.base.graph, &work.context().examples()?, work.cpu, PROBE)?;
+    let mut cut = work.clone();
     for stay in STAY {
-        if judge.out_of_time() {
-            break;
-        }
-        // More than can go is asked for: what went before is as far as it gets.
-        let Ok(pass) = channels.pass(stay) else { break };
-        let mut smaller = work.clone();
-        smaller.pass(&pass)?;
-        smaller.calibrate()?;
-        let made = smaller.eight_bits(goal.lose)?;
-        let done = enough(&made)?;
-        last = (smaller, made);
-        if done {
+        // When more is asked for than can go, what went before is as far as it gets.
+        let Ok(groups) = survey.choose(stay) else { break };
+        cut = work.clone();
+        cut.pass(&Pass::Channels { groups })?;
+        if enough(&mut cut)? || judge.out_of_time() {
             break;
         }
     }
-    Ok(last)
+    Ok(cut)
 }

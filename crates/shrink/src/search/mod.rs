@@ -44,8 +44,6 @@ pub struct Goal {
     pub without: usize,
     /// Zeros in the weights of all products.
     pub zeros: Option<Sparse>,
-    /// What is done to the graph before all else, in order.
-    pub passes: Vec<Pass>,
     /// How weights of few bits go to their codes.
     pub rounding: Rounding,
     /// How the scales of weights of few bits are found.
@@ -207,26 +205,27 @@ pub const MIN_OPSET: i64 = 13;
 /// error: see [`Outcome::missed`].
 pub fn shrink(model: &Model, goal: &Goal, judge: &dyn Judge, cpu: &Cpu) -> Result<Outcome> {
     let before = judge.bytes_before(model)?;
-    let mut work = Work::new(model, &goal.passes, judge, cpu)?;
+    let mut work = Work::new(model, &[], judge, cpu)?;
     if goal.without > 0 {
         work.pass(&cuts::blocks(&work, goal.without)?)?;
     }
     if let Some(fewer) = goal.fewer {
-        let channels = cuts::Channels::new(&work)?;
-        work.pass(&channels.pass(1.0 / fewer)?)?;
+        work.pass(&cuts::fewer(&work, fewer)?)?;
     }
+    if let Some(faster) = goal.faster {
+        work = cuts::faster(work, faster, goal.lose)?;
+    }
+    // Last, since the refit behind channels would fill them.
     if let Some(asked) = &goal.zeros {
         let zeros = zeros::choose(&work, asked)?;
         work.pass(&Pass::Zeros(zeros))?;
     }
     work.calibrate()?;
     let mut made = work.eight_bits(goal.lose)?;
-    if let Some(faster) = goal.faster {
-        (work, made) = cuts::faster(work, made, faster, goal)?;
-    }
+    let eight = judge.bytes(&made.model)?;
     let can_code = work.version >= weight_only::MIN_OPSET;
     let too_big = match goal.bytes(before) {
-        Some(target) if target > 0 && judge.bytes(&made.model)? > target => Some(target),
+        Some(target) if target > 0 && eight > target => Some(target),
         _ => None,
     };
     let mut hint = None;
@@ -239,7 +238,7 @@ pub fn shrink(model: &Model, goal: &Goal, judge: &dyn Judge, cpu: &Cpu) -> Resul
         }
         if let Some(target) = too_big {
             made = reach.of_size(target)?;
-            hint = reach.nearest(&made.model, target, before)?;
+            hint = reach.nearest(&made.model, (target, eight), before)?;
         } else if let (true, Some(bound)) = (goal.smallest, goal.lose) {
             made = reach.smallest(bound, made)?;
         }
@@ -254,8 +253,8 @@ pub fn shrink(model: &Model, goal: &Goal, judge: &dyn Judge, cpu: &Cpu) -> Resul
 /// the same bytes.
 ///
 /// # Errors
-/// As [`shrink`]; [`crate::Error::Plan`] when the plan names weights that the model does not have, or what cannot be done to
-/// them.
+/// As [`shrink`]; [`crate::Error::Plan`] when the plan names weights that the model does not have, or what cannot be
+/// done to them.
 pub fn apply(model: &Model, plan: &Plan, goal: &Goal, judge: &dyn Judge, cpu: &Cpu) -> Result<Outcome> {
     let before = judge.bytes_before(model)?;
     let mut work = Work::new(model, &plan.passes, judge, cpu)?;

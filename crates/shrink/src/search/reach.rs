@@ -68,21 +68,24 @@ impl Reach<'_> {
         Ok(best)
     }
 
-    /// When the loss of a file of this size is too great: which size could be had within it, in words.
-    pub(super) fn nearest(&self, model: &Model, target: usize, before: usize) -> Result<Option<String>> {
+    /// When the loss of a file of `target` bytes is too great: which size could be had within it, in words. That of 8
+    /// bits, of `eight` bytes, is known.
+    pub(super) fn nearest(
+        &self,
+        model: &Model,
+        (target, eight): (usize, usize),
+        before: usize,
+    ) -> Result<Option<String>> {
         let Some(bound) = self.goal.lose else { return Ok(None) };
         let lost = self.work.judge.score(model, Part::Search)?;
         if lost.is_none_or(|score| score.loss() <= bound) {
             return Ok(None);
         }
-        let most = (before as f64 / 2.0) as usize;
-        Ok(match self.between(bound, target, most.max(target + 1))? {
-            Some(made) => {
-                let times = before as f64 / self.bytes(&made)?.max(1) as f64;
-                Some(format!("the nearest that was found within the loss: {times:.2} times smaller"))
-            }
-            None => Some("no smaller file was found within the loss".into()),
-        })
+        let (bytes, what) = match self.between(bound, target, eight)? {
+            Some(made) => (self.bytes(&made)?, "the nearest that was found within the loss"),
+            None => (eight, "nothing nearer than 8 bits was found within the loss"),
+        };
+        Ok(Some(format!("{what}: {:.2} times smaller", before as f64 / bytes.max(1) as f64)))
     }
 
     /// Files of many sizes, measured on the examples that nothing is decided on; the smallest first.

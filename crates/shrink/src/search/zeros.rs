@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use super::bits::{error, harm_per_error, importance};
+use super::bits::{Guess, error, harm_per_error, importance};
 use super::work::Work;
 use crate::allocate::{Offer, allocate};
 use crate::matrix::{Layout, Matrix};
@@ -48,13 +48,15 @@ pub(super) fn choose(work: &Work, asked: &super::Sparse) -> Result<Zeros> {
     let names: Vec<&Weight> = weights.iter().map(|(w, _)| *w).collect();
     let importance = importance(work, &names)?;
     let mut offers = Vec::new();
+    let mut guess = Guess::default();
     for (at, (weight, layout)) in weights.iter().enumerate() {
         work.judge.progress(&format!("measuring the harm of zeros, weight {} of {}", at + 1, weights.len()));
         let Some(tensor) = graph.constant(weight.value) else { continue };
         let matrix = layout.read(tensor)?;
         let weigh: &[Vec<f64>] = importance.get(&weight.value).map_or(&[], Vec::as_slice);
         let pruned = |share| masked(&matrix, &asked.pattern.mask(&scores(&matrix, layout, weigh), share));
-        let scale = harm_per_error(work, weight, layout, weigh, (&matrix, &pruned(asked.share)))?;
+        let scale =
+            harm_per_error(work, weight, (layout, weigh), (&matrix, &pruned(asked.share)), &mut guess)?;
         let offer = |&share: &f64| Offer {
             bytes: ((1.0 - share) * matrix.data.len() as f64) as usize,
             harm: scale * error(layout, weigh, &matrix, &pruned(share)),
