@@ -9,6 +9,7 @@
 
 pub mod act;
 pub mod attention;
+pub mod back;
 pub mod buf;
 pub mod conv;
 pub mod cpu;
