@@ -11,7 +11,6 @@ use crate::op::{Facts, GradCx, Inputs, OpDef, Reader, RunCx, Sample, ramp};
 use crate::ops::broadcast::{combine, combine_f32, ints};
 use crate::ops::family::family;
 use crate::ops::number::{Number, by_type};
-use crate::ops::sum_to::SumTo;
 use crate::ops::unary::Unary;
 use crate::{Attrs, Axes, DType, Dim, Error, Fact, Op, Result, Tensor, TurnCx, Turned, ValueId};
 
@@ -162,7 +161,7 @@ impl Op for Binary {
                 (da, g.add_op("grad", Unary::named("Neg")?, &[product])?)
             }
         };
-        Ok(vec![Some(g.add_op("grad", SumTo, &[da, a])?), Some(g.add_op("grad", SumTo, &[db, b])?)])
+        Ok(vec![Some(cx.summed(da, a)?), Some(cx.summed(db, b)?)])
     }
 
     fn turn(&self, cx: &TurnCx) -> Option<Turned> {

@@ -288,7 +288,7 @@ impl Function {
     ///
     /// # Errors
     /// When the shapes or types differ, or the elements are no fractions.
-    pub fn back(&self, x: &Tensor, dy: Tensor) -> Result<Tensor> {
+    pub fn back(&self, cpu: &Cpu, x: &Tensor, mut dy: Tensor) -> Result<Tensor> {
         fn each<T: Number + Element>(f: &Function, x: &Tensor, mut dy: Tensor) -> Result<Tensor> {
             let params = f.params.map(f64::from);
             let slope = f.kind.slope.unwrap_or(|_, _| 0.0);
@@ -299,6 +299,11 @@ impl Function {
         }
         if x.shape() != dy.shape() {
             return Err(Error::invalid(format!("shapes {:?} and {:?} differ", x.shape(), dy.shape())));
+        }
+        if let (DType::F32, Some(act)) = (x.dtype(), self.act())
+            && kernel::back::act(cpu, act, x.as_slice()?, dy.as_mut_slice()?)
+        {
+            return Ok(dy);
         }
         by_type!(x.dtype(), each(self, x, dy))
     }

@@ -58,7 +58,11 @@ pub(crate) static GRAD: &[OpDef] = &[OpDef {
     samples: || {
         let op = |kind, axis, flat| SoftmaxGrad(Softmax { kind, axis, flat });
         let inputs = || vec![ramp(&[2, 3, 2]), ramp(&[2, 3, 2])];
-        vec![Sample::new(op(Kind::Log, 1, false), inputs()), Sample::new(op(Kind::Soft, -1, true), inputs())]
+        vec![
+            Sample::new(op(Kind::Log, 1, false), inputs()),
+            Sample::new(op(Kind::Soft, -1, true), inputs()),
+            Sample::new(op(Kind::Log, -1, false), inputs()),
+        ]
     },
 }];
 
@@ -216,13 +220,18 @@ impl Op for SoftmaxGrad {
         infer::like(inputs, 0)
     }
 
-    fn run(&self, _: &RunCx, mut inputs: Inputs) -> Result<Vec<Tensor>> {
-        let dy = inputs.take(1)?;
+    fn run(&self, cx: &RunCx, mut inputs: Inputs) -> Result<Vec<Tensor>> {
+        let mut dy = inputs.take(1)?;
         let y = inputs.need(0)?;
         if y.shape() != dy.shape() {
             return Err(Error::invalid(format!("shapes {:?} and {:?} differ", y.shape(), dy.shape())));
         }
         let dims = self.0.dims(y.shape())?;
+        if y.dtype() == DType::F32 && dims[2] == 1 {
+            let log = self.0.kind == Kind::Log;
+            kernel::back::softmax(cx.cpu, y.as_slice()?, dy.as_mut_slice()?, dims[1], log);
+            return Ok(vec![dy]);
+        }
         Ok(vec![by_type!(y.dtype(), back(self.0.kind, y, dy, dims))?])
     }
 

@@ -3,11 +3,14 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use kernel::Cpu;
+use kernel::reduce::{Reduce, reduce};
+
 use crate::infer;
 use crate::op::{Facts, GradCx, Inputs, OpDef, RunCx, Sample, ramp};
 use crate::ops::broadcast::Walk;
 use crate::ops::number::{Number, by_type};
-use crate::{Attrs, Error, Fact, Op, Result, Tensor, ValueId};
+use crate::{Attrs, DType, Error, Fact, Op, Result, Tensor, ValueId};
 
 /// Sums the first input to the shape of the second.
 #[derive(Debug)]
@@ -25,6 +28,9 @@ pub(crate) static DEFS: &[OpDef] = &[OpDef {
             sample(&[2, 3], &[3]).grads(&[0]),
             sample(&[2, 3, 4], &[3, 1]).grads(&[0]),
             sample(&[2, 3], &[]),
+            sample(&[2, 3, 4, 5], &[1, 3, 1, 5]).grads(&[0]),
+            sample(&[2, 3, 4, 5], &[2, 1, 1, 1]),
+            sample(&[2, 1, 4], &[1, 1, 4]),
         ]
     },
 }];
@@ -45,6 +51,30 @@ fn sum_to<T: Number>(x: &Tensor, shape: &[usize]) -> Result<Tensor> {
     Tensor::new(shape, &sums)
 }
 
+/// The same for f32, one stretch of axes after the other.
+fn sum_to_f32(cpu: &Cpu, x: &Tensor, shape: &[usize]) -> Result<Tensor> {
+    let lost = x.rank().checked_sub(shape.len());
+    let wide = |lost: usize| [&vec![1; lost], shape].concat();
+    let target = lost.map(wide).unwrap_or_default();
+    if target.len() != x.rank() || x.shape().iter().zip(&target).any(|(a, b)| a != b && *b != 1) {
+        return Err(Error::invalid(format!("cannot sum {:?} to {shape:?}", x.shape())));
+    }
+    let mut sums = x.as_slice::<f32>()?.to_vec();
+    let mut sizes = x.shape().to_vec();
+    let mut end = sizes.len();
+    while let Some(last) = (0..end).rev().find(|&a| sizes[a] != target[a]) {
+        let first = (0..last).rev().find(|&a| sizes[a] == target[a] && sizes[a] != 1).map_or(0, |a| a + 1);
+        let size = |axes: &[usize]| axes.iter().product::<usize>();
+        let dims = [size(&sizes[..first]), size(&sizes[first..=last]), size(&sizes[last + 1..])];
+        let mut out = vec![0f32; dims[0] * dims[2]];
+        reduce(cpu, Reduce::Sum, &sums, dims, &mut out);
+        sums = out;
+        sizes[first..=last].fill(1);
+        end = first;
+    }
+    Tensor::new(shape, &sums)
+}
+
 impl Op for SumTo {
     fn def(&self) -> &'static OpDef {
         &DEFS[0]
@@ -58,11 +88,14 @@ impl Op for SumTo {
         infer::like_as(inputs, 1, inputs.dtype(0))
     }
 
-    fn run(&self, _: &RunCx, mut inputs: Inputs) -> Result<Vec<Tensor>> {
+    fn run(&self, cx: &RunCx, mut inputs: Inputs) -> Result<Vec<Tensor>> {
         let x = inputs.take(0)?;
         let like = inputs.need(1)?;
         if x.shape() == like.shape() {
             return Ok(vec![x]);
+        }
+        if x.dtype() == DType::F32 {
+            return Ok(vec![sum_to_f32(cx.cpu, &x, like.shape())?]);
         }
         Ok(vec![by_type!(x.dtype(), sum_to(&x, like.shape()))?])
     }

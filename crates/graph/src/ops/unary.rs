@@ -134,7 +134,9 @@ impl Op for Unary {
         if !self.function.is_smooth() {
             return Ok(vec![None]);
         }
-        let (x, dy) = (cx.input(0)?, cx.grad()?);
+        // Where the output is as good, the input need not be kept: what makes it can go into one node with this one.
+        let x = if self.function.kind.name == "Relu" { cx.output(0)? } else { cx.input(0)? };
+        let dy = cx.grad()?;
         Ok(vec![Some(cx.graph.add_op("grad", Slope { function: self.function }, &[x, dy])?)])
     }
 
@@ -164,13 +166,17 @@ impl Op for Slope {
         infer::like(inputs, 0)
     }
 
-    fn run(&self, _: &RunCx, mut inputs: Inputs) -> Result<Vec<Tensor>> {
+    fn run(&self, cx: &RunCx, mut inputs: Inputs) -> Result<Vec<Tensor>> {
         let dy = inputs.take(1)?;
         let x = inputs.need(0)?;
         if !x.dtype().is_float() {
             return Err(Error::invalid(format!("there is no derivative for elements of type {}", x.dtype())));
         }
-        Ok(vec![self.function.back(x, dy)?])
+        Ok(vec![self.function.back(cx.cpu, x, dy)?])
+    }
+
+    fn turn(&self, cx: &TurnCx) -> Option<Turned> {
+        cx.all()
     }
 
     fn as_any(&self) -> &dyn Any {
