@@ -29,13 +29,15 @@ pub enum Read {
     Absent,
 }
 
-/// An operator that makes all its outputs with their axes in the new order.
+/// An operator that reads its inputs, and makes all its outputs or none, with their axes in the new order.
 #[derive(Debug)]
 pub struct Turned {
     /// The operator; `None` when it is the same one.
     pub op: Option<Arc<dyn Op>>,
     /// What it reads.
     pub reads: Vec<Read>,
+    /// Are its outputs as they were, with none of their axes turned?
+    pub same_outputs: bool,
 }
 
 impl TurnCx<'_> {
@@ -80,7 +82,7 @@ impl TurnCx<'_> {
             }
         };
         let reads: Vec<Read> = (0..self.facts.len()).map(read).collect::<Option<_>>()?;
-        Some(Turned { op: None, reads })
+        Some(Turned { op: None, reads, same_outputs: false })
     }
 
     /// As [`TurnCx::elements`], of the first input only.
@@ -101,6 +103,11 @@ impl Turned {
     /// Another operator, which reads the same.
     pub fn by(self, op: impl Op + 'static) -> Turned {
         Turned { op: Some(Arc::new(op)), ..self }
+    }
+
+    /// The same, whose outputs are as they were: they are no images.
+    pub fn with_outputs_as_they_were(self) -> Turned {
+        Turned { same_outputs: true, ..self }
     }
 
     /// The same, which reads a list of numbers at one input.

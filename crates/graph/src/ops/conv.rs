@@ -459,9 +459,11 @@ impl Op for Conv {
         if self.fused {
             return Err(Error::unsupported("the gradient of FusedConv"));
         }
-        let op = ConvGrad { window: self.window.clone(), groups: self.groups };
         let inputs = vec![Some(cx.input(0)?), Some(cx.input(1)?), Some(cx.grad()?)];
-        let (_, grads) = cx.graph.add_with_outputs("grad", Node::new(Arc::new(op), inputs), 3, None)?;
+        let input = Node::new(Arc::new(ConvGrad::input(&self.window, self.groups)), inputs.clone());
+        let weight = Node::new(Arc::new(ConvGrad::weight(&self.window, self.groups)), inputs);
+        let (_, mut grads) = cx.graph.add_with_outputs("grad", input, 1, None)?;
+        grads.extend(cx.graph.add_with_outputs("grad", weight, 2, None)?.1);
         Ok(grads.into_iter().map(Some).take(cx.inputs.len()).collect())
     }
 
@@ -486,8 +488,7 @@ impl Op for Conv {
 
     fn turn(&self, cx: &TurnCx) -> Option<Turned> {
         let in_f32 = matches!(cx.facts.dtype(0), Some(DType::F32 | DType::F16 | DType::BF16));
-        let fixed = cx.constants.get(1).is_some_and(Option::is_some);
-        let turns = cx.is_channels_last() && self.layout == Layout::ChannelsFirst && in_f32 && fixed;
+        let turns = cx.is_channels_last() && self.layout == Layout::ChannelsFirst && in_f32;
         turns.then(|| cx.elements(|at| at == 0 || at == 3))?.map(|t| t.by(self.last()))
     }
 

@@ -60,13 +60,16 @@ fn plans(graph: &Graph) -> HashMap<NodeId, Plan> {
 
 fn plan(graph: &Graph, node: &Node) -> Option<Plan> {
     let is_image = |v: &Option<ValueId>| v.is_none_or(|v| graph.value(v).fact.rank() == Some(4));
-    if !node.outputs.iter().all(is_image) || !node.captures.is_empty() {
+    if !node.captures.is_empty() {
         return None;
     }
     let facts: Vec<Option<&Fact>> = node.inputs.iter().map(|v| v.map(|v| &graph.value(v).fact)).collect();
     let constants = node.inputs.iter().map(|v| v.and_then(|v| constant(graph, v)).cloned()).collect();
     let facts = Facts::new(&facts, node.outputs.len());
     let turned = node.op.turn(&TurnCx { order: &CHANNELS_LAST, facts, constants })?;
+    if !turned.same_outputs && !node.outputs.iter().all(is_image) {
+        return None;
+    }
     let any = node.op.as_any();
     Some(Plan { turned, is_conv: any.is::<Conv>() || any.is::<QConv>() })
 }
@@ -120,7 +123,8 @@ fn chosen(graph: &Graph, plans: &HashMap<NodeId, Plan>) -> HashSet<NodeId> {
         if value.fact.rank() != Some(4) || constant(graph, id).is_some() {
             continue;
         }
-        let maker = value.producer().and_then(|p| places.get(&p)).copied().unwrap_or(SINK);
+        let turns = |p: &NodeId| !plans.get(p).is_some_and(|plan| plan.turned.same_outputs);
+        let maker = value.producer().filter(turns).and_then(|p| places.get(&p)).copied().unwrap_or(SINK);
         let weight = moved(&value.fact, 1);
         // Made turned and read as it was: one transpose serves all such readers; and the other way round.
         let (back, forth) = (network.place(), network.place());
@@ -199,6 +203,11 @@ impl Turning<'_> {
                 (Read::New(tensor), _) => Some(self.graph.add_constant(&old.name, tensor)),
                 (Read::Turned, None) | (Read::Absent, _) => None,
             });
+        }
+        if turned.same_outputs {
+            let op = turned.op.unwrap_or(old.op.clone());
+            self.graph.remove_node(id);
+            return self.graph.add_node(Node { op, inputs, ..old }).map(|_| ());
         }
         let mut outputs = Vec::new();
         for value in old.outputs.iter().copied() {

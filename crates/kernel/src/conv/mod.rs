@@ -8,6 +8,7 @@
 mod depth;
 mod driver;
 mod float;
+mod grad;
 mod int8;
 mod nd;
 mod tile;
@@ -16,6 +17,7 @@ mod weights;
 
 pub(crate) use driver::{Out, inside};
 pub use float::{Epilogue, PackedConv, Then};
+pub use grad::weight_grad;
 pub use int8::{ByteOutput, Bytes, PackedByteConv, Requant};
 pub use nd::{ConvNd, conv_nd};
 pub use transpose::{ConvTransposeShape, PackedConvTranspose};
