@@ -1,12 +1,14 @@
-//! Examples for models: readers of data, what turns images and texts into a model's inputs, and the metrics
-//! that say how well a model does on them.
+//! Examples for models: readers of data, what turns images and texts into a model's inputs, the metrics that say how
+//! well a model does on them, and the training that makes it do better.
 //!
 //! [`data::open`] makes a [`Dataset`] of a file or folder; [`image::Preprocess`] and, with the feature `text`,
-//! [`text::Tokenizer`] make tensors of an [`Example`]; [`score`] judges the answers, always with an interval.
+//! [`text::Tokenizer`] make tensors of an [`Example`]; [`score`] judges the answers, always with an interval; [`fit`]
+//! trains a graph's weights.
 #![forbid(unsafe_code)]
 
 pub mod data;
 pub mod error;
+pub mod fit;
 pub mod image;
 pub mod random;
 pub mod score;

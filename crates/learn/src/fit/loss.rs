@@ -1,0 +1,116 @@
+//! Losses, as nodes of the graph whose outputs they judge.
+
+use graph::op::Reader;
+use graph::{Attrs, Dim, Error, Graph, Node, Tensor, ValueId};
+use serde::{Deserialize, Serialize};
+
+/// How far an output is from its target; one number, the mean over the examples.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Loss {
+    /// Kullback-Leibler divergence of the softmax of the output from that of the target, both divided by the
+    /// temperature, times its square (Hinton, Vinyals and Dean, *Distilling the knowledge in a neural network*, 2015).
+    Distil {
+        /// What the logits are divided by.
+        temperature: f32,
+    },
+    /// Mean squared difference.
+    Squared,
+    /// Squared difference relative to the squares of the target (SquareHead; Kurtic et al., *Sparse fine-tuning for
+    /// inference acceleration of large language models*, 2023).
+    Relative,
+    /// Cross-entropy of the softmax of the output; the target holds probabilities.
+    CrossEntropy,
+}
+
+impl Loss {
+    /// Adds the nodes; gives the value that holds the loss, a scalar.
+    ///
+    /// # Errors
+    /// When the output's last size is not known, where it must be.
+    pub fn add(self, graph: &mut Graph, output: ValueId, target: ValueId) -> graph::Result<ValueId> {
+        match self {
+            Loss::Distil { temperature } => {
+                if !(temperature > 0.0 && temperature.is_finite()) {
+                    return Err(Error::Input(format!("a temperature must be positive, not {temperature}")));
+                }
+                let heat = constant(graph, temperature);
+                let cool = node(graph, "Div", Attrs::new(), &[output, heat])?;
+                let wanted = node(graph, "Div", Attrs::new(), &[target, heat])?;
+                let have = node(graph, "LogSoftmax", Attrs::new().int("axis", -1), &[cool])?;
+                let shares = node(graph, "Softmax", Attrs::new().int("axis", -1), &[wanted])?;
+                let want = node(graph, "LogSoftmax", Attrs::new().int("axis", -1), &[wanted])?;
+                let apart = node(graph, "Sub", Attrs::new(), &[want, have])?;
+                let each = node(graph, "Mul", Attrs::new(), &[shares, apart])?;
+                let sum = rows_mean(graph, each, output)?;
+                let square = constant(graph, temperature * temperature);
+                node(graph, "Mul", Attrs::new(), &[sum, square])
+            }
+            Loss::Squared => {
+                let apart = node(graph, "Sub", Attrs::new(), &[output, target])?;
+                let square = node(graph, "Mul", Attrs::new(), &[apart, apart])?;
+                whole(graph, "ReduceMean", square)
+            }
+            Loss::Relative => {
+                let apart = node(graph, "Sub", Attrs::new(), &[output, target])?;
+                let square = node(graph, "Mul", Attrs::new(), &[apart, apart])?;
+                let size = node(graph, "Mul", Attrs::new(), &[target, target])?;
+                let (above, below) = (whole(graph, "ReduceMean", square)?, whole(graph, "ReduceMean", size)?);
+                let least = constant(graph, f32::MIN_POSITIVE);
+                let below = node(graph, "Add", Attrs::new(), &[below, least])?;
+                node(graph, "Div", Attrs::new(), &[above, below])
+            }
+            Loss::CrossEntropy => {
+                let have = node(graph, "LogSoftmax", Attrs::new().int("axis", -1), &[output])?;
+                let each = node(graph, "Mul", Attrs::new(), &[target, have])?;
+                let sum = rows_mean(graph, each, output)?;
+                let minus = constant(graph, -1.0);
+                node(graph, "Mul", Attrs::new(), &[sum, minus])
+            }
+        }
+    }
+}
+
+/// Adds up losses, each times its weight.
+///
+/// # Errors
+/// When there are none.
+pub fn weighted(graph: &mut Graph, losses: &[(ValueId, f32)]) -> graph::Result<ValueId> {
+    let mut total = None;
+    for &(loss, weight) in losses {
+        let weight = constant(graph, weight);
+        let part = node(graph, "Mul", Attrs::new(), &[loss, weight])?;
+        total = Some(match total {
+            Some(sum) => node(graph, "Add", Attrs::new(), &[sum, part])?,
+            None => part,
+        });
+    }
+    total.ok_or_else(|| Error::Input("there is no loss to train on".into()))
+}
+
+fn constant(graph: &mut Graph, value: f32) -> ValueId {
+    graph.add_constant("loss", Tensor::scalar(value))
+}
+
+fn node(graph: &mut Graph, name: &str, attrs: Attrs, inputs: &[ValueId]) -> graph::Result<ValueId> {
+    let reader = Reader { attrs: &attrs, version: 13, inputs: inputs.len(), outputs: 1 };
+    let op = graph::ops::read("", name, &reader)?;
+    let node = Node::new(op, inputs.iter().copied().map(Some).collect());
+    Ok(graph.add_with_outputs("loss", node, 1, None)?.1[0])
+}
+
+fn whole(graph: &mut Graph, name: &str, value: ValueId) -> graph::Result<ValueId> {
+    node(graph, name, Attrs::new().int("keepdims", 0), &[value])
+}
+
+/// The sum along the last axis, and the mean of that along all others.
+fn rows_mean(graph: &mut Graph, each: ValueId, output: ValueId) -> graph::Result<ValueId> {
+    let classes = graph.value(output).fact.shape().and_then(|s| s.last()).and_then(Dim::size);
+    let Some(classes) = classes else {
+        let name = graph.value(output).name.clone();
+        return Err(Error::Input(format!("the number of classes of output {name:?} is not known")));
+    };
+    let mean = whole(graph, "ReduceMean", each)?;
+    let factor = constant(graph, classes as f32);
+    node(graph, "Mul", Attrs::new(), &[mean, factor])
+}
