@@ -37,6 +37,9 @@ pub enum Error {
         /// What the system says.
         source: std::io::Error,
     },
+    /// A training fails.
+    #[error("tuning: {0}")]
+    Learn(#[from] learn::Error),
     /// What the caller's judge reports.
     #[error("{0}")]
     Judge(Box<dyn std::error::Error + Send + Sync>),

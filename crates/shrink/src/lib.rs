@@ -17,6 +17,7 @@ pub mod pass;
 pub mod plan;
 pub mod prune;
 pub mod quantize;
+pub mod repair;
 pub mod search;
 pub mod stats;
 pub mod walk;

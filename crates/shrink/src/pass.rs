@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::factor;
 use crate::prune::{blocks, channels, vocabulary, zeros};
+use crate::repair::tune;
 use crate::walk::Example;
 use crate::weights::weights;
 use crate::{Judge, Result};
@@ -17,6 +18,8 @@ use crate::{Judge, Result};
 pub struct Context<'a> {
     /// Who has the data and judges models.
     pub judge: &'a dyn Judge,
+    /// The model as it was before the first pass.
+    pub original: &'a Graph,
     /// Instruction set and threads.
     pub cpu: &'a Cpu,
 }
@@ -66,6 +69,8 @@ pub enum Pass {
     },
     /// Tokens that a table does without.
     Vocabulary(vocabulary::Cut),
+    /// Weights that are trained to answer as the original does.
+    Tune(tune::Tune),
 }
 
 impl Pass {
@@ -77,11 +82,12 @@ impl Pass {
             Pass::Blocks { .. } => "blocks",
             Pass::Rank { .. } => "rank",
             Pass::Vocabulary(_) => "vocabulary",
+            Pass::Tune(_) => "tune",
         }
     }
 
     /// Changes the graph, which stays plain f32. Gives the relative squared error that was made, of what the pass
-    /// touched. The same pass on the same graph and data gives the same graph.
+    /// touched; of a training, the loss that is left. The same pass on the same graph and data gives the same graph.
     ///
     /// # Errors
     /// [`crate::Error::Plan`] when the graph does not have what the pass names; when the graph cannot be run or
@@ -102,6 +108,7 @@ impl Pass {
                 Ok(mean(&factor::apply(graph, weights, cx)?))
             }
             Pass::Vocabulary(cut) => vocabulary::apply(graph, cut, cx),
+            Pass::Tune(tune) => Ok(tune::apply(graph, tune, cx)?.after),
         }
     }
 }
@@ -115,7 +122,8 @@ fn mean(errors: &[f64]) -> f64 {
 pub struct Change {
     /// The pass's name.
     pub pass: String,
-    /// The relative squared error that it made, of what it touched.
+    /// The relative squared error that it made, of what it touched; of a training, the loss that is left on examples
+    /// that were held out of it.
     pub error: f64,
     /// Elements of weights that are not 0: before and after.
     pub elements: (usize, usize),

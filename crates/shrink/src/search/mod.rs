@@ -11,14 +11,15 @@ mod zeros;
 use graph::Model;
 use kernel::Cpu;
 
-use crate::Result;
 use crate::pass::{Change, Pass};
 use crate::plan::Plan;
 use crate::prune::pattern::Pattern;
 use crate::prune::zeros::Rule;
 use crate::quantize::coded::{Ranges, Rounding};
 use crate::quantize::weight_only;
+use crate::repair::tune::Tune;
 use crate::walk::Example;
+use crate::{Error, Result};
 use bits::Harms;
 pub use forecast::{Forecast, forecast};
 use work::Work;
@@ -44,6 +45,8 @@ pub struct Goal {
     pub without: usize,
     /// Zeros in the weights of all products.
     pub zeros: Option<Sparse>,
+    /// The weights are trained to answer as the original does, after all else that changes the graph.
+    pub tune: Option<Tune>,
     /// How weights of few bits go to their codes.
     pub rounding: Rounding,
     /// How the scales of weights of few bits are found.
@@ -119,6 +122,24 @@ pub trait Judge {
 
     /// True when there are calibration examples.
     fn can_calibrate(&self) -> bool;
+
+    /// Number of examples that a model may be trained on; they are in no [`Part`].
+    fn training(&self) -> usize {
+        0
+    }
+
+    /// These of them as named inputs of the model, in batches, each with the number of its examples. With a seed they
+    /// may be changed at random in ways that leave their meaning as it is.
+    ///
+    /// # Errors
+    /// When an example cannot be read.
+    fn lesson(&self, examples: &[usize], seed: Option<u64>) -> Result<Vec<(Example, usize)>> {
+        let _ = seed;
+        Err(Error::Calibration(format!(
+            "there are no examples to train on; {} are asked for",
+            examples.len()
+        )))
+    }
 
     /// Compares a model with the original on a part of the examples; `None` when there is nothing to judge on.
     ///
@@ -219,6 +240,9 @@ pub fn shrink(model: &Model, goal: &Goal, judge: &dyn Judge, cpu: &Cpu) -> Resul
     if let Some(asked) = &goal.zeros {
         let zeros = zeros::choose(&work, asked)?;
         work.pass(&Pass::Zeros(zeros))?;
+    }
+    if let Some(tune) = &goal.tune {
+        work.tune(tune)?;
     }
     work.calibrate()?;
     let mut made = work.eight_bits(goal.lose)?;

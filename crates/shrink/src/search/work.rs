@@ -14,6 +14,7 @@ use crate::pass::{self, Change, Context, Pass};
 use crate::plan::{Choice, Plan, Step};
 use crate::quantize::coded::{Ranges, Rounding};
 use crate::quantize::{embedding, matmul_dynamic, qdq, weight_only};
+use crate::repair::tune::{self, Tune};
 use crate::weights::{Weight, is_product, weights};
 use crate::{Error, Result};
 
@@ -31,6 +32,8 @@ pub(super) struct Made {
 #[derive(Clone)]
 pub(super) struct Work<'a> {
     pub(super) base: Model,
+    /// The graph before all passes.
+    original: Graph,
     pub(super) weights: Vec<Weight>,
     passes: Vec<Pass>,
     changes: Vec<Change>,
@@ -60,7 +63,9 @@ impl<'a> Work<'a> {
         }
         let weights = weights(&base.graph)?;
         let (stats, passes_done, changes) = (Stats::new(), Vec::new(), Vec::new());
-        let mut work = Work { base, weights, passes: passes_done, changes, stats, judge, version, cpu };
+        let original = base.graph.clone();
+        let mut work =
+            Work { base, original, weights, passes: passes_done, changes, stats, judge, version, cpu };
         for pass in passes {
             work.pass(pass)?;
         }
@@ -72,6 +77,19 @@ impl<'a> Work<'a> {
         let before = pass::elements(&self.base.graph)?;
         let mut graph = self.base.graph.clone();
         let error = pass.apply(&mut graph, &self.context())?;
+        self.passed(graph, pass.clone(), error, before)
+    }
+
+    /// Tunes the weights; the plan says when the time was over before the epochs were.
+    pub(super) fn tune(&mut self, tune: &Tune) -> Result<()> {
+        let before = pass::elements(&self.base.graph)?;
+        let mut graph = self.base.graph.clone();
+        let fitted = tune::apply(&mut graph, tune, &self.context())?;
+        let stop = self.judge.out_of_time().then_some(fitted.epochs.len());
+        self.passed(graph, Pass::Tune(Tune { stop, ..tune.clone() }), fitted.after, before)
+    }
+
+    fn passed(&mut self, mut graph: Graph, pass: Pass, error: f64, before: usize) -> Result<()> {
         graph.sort()?;
         graph.infer()?;
         graph.check()?;
@@ -79,7 +97,7 @@ impl<'a> Work<'a> {
         self.weights = weights(&self.base.graph)?;
         let elements = (before, pass::elements(&self.base.graph)?);
         self.changes.push(Change { pass: pass.name().into(), error, elements });
-        self.passes.push(pass.clone());
+        self.passes.push(pass);
         Ok(())
     }
 
@@ -110,7 +128,7 @@ impl<'a> Work<'a> {
     }
 
     pub(super) fn context(&self) -> Context<'_> {
-        Context { judge: self.judge, cpu: self.cpu }
+        Context { judge: self.judge, original: &self.original, cpu: self.cpu }
     }
 
     /// Products that get a fixed grid for their activations: convolutions, and the products of models that have

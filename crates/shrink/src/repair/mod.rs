@@ -1,0 +1,3 @@
+//! Repair: what was lost is won back.
+
+pub mod tune;

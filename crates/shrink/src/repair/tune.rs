@@ -1,0 +1,225 @@
+//! Tuning by distillation: weights are trained by gradients until the changed model answers as the original does. No
+//! labels are needed. Elements that are 0 stay 0. (Hinton, Vinyals and Dean, 2015.)
+
+use std::cell::RefCell;
+
+use graph::op::WeightKind;
+use graph::ops::softmax::{Kind, Softmax};
+use graph::run::Session;
+use graph::{DType, Datum, Dim, Graph, ValueId, tidy};
+use learn::fit::{Fitted, Hold, Inputs, Lessons, Loss, Network, Recipe, fit, weighted};
+use serde::{Deserialize, Serialize};
+
+use crate::pass::Context;
+use crate::{Error, Result};
+
+/// One example in so many is held out, to say when to stop.
+const EXAM: usize = 10;
+/// Most examples that are held out.
+const MOST_EXAM: usize = 512;
+/// Least examples to tune on.
+const LEAST: usize = 16;
+
+/// How a model is tuned, as a plan holds it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tune {
+    /// Which weights move.
+    #[serde(default)]
+    pub weights: Which,
+    /// How far answers are from the original's.
+    pub loss: Loss,
+    /// How it is trained.
+    #[serde(flatten)]
+    pub recipe: Recipe,
+    /// Epochs after which it was stopped because the time was over; the rates are those of all epochs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop: Option<usize>,
+}
+
+/// Which weights are tuned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Which {
+    /// Those of convolutions and products, what is added to them, and the factors of norms; not tables of tokens.
+    #[default]
+    All,
+    /// What is added to products, and the factors of norms.
+    Small,
+}
+
+/// Tunes the graph. Gives the loss on examples that were held out, before and after, and the epochs.
+///
+/// # Errors
+/// When there are too few examples, or an operator between a weight and the outputs has no gradient; names the node.
+pub fn apply(graph: &mut Graph, tune: &Tune, cx: &Context) -> Result<Fitted> {
+    let count = cx.judge.training();
+    if count < LEAST {
+        let what = format!(
+            "{count} examples to tune on are too few; give {LEAST} or more with --data or --tune-data"
+        );
+        return Err(Error::Calibration(what));
+    }
+    let pupil = Pupil::new(graph, tune, cx, count)?;
+    let mut student = graph.clone();
+    let mut losses = Vec::new();
+    for (i, (&output, name)) in pupil.outputs.iter().zip(&pupil.targets).enumerate() {
+        let fact = student.value(output).fact.clone();
+        let known = fact.shape().and_then(|s| s.last()).and_then(Dim::size).is_some_and(|n| n > 1);
+        // Targets are values that nothing makes: inputs beside those of the model.
+        let target = student.add_input(name, fact)?;
+        let loss = match tune.loss {
+            Loss::Distil { .. } | Loss::CrossEntropy if !known => Loss::Relative,
+            loss => loss,
+        };
+        losses.push((loss.add(&mut student, output, target)?, 1.0 / pupil.targets.len() as f32));
+        tracing::debug!(output = i, ?loss, "tuning");
+    }
+    let loss = weighted(&mut student, &losses)?;
+    let weights: Vec<(ValueId, Hold)> = trainable(graph, tune.weights);
+    if weights.is_empty() {
+        return Err(Error::Plan("the model has no weights that could be tuned".into()));
+    }
+    let mut network = Network::new(&student, loss, &weights, cx.cpu)?;
+    let epochs = tune.recipe.epochs;
+    let mut watch = |p: &learn::fit::Progress| {
+        cx.progress(&format!(
+            "tuning: epoch {} of {epochs}, loss {:.5}, held out {:.5}",
+            p.epoch, p.loss, p.held_out
+        ));
+        tune.stop.is_none_or(|stop| p.epoch < stop) && !cx.judge.out_of_time()
+    };
+    cx.progress("tuning");
+    let fitted = fit(&mut network, &tune.recipe, &pupil, None, &mut watch);
+    if let Some(error) = pupil.failed.into_inner() {
+        return Err(error);
+    }
+    let fitted = fitted?;
+    for weight in network.weights() {
+        graph.set_constant(weight.value, weight.tensor.clone());
+    }
+    Ok(fitted)
+}
+
+/// The weights of a graph that can be tuned, and what each is held to.
+fn trainable(graph: &Graph, which: Which) -> Vec<(ValueId, Hold)> {
+    /// Where what is added or multiplied can stand.
+    const BESIDE: [&str; 10] = [
+        "Add",
+        "Mul",
+        "Conv",
+        "Gemm",
+        "LayerNormalization",
+        "SimplifiedLayerNormalization",
+        "RMSNormalization",
+        "SkipLayerNormalization",
+        "FusedConv",
+        "PRelu",
+    ];
+    let mut found: Vec<(ValueId, Hold)> = Vec::new();
+    for (_, node) in graph.nodes() {
+        let weight = node.op.weight();
+        for (at, value) in node.inputs.iter().enumerate() {
+            let Some(value) = *value else { continue };
+            let Some(tensor) = graph.constant(value).filter(|t| t.dtype() == DType::F32) else { continue };
+            let main = weight.as_ref().is_some_and(|w| w.input == at && w.kind != WeightKind::Embedding);
+            // A vector, whatever its place among axes of size one; a single number is a constant of the formula.
+            let wide = tensor.shape().iter().filter(|n| **n > 1).count();
+            let beside = wide == 1 && BESIDE.contains(&node.kind());
+            let wanted = if main { which == Which::All } else { beside };
+            if wanted && found.iter().all(|(v, _)| *v != value) {
+                found.push((value, if wide > 1 { Hold::Zeros } else { Hold::Free }));
+            }
+        }
+    }
+    found
+}
+
+/// The examples, with what the original answers.
+struct Pupil<'a> {
+    cx: &'a Context<'a>,
+    /// The outputs of the changed graph that are compared, and the names of their targets.
+    outputs: Vec<ValueId>,
+    targets: Vec<String>,
+    /// The original up to the same outputs.
+    teacher: Session,
+    train: Vec<usize>,
+    exam: Vec<usize>,
+    /// What went wrong on the judge's side.
+    failed: RefCell<Option<Error>>,
+}
+
+impl<'a> Pupil<'a> {
+    fn new(graph: &Graph, tune: &Tune, cx: &'a Context<'a>, count: usize) -> Result<Pupil<'a>> {
+        let mut teacher = cx.original.clone();
+        if teacher.outputs.len() != graph.outputs.len() {
+            return Err(Error::Plan("the changed model has not as many outputs as the original".into()));
+        }
+        let logits = matches!(tune.loss, Loss::Distil { .. } | Loss::CrossEntropy);
+        let (mut outputs, mut theirs) = (Vec::new(), Vec::new());
+        for (&own, &original) in graph.outputs.iter().zip(&cx.original.outputs) {
+            let fact = &graph.value(own).fact;
+            if fact.dtype() != Some(DType::F32) || graph.constant(own).is_some() {
+                continue;
+            }
+            let pair = (before_softmax(graph, own), before_softmax(cx.original, original));
+            let (own, original) = match pair {
+                (Some(own), Some(original)) if logits => (own, original),
+                _ => (own, original),
+            };
+            outputs.push(own);
+            theirs.push(original);
+        }
+        if outputs.is_empty() {
+            return Err(Error::Plan("the model has no output of type f32 that could be learnt from".into()));
+        }
+        teacher.outputs = theirs;
+        tidy::run(&mut teacher, tidy::RUN, cx.cpu)?;
+        let targets = (0..outputs.len()).map(|i| graph.fresh_name(&format!("target.{i}"))).collect();
+        let mut order: Vec<usize> = (0..count).collect();
+        learn::random::Random::new(tune.recipe.seed).shuffle(&mut order);
+        let exam = order.split_off(count - (count / EXAM).clamp(1, MOST_EXAM));
+        let teacher = Session::new(teacher, cx.cpu)?;
+        Ok(Pupil { cx, outputs, targets, teacher, train: order, exam, failed: RefCell::default() })
+    }
+
+    fn batches(&self, examples: &[usize], seed: Option<u64>) -> Result<Vec<(Inputs, usize)>> {
+        let mut batches = self.cx.judge.lesson(examples, seed)?;
+        for (inputs, _) in &mut batches {
+            let named = inputs.iter().map(|(name, datum)| (name.as_str(), datum.clone())).collect();
+            let answers: Vec<Datum> = self.teacher.run(named)?;
+            inputs.extend(self.targets.iter().cloned().zip(answers));
+        }
+        Ok(batches)
+    }
+
+    fn kept(&self, batches: Result<Vec<(Inputs, usize)>>) -> learn::Result<Vec<(Inputs, usize)>> {
+        batches.map_err(|error| {
+            let said = learn::Error::input(error.to_string());
+            *self.failed.borrow_mut() = Some(error);
+            said
+        })
+    }
+}
+
+/// What a softmax at the end reads.
+fn before_softmax(graph: &Graph, output: ValueId) -> Option<ValueId> {
+    let (_, node) = graph.producer(output)?;
+    let softmax = node.op.as_any().downcast_ref::<Softmax>()?;
+    matches!(softmax.kind, Kind::Soft | Kind::Log).then(|| node.input(0)).flatten()
+}
+
+impl Lessons for Pupil<'_> {
+    fn len(&self) -> usize {
+        self.train.len()
+    }
+
+    fn lesson(&self, examples: &[usize], seed: u64) -> learn::Result<Vec<(Inputs, usize)>> {
+        let examples: Vec<usize> = examples.iter().map(|&i| self.train[i]).collect();
+        self.kept(self.batches(&examples, Some(seed)))
+    }
+
+    fn exam(&self) -> learn::Result<Vec<(Inputs, usize)>> {
+        let parts = self.exam.chunks(64).map(|part| self.batches(part, None));
+        self.kept(parts.collect::<Result<Vec<_>>>().map(|parts| parts.concat()))
+    }
+}
