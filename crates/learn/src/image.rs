@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
+pub mod augment;
 mod resize;
 
 /// The key of a model's metadata that holds a [`Preprocess`] as JSON.

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::answer::Answerer;
 use crate::inspect::inspect;
-use crate::judge::DataJudge;
+use crate::judge::{DataJudge, Needs};
 use crate::receipt::Number;
 use crate::shrink::{Goal, Request, ready};
 use crate::{Cpu, Model, Result};
@@ -62,7 +62,16 @@ pub struct Size {
 /// When the data do not fit the model, or a weight is damaged.
 pub fn forecast(model: &Model, request: &Request, cpu: &Cpu) -> Result<Forecast> {
     let original = ready(model, true, None)?;
-    let judge = DataJudge::new(&original, request.data, request.task, &request.options, cpu, None, &|_| {})?;
+    let judge = DataJudge::new(
+        &original,
+        request.data,
+        request.task,
+        &request.options,
+        cpu,
+        Needs::default(),
+        None,
+        &|_| {},
+    )?;
     let goal = Goal { smaller: request.smaller, size: request.size, ..Goal::default() };
     let found = shrink::forecast(original.inner(), &goal, &judge, cpu)?;
     let bytes = |n: usize| Number::exact(n as f64, "bytes");

@@ -5,20 +5,23 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use graph::Datum;
-use learn::Input;
 use learn::data::{Dataset, Target, split};
 use learn::score::{self, Interval};
 use meter::interleave;
+use shrink::walk::Example;
 use shrink::{Judge, Part, Score};
 
 use crate::answer::{Answer, Answerer, Options, Task};
 use crate::eval::{Judged, SEED};
+use crate::lessons::{Training, parts};
 use crate::receipt::Number;
 use crate::shrink::{Quality, Shares, Speed};
 use crate::{Cpu, Error, Model, Result};
 
 /// Most examples that calibration looks at.
-const CALIBRATION: usize = 256;
+pub(crate) const CALIBRATION: usize = 256;
+/// Share of the examples to train on, when there are no others.
+const TRAINING: f64 = 0.4;
 /// Most examples that the harm of each single weight is measured on.
 pub(crate) const PROBE: usize = 64;
 /// Runs of each model when their speed is compared.
@@ -34,6 +37,7 @@ pub(crate) struct DataJudge<'a> {
     data: Option<&'a dyn Dataset>,
     parts: HashMap<Part, Vec<usize>>,
     calibration: Vec<usize>,
+    training: Option<Training<'a>>,
     task: Task,
     options: &'a Options,
     cpu: &'a Cpu,
@@ -44,6 +48,33 @@ pub(crate) struct DataJudge<'a> {
     answers: RefCell<HashMap<Part, Vec<Answer>>>,
 }
 
+/// What the search will do with examples.
+#[derive(Clone, Copy)]
+pub(crate) struct Needs<'a> {
+    /// Most examples that calibration looks at.
+    pub calibration: usize,
+    /// Examples to train on.
+    pub training: Lessons<'a>,
+}
+
+impl Default for Needs<'_> {
+    fn default() -> Self {
+        Needs { calibration: CALIBRATION, training: Lessons::None }
+    }
+}
+
+/// Examples to train on.
+#[derive(Clone, Copy, Default)]
+pub(crate) enum Lessons<'a> {
+    /// None.
+    #[default]
+    None,
+    /// A part of those that are there.
+    Own,
+    /// Others.
+    Of(&'a dyn Dataset),
+}
+
 impl<'a> DataJudge<'a> {
     pub(crate) fn new(
         original: &'a Model,
@@ -51,11 +82,12 @@ impl<'a> DataJudge<'a> {
         task: Option<Task>,
         options: &'a Options,
         cpu: &'a Cpu,
+        needs: Needs<'a>,
         until: Option<Instant>,
         progress: &'a dyn Fn(&str),
     ) -> Result<DataJudge<'a>> {
         let task = task.or_else(|| data.map(|d| Task::guess(original, d))).unwrap_or(Task::Agree);
-        let (mut parts, mut calibration) = (HashMap::new(), Vec::new());
+        let (mut parts, mut calibration, mut training) = (HashMap::new(), Vec::new(), None);
         if let Some(data) = data {
             let n = data.len();
             if n < 8 {
@@ -69,17 +101,40 @@ impl<'a> DataJudge<'a> {
                     _ => None,
                 })
                 .collect();
-            let share = (CALIBRATION as f64 / n as f64).min(0.2);
-            let rest = (1.0 - share) / 2.0;
-            let mut shares = split(n, &[share, rest, rest], SEED, classes.as_deref())?.into_iter();
+            let own = matches!(needs.training, Lessons::Own);
+            let share = if own { TRAINING } else { (needs.calibration as f64 / n as f64).min(0.2) };
+            // What is trained on may not decide, and what decides may not prove.
+            let verify = if own { 0.5 } else { (1.0 - share) / 2.0 };
+            let fractions = [share, 1.0 - share - verify, verify];
+            let mut shares = split(n, &fractions, SEED, classes.as_deref())?.into_iter();
             calibration = shares.next().unwrap_or_default();
+            training = match needs.training {
+                Lessons::None => None,
+                Lessons::Own => Some((data, calibration.clone())),
+                Lessons::Of(other) => Some((other, (0..other.len()).collect())),
+            };
+            calibration.truncate(needs.calibration);
             let search = shares.next().unwrap_or_default();
             parts.insert(Part::Probe, search.iter().copied().take(PROBE).collect());
             parts.insert(Part::Search, search);
             parts.insert(Part::Verify, shares.next().unwrap_or_default());
         }
+        let training =
+            training.map(|(data, rows)| Training::new(original, data, rows, task, options)).transpose()?;
         let answers = RefCell::default();
-        Ok(DataJudge { original, data, parts, calibration, task, options, cpu, until, progress, answers })
+        Ok(DataJudge {
+            original,
+            data,
+            parts,
+            calibration,
+            training,
+            task,
+            options,
+            cpu,
+            until,
+            progress,
+            answers,
+        })
     }
 
     /// What the model is for.
@@ -181,6 +236,8 @@ impl<'a> DataJudge<'a> {
         self.data.map(|data| Shares {
             data: data.describe(),
             calibration: self.calibration.len(),
+            training: self.training.as_ref().map_or(0, Training::len),
+            training_data: self.training.as_ref().map(Training::describe),
             search: of(Part::Search),
             verify: of(Part::Verify),
             seed: SEED,
@@ -228,14 +285,7 @@ impl Judge for DataJudge<'_> {
             let mut prepared = Vec::new();
             for &i in part {
                 let input = data.get(i).map_err(|e| judged(e.into()))?.input;
-                // Texts of a pair are read one by one where the task compares their vectors.
-                let singles = match input {
-                    Input::Pair(a, b) if self.task == Task::Similarity => {
-                        vec![Input::Text(a), Input::Text(b)]
-                    }
-                    other => vec![other],
-                };
-                for input in &singles {
+                for input in &parts(input, self.task) {
                     prepared.push(feeder.prepare(input).map_err(judged)?);
                 }
             }
@@ -248,6 +298,16 @@ impl Judge for DataJudge<'_> {
 
     fn can_calibrate(&self) -> bool {
         !self.calibration.is_empty()
+    }
+
+    fn training(&self) -> usize {
+        self.training.as_ref().map_or(0, Training::len)
+    }
+
+    fn lesson(&self, examples: &[usize], seed: Option<u64>) -> shrink::Result<Vec<(Example, usize)>> {
+        let training = self.training.as_ref();
+        let training = training.ok_or_else(|| judged(Error::input("there are no examples to train on")))?;
+        training.lesson(examples, seed).map_err(judged)
     }
 
     fn score(&self, model: &graph::Model, part: Part) -> shrink::Result<Option<Score>> {

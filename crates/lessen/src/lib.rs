@@ -15,6 +15,7 @@ pub mod feed;
 pub mod forecast;
 pub mod inspect;
 mod judge;
+mod lessons;
 pub mod model;
 pub mod receipt;
 pub mod runner;

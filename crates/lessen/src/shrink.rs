@@ -4,19 +4,25 @@
 use std::time::{Duration, Instant};
 
 use learn::data::Dataset;
+use learn::fit::{Loss, Recipe};
 use meter::{Machine, Stopwatch};
 use serde::Serialize;
-use shrink::Score;
 pub use shrink::prune::pattern::Pattern;
 pub use shrink::prune::zeros::Rule;
 pub use shrink::quantize::coded::{Form, Ranges, Rounding};
+use shrink::repair::tune::{Tune, Which};
 pub use shrink::{Change, Choice, Goal, Plan, Sparse, Step};
+use shrink::{Pass, Score};
 
 use crate::answer::{Options, Task};
-use crate::judge::DataJudge;
+use crate::judge::{CALIBRATION, DataJudge, Lessons, Needs};
 use crate::receipt::Number;
 use crate::{Cpu, Error, Model, Result};
 
+/// Most examples that calibration looks at where channels are cut, which refits many weights.
+const CUTTING: usize = 1024;
+/// What the scores of classes are divided by when they are learnt from.
+const TEMPERATURE: f32 = 4.0;
 /// Models become this many times smaller by weights of 8 bits, however small they are.
 const INT8: f64 = 3.5;
 
@@ -169,13 +175,17 @@ impl Speed {
     }
 }
 
-/// How the examples were shared out. No example is in two shares.
+/// How the examples were shared out. No example is in two of calibration or training, search and verify.
 #[derive(Clone, Debug, Serialize)]
 pub struct Shares {
     /// What the data are.
     pub data: String,
     /// Examples that ranges of activations were taken from.
     pub calibration: usize,
+    /// Examples that weights were trained on. When they are of the same data, those of the calibration are among them.
+    pub training: usize,
+    /// What data those are.
+    pub training_data: Option<String>,
     /// Examples that decisions were taken on.
     pub search: usize,
     /// Examples that the receipt's numbers are from.
@@ -210,6 +220,37 @@ impl std::str::FromStr for Lose {
     }
 }
 
+/// How weights are trained to answer as the original does.
+#[derive(Clone, Copy, Default)]
+pub struct Tuning<'a> {
+    /// Examples to train on, which need no labels. When not given, part of the others are.
+    pub data: Option<&'a dyn Dataset>,
+    /// Times that each example is seen, at most.
+    pub epochs: Option<usize>,
+    /// The greatest step.
+    pub rate: Option<f32>,
+    /// Only what is added to products, and the factors of norms.
+    pub small: bool,
+}
+
+impl Tuning<'_> {
+    /// The recipe: classes are learnt by their shares, all else by the outputs themselves. Text encoders take smaller
+    /// steps than convolutions.
+    fn tune(&self, model: &graph::Model, task: Task) -> Tune {
+        let convolutional = model.graph.nodes().any(|(_, n)| n.kind() == "Conv");
+        let usual = Recipe::default();
+        let rate = if convolutional { usual.rate } else { 1e-4 };
+        let loss = match task {
+            Task::Classify => Loss::Distil { temperature: TEMPERATURE },
+            Task::Similarity | Task::Agree => Loss::Relative,
+        };
+        let recipe =
+            Recipe { epochs: self.epochs.unwrap_or(usual.epochs), rate: self.rate.unwrap_or(rate), ..usual };
+        let weights = if self.small { Which::Small } else { Which::All };
+        Tune { weights, loss, recipe, stop: None }
+    }
+}
+
 /// What is asked for, and the data to prove it on.
 #[derive(Default)]
 pub struct Request<'a> {
@@ -233,6 +274,8 @@ pub struct Request<'a> {
     pub without: usize,
     /// Zeros in the weights of all products.
     pub zeros: Option<Sparse>,
+    /// Weights are trained to answer as the original does.
+    pub tune: Option<Tuning<'a>>,
     /// Time that the search may take; what is left to measure then is guessed or left out.
     pub time: Option<Duration>,
     /// How weights of few bits go to their codes.
@@ -270,7 +313,21 @@ pub fn shrink(
         }
     };
     let original = ready(model, few_bits, plan.and_then(|plan| plan.opset))?;
-    let judge = DataJudge::new(&original, data, task, options, cpu, until, progress)?;
+    let trains = match plan {
+        Some(plan) => plan.passes.iter().any(|pass| matches!(pass, Pass::Tune(_))),
+        None => request.tune.is_some(),
+    };
+    let calibration = match plan {
+        Some(plan) => plan.calibration,
+        None => request.fewer.map(|_| CUTTING),
+    };
+    let training = match request.tune.and_then(|tune| tune.data) {
+        Some(data) => Lessons::Of(data),
+        None if trains => Lessons::Own,
+        None => Lessons::None,
+    };
+    let needs = Needs { calibration: calibration.unwrap_or(CALIBRATION), training };
+    let judge = DataJudge::new(&original, data, task, options, cpu, needs, until, progress)?;
     let metric = judge.metric_of_original()?;
     let allowed = lose.map(|lose| match lose {
         Lose::Points(points) => points / 100.0,
@@ -286,6 +343,7 @@ pub fn shrink(
         fewer: request.fewer,
         without: request.without,
         zeros: request.zeros,
+        tune: request.tune.map(|tune| tune.tune(original.inner(), judge.task())),
         rounding,
         ranges,
     };
@@ -320,7 +378,7 @@ pub fn shrink(
         speed: judge.timing(&small)?,
         data: judge.shares(),
         changes: outcome.changes,
-        plan: Plan { opset: original.inner().opsets.get("").copied(), ..outcome.plan },
+        plan: Plan { opset: original.inner().opsets.get("").copied(), calibration, ..outcome.plan },
         frontier,
         given_back: outcome.given_back,
         machine: Machine::this(),

@@ -99,6 +99,9 @@ pub struct Plan {
     /// The version of ONNX's operators that the model is raised to first; as low as can be when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub opset: Option<i64>,
+    /// Most examples that calibration looks at; as many as usual when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<usize>,
     /// What is done to the whole graph before that, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub passes: Vec<Pass>,
@@ -154,8 +157,14 @@ mod tests {
         let steps = vec![step(Choice::Keep), step(Choice::Bits(Form { bits: 4, group: 0 }))];
         let spot = zeros::Spot { node: "a".into(), weight: "w".into(), pattern: Pattern::Rows, share: 0.5 };
         let passes = vec![Pass::Zeros(zeros::Zeros { weights: vec![spot], ..zeros::Zeros::default() })];
-        let plan =
-            Plan { rounding: Rounding::Nearest, ranges: Ranges::MinMax, opset: Some(21), passes, steps };
+        let plan = Plan {
+            rounding: Rounding::Nearest,
+            ranges: Ranges::MinMax,
+            opset: Some(21),
+            calibration: Some(9),
+            passes,
+            steps,
+        };
         assert_eq!(Plan::read(&plan.write().unwrap()).unwrap(), plan);
         let short = Plan::read("[[steps]]\nnode = 'n'\nweight = 'w'\nchoice = 'w3-g64'\n").unwrap();
         assert_eq!((short.rounding, short.steps[0].choice), (Rounding::Sweep, "w3-g64".parse().unwrap()));

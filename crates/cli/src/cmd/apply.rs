@@ -20,7 +20,7 @@ const MOST: u64 = 64 << 20;
     after_help = "A plan is the .toml file that shrink writes beside a model. It names what is done to each weight: keep,
 int8-static, int8-dynamic, int8-rows, or a number of bits with the length of the groups that share a scale, such as w4
 or w3-g128. Weights that it does not name are kept. Before that come its passes: zeros,
-channels, blocks, rank, vocabulary. The same plan, model and data give the same file, byte by byte.
+channels, blocks, rank, vocabulary, tune. The same plan, model and data give the same file, byte by byte.
 
 Examples:
   lessen apply resnet.onnx small.toml --data images/ -o small.onnx
@@ -34,6 +34,9 @@ pub struct Apply {
     /// Labelled or unlabelled examples, as for shrink.
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
+    /// Examples to train on, when the plan trains on others than those of --data.
+    #[arg(long, value_name = "PATH")]
+    tune_data: Option<PathBuf>,
     /// The file to write. The receipt (.html) and the plan (.toml) go beside it.
     #[arg(short, long, value_name = "PATH")]
     output: PathBuf,
@@ -72,7 +75,12 @@ impl Apply {
             options: self.showing.options(),
             ..Request::default()
         };
-        let source = Source { model: &self.model, data: self.data.as_deref(), columns: &self.columns };
+        let source = Source {
+            model: &self.model,
+            data: self.data.as_deref(),
+            tune_data: self.tune_data.as_deref(),
+            columns: &self.columns,
+        };
         make(common, &source, &self.opening, request, &self.output, self.force)
     }
 }

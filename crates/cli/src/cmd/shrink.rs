@@ -9,7 +9,7 @@ use lessen::answer::Task;
 use lessen::data::{self, Dataset};
 use lessen::receipt::{Number, bytes};
 use lessen::shrink::{
-    Choice, Lose, Pattern, Quality, Ranges, Receipt, Request, Rounding, Rule, Sparse, shrink,
+    Choice, Lose, Pattern, Quality, Ranges, Receipt, Request, Rounding, Rule, Sparse, Tuning, shrink,
 };
 
 use super::{Done, table};
@@ -86,6 +86,22 @@ pub struct Shrink {
     /// The same share of zeros for each weight, instead of by measured harm.
     #[arg(long, requires = "zeros")]
     even: bool,
+    /// Train the weights to answer as the original does, after all else that changes the graph; labels are not needed.
+    /// Part of the data are trained on, and no others are measured on.
+    #[arg(long)]
+    tune: bool,
+    /// Train on these examples instead; images, texts or arrays such as the model takes.
+    #[arg(long, value_name = "PATH", requires = "tune")]
+    tune_data: Option<PathBuf>,
+    /// Times that each example is seen, at most [default: 10].
+    #[arg(long, value_name = "COUNT", requires = "tune", value_parser = clap::value_parser!(u32).range(1..100_000))]
+    epochs: Option<u32>,
+    /// The greatest step of the training [default: 0.001 for convolutions, 0.0001 for others].
+    #[arg(long, value_name = "RATE", requires = "tune", value_parser = positive)]
+    rate: Option<f64>,
+    /// Train only what is added to products, and the factors of norms.
+    #[arg(long, requires = "tune")]
+    small: bool,
     /// Time that the search may take: 90s, 10m, 2h.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     time: Option<Duration>,
@@ -213,6 +229,12 @@ impl Shrink {
                 refit: !self.no_refit,
                 even: self.even,
             }),
+            tune: self.tune.then_some(Tuning {
+                data: None,
+                epochs: self.epochs.map(|n| n as usize),
+                rate: self.rate.map(|r| r as f32),
+                small: self.small,
+            }),
             time: self.time,
             rounding: self.rounding,
             ranges: self.ranges,
@@ -220,7 +242,12 @@ impl Shrink {
             options: self.showing.options(),
             ..Request::default()
         };
-        let source = Source { model: &model_path, data: data_path.as_deref(), columns: &self.columns };
+        let source = Source {
+            model: &model_path,
+            data: data_path.as_deref(),
+            tune_data: self.tune_data.as_deref(),
+            columns: &self.columns,
+        };
         make(common, &source, &self.opening, request, &output, self.force)
     }
 }
@@ -229,6 +256,8 @@ impl Shrink {
 pub(super) struct Source<'a> {
     pub model: &'a Path,
     pub data: Option<&'a Path>,
+    /// Examples to train on.
+    pub tune_data: Option<&'a Path>,
     pub columns: &'a Columns,
 }
 
@@ -249,9 +278,16 @@ pub(super) fn make(
     }
     let model = opening.open(source.model)?;
     let data = source.data.map(|path| data::open(path, &source.columns.options(&model))).transpose()?;
+    let lessons =
+        source.tune_data.map(|path| data::open(path, &source.columns.options(&model))).transpose()?;
+    let lessons = lessons.as_deref().map(|d| d as &dyn Dataset);
     let bar = common.spinner();
     let tell = |what: &str| bar.set_message(what.to_owned());
-    let request = Request { data: data.as_deref().map(|d| d as &dyn Dataset), ..request };
+    let tune = match (request.tune, lessons) {
+        (tune, None) => tune,
+        (tune, data) => Some(Tuning { data, ..tune.unwrap_or_default() }),
+    };
+    let request = Request { data: data.as_deref().map(|d| d as &dyn Dataset), tune, ..request };
     let (small, receipt) = shrink(&model, &request, &common.cpu()?, &tell)?;
     bar.finish_and_clear();
 

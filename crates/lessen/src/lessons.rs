@@ -1,0 +1,77 @@
+//! Examples of a data set to train on: batches of a model's inputs, images changed at random.
+
+use graph::Datum;
+use learn::Input;
+use learn::data::Dataset;
+use learn::fit::Inputs;
+use learn::image::augment::augment;
+use learn::random::Random;
+
+use crate::answer::{Options, Task};
+use crate::feed::Feeder;
+use crate::{Model, Result};
+
+/// Examples to train on.
+pub(crate) struct Training<'a> {
+    data: &'a dyn Dataset,
+    rows: Vec<usize>,
+    task: Task,
+    feeder: Feeder,
+}
+
+impl<'a> Training<'a> {
+    /// These rows of a data set.
+    pub fn new(
+        model: &Model,
+        data: &'a dyn Dataset,
+        rows: Vec<usize>,
+        task: Task,
+        options: &Options,
+    ) -> Result<Training<'a>> {
+        let feeder = Feeder::new(model, &options.feed)?;
+        Ok(Training { data, rows, task, feeder })
+    }
+
+    /// Number of examples.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// What the data are.
+    pub fn describe(&self) -> String {
+        self.data.describe()
+    }
+
+    /// See [`shrink::Judge::lesson`].
+    pub fn lesson(&self, examples: &[usize], seed: Option<u64>) -> Result<Vec<(Inputs, usize)>> {
+        let (mut prepared, mut images) = (Vec::new(), true);
+        for &i in examples {
+            let input = self.data.get(self.rows[i])?.input;
+            images &= matches!(input, Input::Image(_));
+            for input in &parts(input, self.task) {
+                prepared.push(self.feeder.prepare(input)?);
+            }
+        }
+        let mut random = seed.filter(|_| images).map(Random::new);
+        let mut batches = Vec::new();
+        for batch in self.feeder.batches_of(&prepared, prepared.len().min(self.feeder.most()))? {
+            let mut inputs = Inputs::new();
+            for (name, mut tensor) in batch.arrays {
+                if let Some(random) = &mut random {
+                    augment(&mut tensor, random)?;
+                }
+                inputs.push((name, Datum::Tensor(tensor)));
+            }
+            batches.push((inputs, batch.rows.len()));
+        }
+        Ok(batches)
+    }
+}
+
+/// Texts of a pair are read one by one where the task compares their vectors.
+pub(crate) fn parts(input: Input, task: Task) -> Vec<Input> {
+    match input {
+        Input::Pair(a, b) if task == Task::Similarity => vec![Input::Text(a), Input::Text(b)],
+        other => vec![other],
+    }
+}
