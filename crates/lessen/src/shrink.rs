@@ -319,7 +319,8 @@ pub fn shrink(
     };
     let calibration = match plan {
         Some(plan) => plan.calibration,
-        None => request.fewer.map(|_| CUTTING),
+        // What the refit lacks in examples, training makes good.
+        None => request.fewer.filter(|_| request.tune.is_none()).map(|_| CUTTING),
     };
     let training = match request.tune.and_then(|tune| tune.data) {
         Some(data) => Lessons::Of(data),

@@ -156,6 +156,7 @@ pub fn fit(
         let loss = total.0 / total.1.max(1) as f64;
         let after = if exam.is_empty() { loss } else { held_out(network)? };
         let progress = Progress { epoch: epoch + 1, loss, held_out: after };
+        tracing::info!(epoch = progress.epoch, loss, held_out = after, "training");
         state.epoch_over(network, progress)?;
         if let Some(checkpoints) = checkpoints.as_mut() {
             checkpoints.save(&state.write(network, recipe)?)?;
