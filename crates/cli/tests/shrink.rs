@@ -268,3 +268,48 @@ fn the_nearest_file_is_offered_when_too_much_is_lost() {
     let missed = receipt["missed"].as_array().unwrap();
     assert!(missed.last().unwrap().as_str().unwrap().contains("within the loss"), "{receipt}");
 }
+
+#[test]
+fn training_wins_back_what_cutting_lost_and_a_plan_repeats_it_byte_by_byte() {
+    let place = Place::new();
+    let lost = |more: &[&str]| -> f64 {
+        let receipt = digits(&place, &[&["--fewer", "4"], more].concat()).json();
+        receipt["quality"]["distance"].as_f64().unwrap()
+    };
+    let (cut, tuned) = (lost(&[]), lost(&["--tune", "--epochs", "12"]));
+    assert!(tuned < 0.7 * cut, "{cut} -> {tuned}");
+    let (plan, again) = (place.path("small.toml"), place.path("again.onnx"));
+    let (model, data) = (example("digits.onnx"), example("test.npz"));
+    for n in ["1", "2"] {
+        lessen(&["apply", &model, &plan, "--data", &data, "-o", &again, "--json", "--threads", n]).json();
+        let bytes = |path: &str| std::fs::read(path).unwrap();
+        assert!(bytes(&place.path("small.onnx")) == bytes(&again), "{n} threads");
+    }
+    // No example that was trained on is measured on.
+    let receipt = digits(&place, &["--tune", "--epochs", "1"]).json();
+    let share = |name: &str| receipt["data"][name].as_u64().unwrap();
+    assert!(share("training") > 300 && share("training") + share("search") + share("verify") == 899);
+    // With other examples all of these are measured on as before.
+    let receipt = digits(&place, &["--tune", "--epochs", "1", "--tune-data", &data]).json();
+    let share = |name: &str| receipt["data"][name].as_u64().unwrap();
+    assert_eq!(share("training"), 899);
+    assert!(receipt["data"]["training_data"].as_str().unwrap().contains("test.npz"));
+}
+
+#[test]
+fn training_leaves_zeros_alone_and_says_what_it_lacks() {
+    let place = Place::new();
+    let sparse = ["--zeros", "70%", "--no-refit", "--rule", "magnitude"];
+    let receipt = |more: &[&str]| digits(&place, &[&sparse, more].concat()).json();
+    let (before, after) = (receipt(&[]), receipt(&["--tune", "--epochs", "8"]));
+    let distance = |r: &serde_json::Value| r["quality"]["distance"].as_f64().unwrap();
+    assert!(distance(&after) < 0.5 * distance(&before));
+    let elements = |r: &serde_json::Value, pass: usize| r["changes"][pass]["elements"][1].as_u64().unwrap();
+    let pruned = elements(&before, 0);
+    assert!(elements(&after, 1) <= pruned, "zeros stay");
+    let (model, out) = (example("digits.onnx"), place.path("none.onnx"));
+    lessen(&["shrink", &model, "--tune", "-o", &out])
+        .fails(&["examples to tune on are too few", "--tune-data"]);
+    assert!(!std::path::Path::new(&out).exists());
+    assert_eq!(lessen(&["shrink", &model, "--epochs", "3"]).code, 1, "--epochs without --tune");
+}

@@ -138,6 +138,7 @@ pub fn fit(
             if !before.is_finite() {
                 return Err(Error::input(format!("the loss of the untrained network is {before}")));
             }
+            tracing::info!(held_out = before, "before training");
             State::new(network, recipe, if exam.is_empty() { f64::INFINITY } else { before })?
         }
     };

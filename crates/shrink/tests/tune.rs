@@ -1,0 +1,171 @@
+//! Tuning by distillation on small graphs.
+
+use graph::op::{Reader, ramp};
+use graph::run::Session;
+use graph::{Attrs, DType, Datum, Dim, Fact, Graph, Model, Node, Tensor, ValueId};
+use kernel::Cpu;
+use learn::fit::{Loss, Recipe};
+use lessen_shrink::pass::Context;
+use lessen_shrink::repair::tune::{Tune, Which, apply};
+use lessen_shrink::walk::Example;
+use lessen_shrink::{Error, Judge, Part, Pass, Result, Score};
+
+const WIDTH: usize = 12;
+
+fn op(g: &mut Graph, name: &str, inputs: &[ValueId]) -> ValueId {
+    let attrs = Attrs::new();
+    let reader = Reader { attrs: &attrs, version: 17, inputs: inputs.len(), outputs: 1 };
+    let op = graph::ops::read("", name, &reader).unwrap();
+    let mut node = Node::new(op, inputs.iter().copied().map(Some).collect());
+    node.name = format!("the_{name}");
+    g.add_with_outputs(name, node, 1, None).unwrap().1[0]
+}
+
+/// Two products with something between them; the names of its constants are w, b, v.
+fn layers(between: &str, end: Option<&str>) -> Graph {
+    let mut g = Graph::new("layers");
+    let x = g.add_input("x", Fact::tensor(DType::F32, vec![Dim::named("n"), Dim::Is(WIDTH as i64)])).unwrap();
+    let elements = ramp(&[2 * WIDTH * WIDTH]);
+    let elements = elements.as_slice::<f32>().unwrap();
+    let w = g.add_constant("w", Tensor::new(&[WIDTH, WIDTH], &elements[..WIDTH * WIDTH]).unwrap());
+    let b = g.add_constant("b", Tensor::vector(&[0.1f32; WIDTH]));
+    let v = g.add_constant("v", Tensor::new(&[WIDTH, WIDTH], &elements[WIDTH * WIDTH..]).unwrap());
+    let y = op(&mut g, "MatMul", &[x, w]);
+    let y = op(&mut g, "Add", &[y, b]);
+    let y = op(&mut g, between, &[y]);
+    let mut y = op(&mut g, "MatMul", &[y, v]);
+    if let Some(end) = end {
+        y = op(&mut g, end, &[y]);
+    }
+    g.outputs.push(y);
+    g.infer().unwrap();
+    g
+}
+
+fn examples(picks: &[usize]) -> Tensor {
+    let mut random = learn::random::Random::new(1);
+    let all: Vec<f32> =
+        (0..400 * WIDTH).map(|_| (random.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0).collect();
+    let rows: Vec<f32> = picks.iter().flat_map(|&i| all[i * WIDTH..(i + 1) * WIDTH].to_vec()).collect();
+    Tensor::new(&[picks.len(), WIDTH], &rows).unwrap()
+}
+
+struct Teaches(usize);
+
+impl Judge for Teaches {
+    fn calibration(&self, _: &mut dyn FnMut(Example) -> Result<()>) -> Result<()> {
+        Ok(())
+    }
+
+    fn can_calibrate(&self) -> bool {
+        false
+    }
+
+    fn score(&self, _: &Model, _: Part) -> Result<Option<Score>> {
+        Ok(None)
+    }
+
+    fn bytes(&self, _: &Model) -> Result<usize> {
+        Ok(0)
+    }
+
+    fn training(&self) -> usize {
+        self.0
+    }
+
+    fn lesson(&self, picks: &[usize], _: Option<u64>) -> Result<Vec<(Example, usize)>> {
+        if picks.contains(&399) {
+            return Err(Error::Calibration("example 399 cannot be read".into()));
+        }
+        Ok(vec![(vec![("x".into(), Datum::Tensor(examples(picks)))], picks.len())])
+    }
+}
+
+fn tune(loss: Loss, weights: Which) -> Tune {
+    let recipe = Recipe { epochs: 25, batch: 20, rate: 0.01, patience: 25, ..Recipe::default() };
+    Tune { weights, loss, recipe, stop: None }
+}
+
+fn constant(g: &Graph, name: &str) -> Vec<f32> {
+    g.constant(g.find(name).unwrap()).unwrap().as_slice::<f32>().unwrap().to_vec()
+}
+
+/// The same with half of a weight gone.
+fn damaged(g: &Graph) -> Graph {
+    let mut g = g.clone();
+    let w: Vec<f32> =
+        constant(&g, "w").iter().enumerate().map(|(i, &x)| if i % 3 == 0 { 0.0 } else { x }).collect();
+    g.set_constant(g.find("w").unwrap(), Tensor::new(&[WIDTH, WIDTH], &w).unwrap());
+    g
+}
+
+fn distance(a: &Graph, b: &Graph) -> f64 {
+    let cpu = Cpu::new(1).unwrap();
+    let run = |g: &Graph| {
+        let x = Datum::Tensor(examples(&[0, 1, 2, 3, 4, 5, 6, 7]));
+        let out = Session::new(g.clone(), &cpu).unwrap().run(vec![("x", x)]).unwrap().remove(0);
+        out.tensor().unwrap().as_slice::<f32>().unwrap().to_vec()
+    };
+    run(a).iter().zip(run(b)).map(|(a, b)| f64::from(a - b).powi(2)).sum()
+}
+
+#[test]
+fn a_damaged_model_learns_from_the_original_and_zeros_stay() {
+    let cpu = Cpu::new(2).unwrap();
+    for (between, end, loss) in [
+        ("Relu", None, Loss::Relative),
+        ("Sigmoid", None, Loss::Relative),
+        ("Tanh", Some("Softmax"), Loss::Distil { temperature: 2.0 }),
+    ] {
+        let original = layers(between, end);
+        let mut graph = damaged(&original);
+        let before = distance(&original, &graph);
+        let zeros: Vec<bool> = constant(&graph, "w").iter().map(|x| *x == 0.0).collect();
+        let cx = Context { judge: &Teaches(300), original: &original, cpu: &cpu };
+        let fitted = apply(&mut graph, &tune(loss, Which::All), &cx).unwrap();
+        assert!(fitted.after < 0.5 * fitted.before, "{between}: {} -> {}", fitted.before, fitted.after);
+        assert!(distance(&original, &graph) < before);
+        let after: Vec<bool> = constant(&graph, "w").iter().map(|x| *x == 0.0).collect();
+        assert_eq!(after, zeros);
+        assert_ne!(constant(&graph, "v"), constant(&original, "v"));
+        graph.check().unwrap();
+        // The same again, as a line of a plan.
+        let pass = Pass::Tune(tune(loss, Which::All));
+        let text = toml::to_string(&pass).unwrap();
+        assert_eq!(toml::from_str::<Pass>(&text).unwrap(), pass, "{text}");
+        let mut again = damaged(&original);
+        assert_eq!(pass.apply(&mut again, &cx).unwrap(), fitted.after);
+        assert_eq!(constant(&again, "v"), constant(&graph, "v"));
+    }
+}
+
+#[test]
+fn only_the_small_weights_move_when_it_is_asked_for() {
+    let (cpu, original) = (Cpu::new(1).unwrap(), layers("Relu", None));
+    let mut graph = damaged(&original);
+    let cx = Context { judge: &Teaches(200), original: &original, cpu: &cpu };
+    let fitted = apply(&mut graph, &tune(Loss::Relative, Which::Small), &cx).unwrap();
+    assert!(fitted.after < fitted.before);
+    assert_eq!(constant(&graph, "v"), constant(&original, "v"));
+    assert_eq!(constant(&graph, "w"), constant(&damaged(&original), "w"));
+    assert_ne!(constant(&graph, "b"), constant(&original, "b"));
+}
+
+#[test]
+fn what_cannot_be_tuned_is_said() {
+    let (cpu, original) = (Cpu::new(1).unwrap(), layers("Relu", None));
+    let said = |original: &Graph, judge: &Teaches| {
+        let mut graph = original.clone();
+        let cx = Context { judge, original, cpu: &cpu };
+        apply(&mut graph, &tune(Loss::Relative, Which::All), &cx).unwrap_err().to_string()
+    };
+    assert!(said(&original, &Teaches(3)).contains("3 examples to tune on are too few"));
+    // What the judge says comes out as it was.
+    assert_eq!(said(&original, &Teaches(400)), "calibration: example 399 cannot be read");
+    // A node without a gradient is named.
+    let hard = layers("LpNormalization", None);
+    assert!(said(&hard, &Teaches(100)).contains("the_LpNormalization"));
+    let mut none = original.clone();
+    none.outputs.clear();
+    assert!(said(&none, &Teaches(100)).contains("no output"));
+}
