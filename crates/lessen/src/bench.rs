@@ -276,10 +276,10 @@ fn row(worker: &mut Worker) -> Result<Row> {
         isa: ready.isa.clone(),
         runs: times.len(),
         latency_median: median(times, "ms")?,
-        latency_p95: Number::exact(Spread::of(times).p95, "ms"),
-        throughput: Number::exact(batch * times.len() as f64 / total.max(1e-9) * 1e3, "examples/s"),
-        load: Number::exact(ready.load_ms, "ms"),
-        peak_memory: (peak > 0.0).then(|| Number::exact(peak, "bytes")),
+        latency_p95: Number::measured(Spread::of(times).p95, "ms"),
+        throughput: Number::measured(batch * times.len() as f64 / total.max(1e-9) * 1e3, "examples/s"),
+        load: Number::measured(ready.load_ms, "ms"),
+        peak_memory: (peak > 0.0).then(|| Number::measured(peak, "bytes")),
         file_size: Number::exact(ready.file_bytes as f64, "bytes"),
     })
 }

@@ -47,6 +47,12 @@ pub struct Flips {
     pub p: Option<f64>,
 }
 
+impl From<score::Flips> for Flips {
+    fn from(flips: score::Flips) -> Flips {
+        Flips { changed: flips.changed, lost: Some(flips.lost), won: Some(flips.won), p: Some(flips.p) }
+    }
+}
+
 /// The metric of both models.
 #[derive(Clone, Debug, Serialize)]
 pub struct Metric {
@@ -122,8 +128,9 @@ impl Ord for Far {
     }
 }
 
+/// How far the answers to several examples are apart.
 #[derive(Default)]
-struct Sums {
+pub(crate) struct Sums {
     max_abs: f64,
     mean_abs: Vec<f64>,
     relative: Vec<f64>,
@@ -187,15 +194,9 @@ pub fn compare(
     if let Some((of_a, of_b)) = classes.filter(|(a, _)| !a.is_empty()) {
         agreement = Some(percent(score::agreement(&of_a, &of_b)?));
         let changed = of_a.iter().zip(&of_b).filter(|(a, b)| a != b).count();
-        let known = match &judged {
-            Some((Judged::Classes(_, truths), _)) => Some(score::flips(&of_a, &of_b, truths)?),
-            _ => None,
-        };
-        flips = Some(Flips {
-            changed,
-            lost: known.map(|f| f.lost),
-            won: known.map(|f| f.won),
-            p: known.map(|f| f.p),
+        flips = Some(match &judged {
+            Some((Judged::Classes(_, truths), _)) => score::flips(&of_a, &of_b, truths)?.into(),
+            _ => Flips { changed, lost: None, won: None, p: None },
         });
     }
     let metric = judged
@@ -246,7 +247,7 @@ fn example(
 
 impl Sums {
     /// Adds the answers to one example; their relative distance, or `None` when their sizes differ.
-    fn add(&mut self, a: &Answer, b: &Answer) -> Option<f64> {
+    pub(crate) fn add(&mut self, a: &Answer, b: &Answer) -> Option<f64> {
         let sizes = |x: &Answer| x.outputs.iter().map(Vec::len).collect::<Vec<_>>();
         if sizes(a) != sizes(b) {
             return None;
@@ -269,19 +270,19 @@ impl Sums {
         Some(relative)
     }
 
-    fn distance(&self) -> Result<Option<Distance>> {
+    pub(crate) fn distance(&self) -> Result<Option<Distance>> {
         if self.relative.is_empty() {
             return Ok(None);
         }
         let greatest = self.relative.iter().copied().fold(0.0, f64::max);
         let least = self.cosine.iter().copied().fold(f64::INFINITY, f64::min);
         Ok(Some(Distance {
-            max_abs: Number::exact(self.max_abs, ""),
+            max_abs: Number::measured(self.max_abs, ""),
             mean_abs: number(mean(&self.mean_abs)?, ""),
             relative: number(mean(&self.relative)?, ""),
-            max_relative: Number::exact(greatest, ""),
+            max_relative: Number::measured(greatest, ""),
             cosine: number(mean(&self.cosine)?, ""),
-            min_cosine: Number::exact(least, ""),
+            min_cosine: Number::measured(least, ""),
         }))
     }
 }

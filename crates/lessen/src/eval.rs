@@ -196,7 +196,7 @@ pub fn eval(answerer: &Answerer, data: &dyn Dataset, mut progress: impl FnMut(us
         metric,
         value,
         classes,
-        time: Number::exact(start.elapsed().as_secs_f64(), "s"),
+        time: Number::measured(start.elapsed().as_secs_f64(), "s"),
     })
 }
 

@@ -75,6 +75,7 @@ pub fn forecast(model: &Model, request: &Request, cpu: &Cpu) -> Result<Forecast>
     let goal = Goal { smaller: request.smaller, size: request.size, ..Goal::default() };
     let found = shrink::forecast(original.inner(), &goal, &judge, cpu)?;
     let bytes = |n: usize| Number::exact(n as f64, "bytes");
+    let estimated = |n: usize| Number::estimated(n as f64, "bytes");
     let size = |&(bits, n): &(u32, usize)| Size {
         bits,
         bytes: bytes(n),
@@ -112,11 +113,11 @@ pub fn forecast(model: &Model, request: &Request, cpu: &Cpu) -> Result<Forecast>
         bytes_before: bytes(found.before),
         sizes: found.sizes.iter().map(size).collect(),
         goal: words,
-        run: run.as_ref().map(|(one, _)| Number::exact(one * 1e3, "ms")),
-        memory: activations.map(|a| bytes(a + weights)),
-        time: time.map(|s| Number::exact(s, "s")),
-        work_memory: bytes(COPIES * weights + found.statistics + kept),
-        energy: time.map(|s| Number::exact(s * WATTS * threads, "J")),
+        run: run.as_ref().map(|(one, _)| Number::measured(one * 1e3, "ms")),
+        memory: activations.map(|a| estimated(a + weights)),
+        time: time.map(|s| Number::estimated(s, "s")),
+        work_memory: estimated(COPIES * weights + found.statistics + kept),
+        energy: time.map(|s| Number::estimated(s * WATTS * threads, "J")),
     })
 }
 

@@ -16,7 +16,8 @@ use crate::eval::{Judged, SEED};
 use crate::lessons::{Training, parts};
 use crate::receipt::Number;
 use crate::shrink::{Quality, Shares, Speed};
-use crate::{Cpu, Error, Model, Result};
+use crate::verify::{Answers, Verification};
+use crate::{Cpu, Error, Model, Result, provenance};
 
 /// Most examples that calibration looks at.
 pub(crate) const CALIBRATION: usize = 256;
@@ -46,6 +47,8 @@ pub(crate) struct DataJudge<'a> {
     progress: &'a dyn Fn(&str),
     /// The original's answers, made once.
     answers: RefCell<HashMap<Part, Vec<Answer>>>,
+    /// The answers of the model that was verified last, and what came of them.
+    verified: RefCell<Option<(Score, Vec<Answer>)>>,
 }
 
 /// What the search will do with examples.
@@ -121,7 +124,7 @@ impl<'a> DataJudge<'a> {
         }
         let training =
             training.map(|(data, rows)| Training::new(original, data, rows, task, options)).transpose()?;
-        let answers = RefCell::default();
+        let (answers, verified) = Default::default();
         Ok(DataJudge {
             original,
             data,
@@ -134,6 +137,7 @@ impl<'a> DataJudge<'a> {
             until,
             progress,
             answers,
+            verified,
         })
     }
 
@@ -184,29 +188,59 @@ impl<'a> DataJudge<'a> {
 
     fn compare(&self, inner: &graph::Model, part: Part) -> Result<Option<Score>> {
         let Some(data) = self.data else { return Ok(None) };
-        let of_original = self.of_original(part)?;
         let of_small = self.answers(&self.original.with_inner(inner.clone()), part)?;
-        let distance = distance(&of_original, &of_small);
+        let score = self.score_of(data, &of_small, part)?;
+        if part == Part::Verify {
+            *self.verified.borrow_mut() = Some((score.clone(), of_small));
+        }
+        Ok(Some(score))
+    }
+
+    fn score_of(&self, data: &dyn Dataset, of_small: &[Answer], part: Part) -> Result<Score> {
+        let of_original = self.of_original(part)?;
+        let distance = distance(&of_original, of_small);
         let examples = of_small.len();
         if self.task == Task::Agree {
-            let (value, lost) = agreement(&of_original, &of_small)?;
-            return Ok(Some(Score {
-                metric: "agreement".into(),
-                original: 1.0,
-                value,
-                lost,
-                examples,
-                distance,
-            }));
+            let (value, lost) = agreement(&of_original, of_small)?;
+            return Ok(Score { metric: "agreement".into(), original: 1.0, value, lost, examples, distance });
         }
         let before = self.judge_all(data, &of_original, part)?;
-        let after = self.judge_all(data, &of_small, part)?;
+        let after = self.judge_all(data, of_small, part)?;
         let ((metric, original), (_, value)) = (before.metric()?, after.metric()?);
         let change = after.difference(&before)?;
         let unit = if original.unit == "%" { 100.0 } else { 1.0 };
         let lost = (-change.high.unwrap_or(change.value) / unit, -change.low.unwrap_or(change.value) / unit);
         let (original, value) = (original.value / unit, value.value / unit);
-        Ok(Some(Score { metric: metric.into(), original, value, lost, examples, distance }))
+        Ok(Score { metric: metric.into(), original, value, lost, examples, distance })
+    }
+
+    /// What became of the answers of the model that got this score on [`Part::Verify`], and how likely it is that it
+    /// loses no more than `bound`; `None` without data.
+    pub(crate) fn verification(
+        &self,
+        score: &Score,
+        small: &Model,
+        bound: Option<f64>,
+    ) -> Result<Option<(Verification, Option<f64>)>> {
+        let Some(data) = self.data else { return Ok(None) };
+        (self.progress)("looking at what changed for whom");
+        let kept = self.verified.borrow_mut().take().filter(|(of, _)| of == score);
+        let after = match kept {
+            Some((_, answers)) => answers,
+            None => self.answers(small, Part::Verify)?,
+        };
+        let before = self.of_original(Part::Verify)?;
+        let names = data.classes().map(<[String]>::to_vec).or_else(|| self.original.classes());
+        let answers = Answers {
+            task: self.task,
+            data,
+            rows: &self.parts[&Part::Verify],
+            before: &before,
+            after: &after,
+            names: names.as_deref(),
+        };
+        let within = bound.map(|bound| answers.within(bound)).transpose()?.flatten();
+        Ok(Some((answers.verify()?, within)))
     }
 
     /// A score as the receipt gives it: shares in per cent, with intervals.
@@ -219,7 +253,7 @@ impl<'a> DataJudge<'a> {
                 let Interval { low, high, .. } = score::wilson(hits.min(score.examples), score.examples);
                 Number::within(value, low, high, "").scaled(factor, unit)
             }
-            false => Number::exact(value, unit),
+            false => Number::measured(value, unit),
         };
         Quality {
             before: interval(score.original),
@@ -244,6 +278,16 @@ impl<'a> DataJudge<'a> {
         })
     }
 
+    /// See [`provenance::Provenance::answers_sha256`].
+    pub(crate) fn answers_sha256(&self) -> Option<String> {
+        let of = |part| self.parts.get(&part).map_or(&[][..], Vec::as_slice);
+        let data = self.data?;
+        let mut shares = vec![("calibration", data, &self.calibration[..])];
+        shares.extend(self.training.as_ref().map(|t| ("training", t.data(), t.rows())));
+        shares.extend([("search", data, of(Part::Search)), ("verify", data, of(Part::Verify))]);
+        Some(provenance::answers(shares))
+    }
+
     /// How fast both models are on an example, in turn.
     pub(crate) fn timing(&self, small: &Model) -> Result<Option<Speed>> {
         let Some(data) = self.data else { return Ok(None) };
@@ -264,7 +308,7 @@ impl<'a> DataJudge<'a> {
         if let Some(e) = failed {
             return Err(e);
         }
-        let ms = |seconds: f64| Number::exact(seconds * 1e3, "ms");
+        let ms = |seconds: f64| Number::measured(seconds * 1e3, "ms");
         Ok(Some(Speed {
             before: ms(race.a.median),
             after: ms(race.b.median),

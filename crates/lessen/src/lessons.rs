@@ -37,6 +37,16 @@ impl<'a> Training<'a> {
         self.rows.len()
     }
 
+    /// The data.
+    pub fn data(&self) -> &'a dyn Dataset {
+        self.data
+    }
+
+    /// The examples, by their index in the data.
+    pub fn rows(&self) -> &[usize] {
+        &self.rows
+    }
+
     /// What the data are.
     pub fn describe(&self) -> String {
         self.data.describe()

@@ -8,6 +8,7 @@
 pub mod answer;
 pub mod bench;
 pub mod big;
+mod caveats;
 pub mod compare;
 pub mod error;
 pub mod eval;
@@ -17,10 +18,14 @@ pub mod inspect;
 mod judge;
 mod lessons;
 pub mod model;
+pub mod provenance;
 pub mod receipt;
 pub mod runner;
 pub mod shapes;
 pub mod shrink;
+pub mod storage;
+mod thumbnail;
+pub mod verify;
 
 pub use error::{Error, Result};
 pub use format::pack;

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::storage::Storage;
+
 /// A number with its unit and, when chance has a part in it, its 95 % interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Number {
@@ -17,17 +19,41 @@ pub struct Number {
     /// The upper end of the 95 % interval.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub high: Option<f64>,
+    /// How it is known.
+    pub how: How,
+}
+
+/// How a number is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum How {
+    /// Counted: chance has no part in it.
+    Exact,
+    /// Measured: another time, or on other examples, it would be a little different.
+    Measured,
+    /// Worked out from sizes, not measured.
+    Estimated,
 }
 
 impl Number {
     /// A number that chance has no part in.
     pub fn exact(value: f64, unit: &'static str) -> Number {
-        Number { value, unit, low: None, high: None }
+        Number { value, unit, low: None, high: None, how: How::Exact }
+    }
+
+    /// A number that was measured, without an interval.
+    pub fn measured(value: f64, unit: &'static str) -> Number {
+        Number { how: How::Measured, ..Number::exact(value, unit) }
+    }
+
+    /// A number that was worked out, not measured.
+    pub fn estimated(value: f64, unit: &'static str) -> Number {
+        Number { how: How::Estimated, ..Number::exact(value, unit) }
     }
 
     /// A number with its 95 % interval.
     pub fn within(value: f64, low: f64, high: f64, unit: &'static str) -> Number {
-        Number { value, unit, low: Some(low), high: Some(high) }
+        Number { value, unit, low: Some(low), high: Some(high), how: How::Measured }
     }
 
     /// The number and both ends of its interval times `factor`, in another unit.
@@ -37,6 +63,7 @@ impl Number {
             unit,
             low: self.low.map(|v| v * factor),
             high: self.high.map(|v| v * factor),
+            how: self.how,
         }
     }
 }
@@ -53,6 +80,25 @@ impl fmt::Display for Number {
             _ => Ok(()),
         }
     }
+}
+
+/// The most memory held at once for one run, in bytes. Where it was measured: by a process of its own for each model,
+/// with the model's file and the program itself.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Memory {
+    /// By the original.
+    pub before: Number,
+    /// By the result.
+    pub after: Number,
+}
+
+/// Where the bytes of both files are: see [`Storage`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Weighed {
+    /// Of the original; empty when its file holds the weights in another form than it has in memory.
+    pub before: Vec<Storage>,
+    /// Of the result.
+    pub after: Vec<Storage>,
 }
 
 /// A number of bytes for people: 233 kB, 1.25 MB; powers of ten.
@@ -96,5 +142,8 @@ mod tests {
         assert_eq!(count(57_002), "57.0 k");
         assert_eq!(Number::within(91.731, 91.18, 92.25, "%").to_string(), "91.73 % (91.18 to 92.25)");
         assert_eq!(format!("{:.4}", Number::exact(0.82414, "")), "0.8241");
+        assert_eq!(Number::within(1.0, 0.0, 2.0, "").scaled(2.0, "%").how, How::Measured);
+        let json = serde_json::to_value(Number::estimated(3.0, "bytes")).unwrap();
+        assert_eq!(json, serde_json::json!({ "value": 3.0, "unit": "bytes", "how": "estimated" }));
     }
 }

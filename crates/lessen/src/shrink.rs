@@ -1,6 +1,7 @@
 //! Makes a model smaller and proves that it still does its job: data are split so that what is measured at the end
 //! was seen by neither calibration nor search, and the result comes with a [`Receipt`].
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use learn::data::Dataset;
@@ -15,8 +16,13 @@ pub use shrink::{Change, Choice, Goal, Plan, Sparse, Step};
 use shrink::{Pass, Score};
 
 use crate::answer::{Options, Task};
+use crate::caveats::{Course, caveats};
+use crate::eval::SEED;
 use crate::judge::{CALIBRATION, DataJudge, Lessons, Needs};
-use crate::receipt::Number;
+use crate::provenance::{self, Provenance};
+use crate::receipt::{Memory, Number, Weighed};
+use crate::storage::storage;
+use crate::verify::Verification;
 use crate::{Cpu, Error, Model, Result};
 
 /// Most examples that calibration looks at where channels are cut, which refits many weights.
@@ -51,6 +57,14 @@ pub struct Receipt {
     pub quality: Option<Quality>,
     /// Time of one run on the first of these examples, measured here, both in turn; `None` without data.
     pub speed: Option<Speed>,
+    /// What became of the answers to these examples, beyond the metric; `None` without data.
+    pub verification: Option<Verification>,
+    /// The most memory that one run of each model holds, when known.
+    pub memory: Option<Memory>,
+    /// Where the bytes of both files are.
+    pub weighed: Weighed,
+    /// Hashes of all files, versions, seeds.
+    pub provenance: Provenance,
     /// What the data are, and how they were shared out.
     pub data: Option<Shares>,
     /// What was done to the whole graph, in order.
@@ -62,6 +76,8 @@ pub struct Receipt {
     pub frontier: Vec<Point>,
     /// Weights that were given back to f32 because the loss was too great, most harmful first.
     pub given_back: Vec<String>,
+    /// What has to be known beside the numbers: what was decided without looking at examples, and what they do not say.
+    pub caveats: Vec<String>,
     /// The machine that measured.
     pub machine: Machine,
     /// Time that it all took.
@@ -108,6 +124,21 @@ pub struct Proof {
     /// Number of examples that would do, about, if the loss stays what it is; `None` when it holds already, and when
     /// no number would do.
     pub examples_needed: Option<usize>,
+    /// How many these are more than there were.
+    pub examples_more: Option<usize>,
+    /// How likely it is, by these examples, that the loss is within what is allowed: from 0 to 1.
+    pub probability: Option<f64>,
+}
+
+impl Receipt {
+    /// Notes what was written, so that the result can be told by its hash.
+    ///
+    /// # Errors
+    /// When a file of the result cannot be read.
+    pub fn seal(&mut self, result: &Path) -> Result<()> {
+        self.provenance.result = provenance::model(result)?;
+        Ok(())
+    }
 }
 
 impl Proof {
@@ -118,17 +149,19 @@ impl Proof {
         let times = ((at_most - loss) / (bound - loss)).powi(2);
         let needed = (score.examples as f64 * times).ceil();
         let possible = !holds && loss < bound && needed.is_finite();
-        Proof { bound, at_most, holds, examples_needed: possible.then_some(needed as usize) }
+        let examples_needed = possible.then_some(needed as usize);
+        let examples_more = examples_needed.map(|n| n.saturating_sub(score.examples));
+        Proof { bound, at_most, holds, examples_needed, examples_more, probability: None }
     }
 
     /// In a sentence.
     pub fn words(&self) -> String {
         let Proof { bound, at_most, .. } = self;
-        match (self.holds, self.examples_needed) {
+        match (self.holds, self.examples_needed.zip(self.examples_more)) {
             (true, _) => format!("proven: loses at most {bound:.4} (95 %: at most {at_most:.4})"),
-            (false, Some(n)) => format!(
+            (false, Some((n, more))) => format!(
                 "not proven: the loss may be up to {at_most:.4}, more than {bound:.4}; about {n} examples to verify on \
-                 would settle it"
+                 would settle it, {more} more than there were"
             ),
             (false, None) => format!("not proven: the loss may be up to {at_most:.4}, more than {bound:.4}"),
         }
@@ -159,7 +192,7 @@ pub struct Speed {
     pub before: Number,
     /// Of the shrunken model: median.
     pub after: Number,
-    /// How many times faster: median of the ratios.
+    /// How many times faster: median of the ratios of runs in turn, from their 5th to their 95th percentile.
     pub faster: Number,
     /// Threads.
     pub threads: usize,
@@ -256,6 +289,10 @@ impl Tuning<'_> {
 pub struct Request<'a> {
     /// Examples. Without them only what needs none is done, and nothing is proven.
     pub data: Option<&'a dyn Dataset>,
+    /// Where they are, for the receipt.
+    pub data_path: Option<&'a Path>,
+    /// Where the examples of [`Tuning::data`] are, for the receipt.
+    pub tune_path: Option<&'a Path>,
     /// The file must become at least this many times smaller.
     pub smaller: Option<f64>,
     /// The file may have at most so many bytes.
@@ -301,8 +338,20 @@ pub fn shrink(
     cpu: &Cpu,
     progress: &dyn Fn(&str),
 ) -> Result<(Model, Receipt)> {
-    let Request { data, smaller, size, faster, lose, rounding, ranges, plan, task, ref options, .. } =
-        *request;
+    let Request {
+        data,
+        data_path,
+        smaller,
+        size,
+        faster,
+        lose,
+        rounding,
+        ranges,
+        plan,
+        task,
+        ref options,
+        ..
+    } = *request;
     let watch = Stopwatch::start();
     let until = request.time.map(|time| Instant::now() + time);
     let few_bits = match plan {
@@ -353,18 +402,42 @@ pub fn shrink(
         None => shrink::shrink(original.inner(), &goal, &judge, cpu),
     };
     let outcome = outcome.map_err(back)?;
+    let out_of_time = shrink::Judge::out_of_time(&judge);
     let before = outcome.bytes.0 as f64;
     let point = |point: shrink::Point| Point {
         name: point.name,
         bytes: Number::exact(point.bytes as f64, "bytes"),
         smaller: Number::exact(before / point.bytes.max(1) as f64, "x"),
         quality: point.score.map(|score| judge.quality(score)),
-        faster: point.speed.map(|speed| Number::exact(speed, "x")),
+        faster: point.speed.map(|speed| Number::measured(speed, "x")),
     };
     let frontier = outcome.frontier.into_iter().map(point).collect();
-    let proof = allowed.zip(outcome.score.as_ref()).map(|(bound, score)| Proof::new(bound, score));
+    let mut proof = allowed.zip(outcome.score.as_ref()).map(|(bound, score)| Proof::new(bound, score));
     let small = model.with_inner(outcome.model);
+    let mut verification = None;
+    if let Some(score) = &outcome.score
+        && let Some((found, within)) = judge.verification(score, &small, allowed)?
+    {
+        verification = Some(found);
+        proof = proof.map(|proof| Proof { probability: within, ..proof });
+    }
     progress("timing both models");
+    let weighed = Weighed {
+        before: storage(&original.inner().graph, outcome.bytes.0 as u64).unwrap_or_default(),
+        after: storage(&small.inner().graph, outcome.bytes.1 as u64).unwrap_or_default(),
+    };
+    let provenance = Provenance {
+        original: model.path().map(provenance::model).transpose()?.unwrap_or_default(),
+        result: Vec::new(),
+        data: data_path.map(provenance::content).transpose()?,
+        training: request.tune_path.map(provenance::content).transpose()?,
+        answers_sha256: judge.answers_sha256(),
+        opset: small.inner().opsets.get("").copied().unwrap_or_default(),
+        isa: format!("{:?}", cpu.isa()).to_lowercase(),
+        seed: SEED,
+    };
+    let course = Course { plan: &outcome.plan, data: data.is_some(), task: judge.task(), out_of_time };
+    let caveats = caveats(&course);
     let receipt = Receipt {
         lessen: env!("CARGO_PKG_VERSION"),
         original: model.path().map_or_else(String::new, |p| p.display().to_string()),
@@ -377,13 +450,18 @@ pub fn shrink(
         proof,
         quality: outcome.score.map(|score| judge.quality(score)),
         speed: judge.timing(&small)?,
+        verification,
+        memory: estimated(&original, &small, cpu),
+        weighed,
+        provenance,
         data: judge.shares(),
         changes: outcome.changes,
         plan: Plan { opset: original.inner().opsets.get("").copied(), calibration, ..outcome.plan },
         frontier,
         given_back: outcome.given_back,
+        caveats,
         machine: Machine::this(),
-        took: Number::exact(watch.seconds(), "s"),
+        took: Number::measured(watch.seconds(), "s"),
     };
     Ok((small, receipt))
 }
@@ -398,6 +476,18 @@ pub(crate) fn ready(model: &Model, few_bits: bool, opset: Option<i64>) -> Result
     let version = format::onnx::needed(&original).max(least).max(opset.unwrap_or(0));
     format::onnx::upgrade(&mut original, version)?;
     Ok(model.with_inner(original))
+}
+
+/// Weights and the activations alive at once, worked out from the shapes; `None` when these are not known.
+fn estimated(original: &Model, small: &Model, cpu: &Cpu) -> Option<Memory> {
+    let of = |model: &Model| {
+        let graph = &model.inner().graph;
+        let constants =
+            graph.values().filter_map(|(_, v)| v.constant.as_ref()).map(|t| t.bytes().len() as u64);
+        let activations = crate::inspect::cost(graph, &[], cpu).ok()?.peak_activation_bytes;
+        Some(Number::estimated((constants.sum::<u64>() + activations) as f64, "bytes"))
+    };
+    Some(Memory { before: of(original)?, after: of(small)? })
 }
 
 /// An error of this crate that went through the search comes out as it was.
@@ -431,7 +521,8 @@ mod tests {
         let proof = Proof::new(0.01, &score(0.0, 0.02));
         assert!(!proof.holds);
         assert_eq!(proof.examples_needed, Some(400));
-        assert!(proof.words().contains("about 400 examples"));
+        assert_eq!(proof.examples_more, Some(300));
+        assert!(proof.words().contains("about 400 examples") && proof.words().contains("300 more"));
         let proof = Proof::new(0.01, &score(0.03, 0.05));
         assert!(!proof.holds && proof.examples_needed.is_none());
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use lessen::bench::{self, Bench as Found, Options};
-use lessen::receipt::bytes;
+use lessen::receipt::{Memory, bytes};
 use lessen::shapes::{Shape, by};
 
 use super::{Done, table};
@@ -55,6 +55,24 @@ impl Bench {
         let models: Vec<PathBuf> = std::iter::once(self.model.clone()).chain(self.against.clone()).collect();
         let found = bench::bench(&models, command, &options)?;
         Done::new(text(&found), found)
+    }
+}
+
+/// The most memory that a run of each of two models holds, each in a process of its own; `None` when one cannot be run
+/// on made-up inputs, or the system does not tell.
+pub(super) fn memory(common: &Common, before: &Path, after: &Path) -> Option<Memory> {
+    let program = std::env::current_exe().ok()?;
+    let command = |path: &Path| {
+        let mut command = process::Command::new(&program);
+        command.arg("bench-worker").arg(path).args(["--threads", &common.threads.to_string()]);
+        Ok(command)
+    };
+    let options = Options { warmup: 0, runs: 1, time: Duration::ZERO };
+    let found = bench::bench(&[before.into(), after.into()], command, &options);
+    let found = found.inspect_err(|e| tracing::info!("memory was not measured: {e}")).ok()?;
+    match found.models.as_slice() {
+        [a, b] => Some(Memory { before: a.peak_memory?, after: b.peak_memory? }),
+        _ => None,
     }
 }
 

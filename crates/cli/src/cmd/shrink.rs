@@ -29,7 +29,7 @@ The data are shared out three ways: calibration, search, and the examples that t
 more is lost than --lose allows, weights are given back to f32, the most harmful first, until it holds. When 8 bits do
 not make the file small enough for --smaller, each weight gets 2 to 8 bits by the harm that they do, and activations
 stay f32. When a goal cannot be met the exit code is 2, the weights that hurt are named, and nothing is written unless
---force is given. Beside the model lie its receipt (.html) and its plan (.toml), which `lessen apply` repeats.
+--force is given. Beside the model lie its receipt (.html, .json) and its plan (.toml), which `lessen apply` repeats.
 
 Examples:
   lessen shrink
@@ -43,7 +43,7 @@ pub struct Shrink {
     /// Labelled or unlabelled examples: a folder of images by class, .npz, CSV/TSV/JSONL (perhaps .gz), or IDX.
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
-    /// The file to write [default: MODEL-int8.onnx in the current folder]. The receipt goes beside it, as .html.
+    /// The file to write [default: MODEL-int8.onnx in the current folder]. The receipt goes beside it, as .html and .json.
     #[arg(short, long, value_name = "PATH")]
     output: Option<PathBuf>,
     /// The file must become at least this many times smaller.
@@ -276,6 +276,7 @@ pub(super) fn make(
     if output.is_dir() {
         bail!("{} is a folder; name a file with -o", output.display());
     }
+    let beside = Beside::of(output, source)?;
     let model = opening.open(source.model)?;
     let data = source.data.map(|path| data::open(path, &source.columns.options(&model))).transpose()?;
     let lessons =
@@ -287,17 +288,31 @@ pub(super) fn make(
         (tune, None) => tune,
         (tune, data) => Some(Tuning { data, ..tune.unwrap_or_default() }),
     };
-    let request = Request { data: data.as_deref().map(|d| d as &dyn Dataset), tune, ..request };
-    let (small, receipt) = shrink(&model, &request, &common.cpu()?, &tell)?;
+    let dataset = data.as_deref().map(|d| d as &dyn Dataset);
+    let (data_path, tune_path) = (source.data, source.tune_data);
+    let request = Request { data: dataset, data_path, tune_path, tune, ..request };
+    let (small, mut receipt) = shrink(&model, &request, &common.cpu()?, &tell)?;
     bar.finish_and_clear();
 
     let written = receipt.met || force;
-    let (page_path, plan_path) = (output.with_extension("html"), output.with_extension("toml"));
     if written {
         small.save(output).context("the model cannot be written")?;
+        receipt.seal(output).context("the model cannot be read again")?;
+        if let Some(memory) = super::bench::memory(common, source.model, output) {
+            receipt.memory = Some(memory);
+            receipt.caveats.push("Memory was measured with made-up inputs.".into());
+        }
+    }
+    let mut json = serde_json::to_value(&receipt)?;
+    json["output"] =
+        written.then_some(output).map_or(serde_json::Value::Null, |p| p.display().to_string().into());
+    json["weights_that_hurt"] = hurting(&receipt).into();
+    if written {
         let plan = receipt.plan.write()?;
-        lessen::write_file(&plan_path, plan.as_bytes()).context("the plan cannot be written")?;
-        page::write(&receipt, &page_path).context("the receipt cannot be written")?;
+        lessen::write_file(&beside.plan, plan.as_bytes()).context("the plan cannot be written")?;
+        let text = serde_json::to_string_pretty(&json)? + "\n";
+        lessen::write_file(&beside.json, text.as_bytes()).context("the receipt cannot be written")?;
+        page::write(&receipt, &beside.page).context("the receipt cannot be written")?;
     }
     let mut text = words(&receipt);
     for missed in &receipt.missed {
@@ -305,20 +320,41 @@ pub(super) fn make(
     }
     match written {
         true => {
-            let [model, plan, page] = [output, &plan_path, &page_path].map(Path::display);
-            text += &format!("written: {model}, plan: {plan}, receipt: {page}\n");
+            let [model, plan] = [output, &beside.plan].map(Path::display);
+            let [page, json] = [&beside.page, &beside.json].map(|p| p.display());
+            text += &format!("written: {model}, plan: {plan}, receipt: {page} and {json}\n");
         }
         false => {
             text += &format!("weights that hurt: {}\n", hurting(&receipt).join(", "));
             text += "nothing was written; --force writes the model all the same\n";
         }
     }
-    let mut json = serde_json::to_value(&receipt)?;
-    json["output"] =
-        written.then_some(output).map_or(serde_json::Value::Null, |p| p.display().to_string().into());
-    json["weights_that_hurt"] = hurting(&receipt).into();
     let code = if receipt.met { 0 } else { MISSED };
     Ok(Done { text, json, code })
+}
+
+/// What is written beside the model.
+struct Beside {
+    plan: PathBuf,
+    page: PathBuf,
+    json: PathBuf,
+}
+
+impl Beside {
+    /// Fails when one of them would take the place of what is read or of the model that is written.
+    fn of(output: &Path, source: &Source) -> Result<Beside> {
+        let [plan, page, json] = ["toml", "html", "json"].map(|ending| output.with_extension(ending));
+        for path in [&plan, &page, &json] {
+            let mut read = [Some(source.model), source.data, source.tune_data].into_iter().flatten();
+            if path == output || read.any(|read| same_file(read, path)) {
+                bail!(
+                    "{} would be overwritten by the receipt or the plan; name another file with -o",
+                    path.display()
+                );
+            }
+        }
+        Ok(Beside { plan, page, json })
+    }
 }
 
 /// The example of the repository, when the command runs in it.
@@ -420,6 +456,9 @@ fn words(receipt: &Receipt) -> String {
             );
         }
         None => text += "nothing was measured: no data (--data PATH)\n",
+    }
+    for caveat in &receipt.caveats {
+        text += &format!("note: {caveat}\n");
     }
     let mut kinds: Vec<(Choice, usize)> = Vec::new();
     for step in &receipt.plan.steps {
