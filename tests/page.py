@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """The receipt's page in a real browser: tests/page.py [--keep FOLDER] [LESSEN].
 
-Makes a receipt from examples/digits, opens it in headless Chromium 1200 and 400 pixels wide, light and dark, and checks
-that nothing sticks out, that every picture has a size, that every text can be read (contrast of 4.5 at least), and that
-the console stays empty. With --keep the screenshots stay in FOLDER. Without Chromium it says so and is skipped."""
+Makes a receipt from examples/digits under a hostile name, opens it in headless Chromium 1200 and 400 pixels wide, light
+and dark, and checks that nothing is loaded, that nothing sticks out, that every picture has a size, that every text can be
+read (contrast of 4.5 at least), and that the console stays empty. With --keep the screenshots stay in FOLDER. Without
+Chromium it says so and is skipped."""
 
 import html
 import json
@@ -19,6 +20,12 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
          "--virtual-time-budget=4000", "--enable-logging=stderr"]
+
+# A name that would run and load something, if it became markup.
+HOSTILE = "<img src=x onerror=console.error(document.domain)>&\"'.onnx"
+
+PARTS = ["Before and after", "What size costs", "Where the bytes are", "What changed in the answers",
+         "What it means for each class", "The examples that changed most", "Passes", "Weights", "Made from", "All numbers"]
 
 # Runs in a copy of the page and tells the page around it what it finds.
 LOOK = """
@@ -49,7 +56,8 @@ for (const e of document.querySelectorAll('svg')) {
     small.push(name(e) + ' ' + box.width + 'x' + box.height);
 }
 for (const e of document.querySelectorAll('img')) if (!e.naturalWidth) broken.push(e.alt);
-parent.postMessage({ out, small, dim, broken, wide, scroll: document.documentElement.scrollWidth,
+const from = performance.getEntriesByType('resource').map(e => e.name).filter(name => !name.startsWith('data:'));
+parent.postMessage({ from, title: document.title, out, small, dim, broken, wide, scroll: document.documentElement.scrollWidth,
   height: document.documentElement.scrollHeight, svgs: document.querySelectorAll('svg').length,
   dark: matchMedia('(prefers-color-scheme: dark)').matches }, '*');
 """
@@ -86,12 +94,14 @@ def check(chromium, place, page, width, dark, keep):
     if not found or not found.group(1):
         sys.exit(f"error: {what}: the page did not answer: {done.stderr[-2000:]}")
     found = json.loads(html.unescape(found.group(1)))
-    faults = [f"{kind}: {one}" for kind in ("out", "small", "dim", "broken") for one in found[kind]]
+    faults = [f"{kind}: {one}" for kind in ("out", "small", "dim", "broken", "from") for one in found[kind]]
     faults += [f"console: {line}" for line in said]
     if found["scroll"] > found["wide"]:
         faults.append(f"the page is {found['scroll']} pixels wide in a window of {found['wide']}")
     if found["wide"] != width or found["dark"] != dark:
         faults.append(f"shown {found['wide']} pixels wide, dark {found['dark']}")
+    if found["title"] != f"Receipt: {HOSTILE}":
+        faults.append(f"the title is {found['title']!r}")
     if found["svgs"] < 5:
         faults.append(f"only {found['svgs']} pictures")
     if keep:
@@ -117,10 +127,17 @@ def main():
     with tempfile.TemporaryDirectory(prefix="lessen-page-") as folder:
         place = pathlib.Path(folder)
         digits = ROOT / "examples/digits"
-        subprocess.run([lessen, "shrink", digits / "digits.onnx", "--data", digits / "test.npz", "--smaller", "6",
-                        "--lose", "2", "--force", "--quiet", "-o", place / "small.onnx"], check=False,
-                       stdout=subprocess.DEVNULL)
+        model = place / HOSTILE
+        shutil.copy(digits / "digits.onnx", model)
+        done = subprocess.run([lessen, "shrink", model, "--data", digits / "test.npz", "--smaller", "6", "--lose", "2",
+                               "--zeros", "30%", "--frontier", "--force", "--quiet", "-o", place / "small.onnx"],
+                              capture_output=True, text=True)
+        if done.returncode not in (0, 2):
+            sys.exit(f"error: shrink ended with {done.returncode}: {done.stderr}")
         text = (place / "small.html").read_text()
+        for part in PARTS:
+            if f"<h2>{part}</h2>" not in text:
+                sys.exit(f"error: the page has no part {part!r}")
         if "http" in text or "<script" in text:
             sys.exit("error: the page has a script or an address")
         page = place / "page.html"

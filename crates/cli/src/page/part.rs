@@ -108,11 +108,16 @@ pub fn tiles(receipt: &Receipt) -> String {
         tile(format!("{ratio:.2}×"), word, arrow(&s.before, &s.after));
     }
     if let Some(m) = &receipt.memory {
-        let ratio = m.before.value / m.after.value.max(1.0);
+        let (ratio, word) = less(m.before.value / m.after.value.max(1.0));
         let how = if m.after.how == How::Estimated { ", estimated" } else { "" };
-        tile(format!("{ratio:.2}×"), &format!("less memory for a run{how}"), arrow(&m.before, &m.after));
+        tile(format!("{ratio:.2}×"), &format!("{word} memory for a run{how}"), arrow(&m.before, &m.after));
     }
     html + "</div>\n"
+}
+
+/// A ratio as it reads best: how many times less, or more.
+fn less(ratio: f64) -> (f64, &'static str) {
+    if ratio > 0.0 && ratio < 1.0 { (1.0 / ratio, "more") } else { (ratio, "less") }
 }
 
 fn known(how: How) -> &'static str {
@@ -156,8 +161,8 @@ pub fn compared(receipt: &Receipt) -> String {
         row(&format!("Time of one run, {} threads", s.threads), &s.before, &s.after, s.words());
     }
     if let Some(m) = &receipt.memory {
-        let ratio = m.before.value / m.after.value.max(1.0);
-        row("Memory of one run, at most", &m.before, &m.after, format!("{ratio:.2} times less"));
+        let (ratio, word) = less(m.before.value / m.after.value.max(1.0));
+        row("Memory of one run, at most", &m.before, &m.after, format!("{ratio:.2} times {word}"));
     }
     let note = match &receipt.data {
         Some(shares) => format!(
