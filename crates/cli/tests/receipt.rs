@@ -117,8 +117,15 @@ fn audit(receipt: &Value, model: &str, small: &str) {
     // The worst come first, and those of images have a picture.
     let worst = found["worst"].as_array().unwrap();
     assert!(!worst.is_empty());
-    let moved: Vec<f64> = worst.iter().map(|w| w["change"].as_f64().unwrap()).collect();
-    assert!(moved.windows(2).all(|w| w[0] >= w[1]), "{moved:?}");
+    let rank = |w: &Value| match w["flipped"].as_bool().unwrap() {
+        true if w["before"] == w["target"] => 0,
+        true => 1,
+        false => 2,
+    };
+    let order: Vec<(i32, f64)> = worst.iter().map(|w| (rank(w), -w["change"].as_f64().unwrap())).collect();
+    assert!(order.windows(2).all(|w| w[0] <= w[1]), "{order:?}");
+    let lost_shown = order.iter().filter(|(rank, _)| *rank == 0).count() as i64;
+    assert_eq!(lost_shown, lost.min(worst.len() as i64));
     assert!(worst.iter().all(|w| w["image"].as_str().unwrap().starts_with("data:image/png;base64,")));
 }
 

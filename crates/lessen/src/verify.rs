@@ -38,8 +38,9 @@ pub struct Verification {
     pub score_change: Option<Number>,
     /// How far the outputs are apart; `None` when their sizes differ.
     pub distance: Option<Distance>,
-    /// The examples whose answers changed most, the worst first: by the change of the score for answers that are
-    /// numbers, else by that of the output relative to its length.
+    /// The examples whose answers changed most, the worst first: classes that were right and are no more, then others that
+    /// changed, then all else; among each by the change of the score for answers that are numbers, else by that of the
+    /// output relative to its length.
     pub worst: Vec<Changed>,
 }
 
@@ -282,12 +283,22 @@ impl Answers<'_> {
     }
 
     fn worst(&self) -> Vec<Changed> {
-        let mut changes: Vec<(f64, usize)> = (0..self.rows.len().min(self.after.len()))
-            .map(|at| (change(&self.before[at], &self.after[at]), at))
-            .filter(|(change, _)| *change > 0.0)
+        let mut changes: Vec<(u8, f64, usize)> = (0..self.rows.len().min(self.after.len()))
+            .map(|at| (self.harm(at), change(&self.before[at], &self.after[at]), at))
+            .filter(|(_, change, _)| *change > 0.0)
             .collect();
-        changes.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        changes.into_iter().take(WORST).map(|(change, at)| self.changed(at, change)).collect()
+        changes.sort_by(|a, b| a.0.cmp(&b.0).then(b.1.total_cmp(&a.1)).then(a.2.cmp(&b.2)));
+        changes.into_iter().take(WORST).map(|(_, change, at)| self.changed(at, change)).collect()
+    }
+
+    /// 0 for a class that was right and is no more, 1 for another one that changed, 2 for all else.
+    fn harm(&self, at: usize) -> u8 {
+        let (before, after) = (self.before[at].class(), self.after[at].class());
+        match self.data.target(self.rows[at]) {
+            _ if self.task == Task::Similarity || before == after => 2,
+            Target::Class(truth) if before == Some(truth) => 0,
+            _ => 1,
+        }
     }
 
     fn changed(&self, at: usize, change: f64) -> Changed {

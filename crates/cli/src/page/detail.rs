@@ -104,10 +104,10 @@ pub fn worst(receipt: &Receipt) -> String {
     };
     let cards: String = v.worst.iter().map(card).collect();
     format!(
-        "<h2>The examples that changed most</h2>\n<p><small>Of {}: the {} whose output moved furthest.</small></p>\n<div \
-         class=\"cards\">{cards}</div>\n",
-        v.examples,
-        v.worst.len()
+        "<h2>The examples that changed most</h2>\n<p><small>{} of {}: first those that were right and are wrong now, then others whose \
+         class changed, then those whose output moved furthest.</small></p>\n<div class=\"cards\">{cards}</div>\n",
+        v.worst.len(),
+        v.examples
     )
 }
 

@@ -78,7 +78,7 @@ fn what_comes_from_files_cannot_become_markup() {
     found.worst[1].image = Some("javascript:alert(1)".into());
     let page = page(&receipt);
     balanced(&page);
-    assert!(!page.contains("<script") && !page.contains("src=x") && !page.contains("<img src"));
+    assert!(!page.contains("<script") && !page.contains("<img src"));
     assert!(!page.contains("src=\"javascript"));
     assert!(page.matches("&lt;script&gt;").count() >= 15, "{}", page.matches("&lt;script&gt;").count());
 }

@@ -70,6 +70,11 @@ fn classes_flip_and_pay() {
     assert!((calibration.after.value - 3.696).abs() < 1e-3, "{calibration:?}");
     let worst: Vec<_> = found.worst.iter().map(|w| (w.index, w.flipped)).collect();
     assert_eq!(worst, [(3, true), (4, false)]);
+    // A class that is lost comes before outputs that moved further.
+    let mut more = after.clone();
+    more[5] = row(&[0.0, 9.0]);
+    let moved = Answers { after: &more, ..answers }.verify().unwrap().worst;
+    assert_eq!(moved.iter().map(|w| w.index).collect::<Vec<_>>(), [3, 5, 4]);
     let first = &found.worst[0];
     assert_eq!((first.id.as_str(), first.target.as_deref()), ("line 3", Some("yes")));
     assert_eq!((first.before.as_deref(), first.after.as_deref()), (Some("yes"), Some("no")));
@@ -120,6 +125,6 @@ fn answers_without_truths_agree_or_not() {
     assert_eq!((flips.changed, flips.lost, flips.p), (1, None, None));
     assert!(found.divergence.is_none(), "an infinite answer has no probabilities");
     assert!(found.calibration.is_none() && found.classes.is_empty());
-    assert_eq!(found.worst.iter().map(|w| w.index).collect::<Vec<_>>(), [1, 0]);
+    assert_eq!(found.worst.iter().map(|w| w.index).collect::<Vec<_>>(), [0, 1]);
     assert!(answers.within(0.3).unwrap().unwrap() > 0.95);
 }
