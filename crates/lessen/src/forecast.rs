@@ -69,7 +69,6 @@ pub fn forecast(model: &Model, request: &Request, cpu: &Cpu) -> Result<Forecast>
         &request.options,
         cpu,
         Needs::default(),
-        None,
         &|_| {},
     )?;
     let goal = Goal { smaller: request.smaller, size: request.size, ..Goal::default() };

@@ -58,11 +58,13 @@ pub(crate) struct Needs<'a> {
     pub calibration: usize,
     /// Examples to train on.
     pub training: Lessons<'a>,
+    /// When it has to come to an end.
+    pub until: Option<Instant>,
 }
 
 impl Default for Needs<'_> {
     fn default() -> Self {
-        Needs { calibration: CALIBRATION, training: Lessons::None }
+        Needs { calibration: CALIBRATION, training: Lessons::None, until: None }
     }
 }
 
@@ -86,7 +88,6 @@ impl<'a> DataJudge<'a> {
         options: &'a Options,
         cpu: &'a Cpu,
         needs: Needs<'a>,
-        until: Option<Instant>,
         progress: &'a dyn Fn(&str),
     ) -> Result<DataJudge<'a>> {
         let task = task.or_else(|| data.map(|d| Task::guess(original, d))).unwrap_or(Task::Agree);
@@ -134,7 +135,7 @@ impl<'a> DataJudge<'a> {
             task,
             options,
             cpu,
-            until,
+            until: needs.until,
             progress,
             answers,
             verified,

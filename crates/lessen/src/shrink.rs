@@ -376,8 +376,8 @@ pub fn shrink(
         None if trains => Lessons::Own,
         None => Lessons::None,
     };
-    let needs = Needs { calibration: calibration.unwrap_or(CALIBRATION), training };
-    let judge = DataJudge::new(&original, data, task, options, cpu, needs, until, progress)?;
+    let needs = Needs { calibration: calibration.unwrap_or(CALIBRATION), training, until };
+    let judge = DataJudge::new(&original, data, task, options, cpu, needs, progress)?;
     let metric = judge.metric_of_original()?;
     let allowed = lose.map(|lose| match lose {
         Lose::Points(points) => points / 100.0,

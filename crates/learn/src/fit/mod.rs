@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use checkpoint::Checkpoints;
 pub use loss::{Loss, weighted};
-pub use network::{Hold, Inputs, Network, Weight};
+pub use network::{Held, Hold, Inputs, Network, Weight};
 pub use optimizer::{Optimizer, cosine};
 
 use crate::random::Random;

@@ -13,6 +13,9 @@ use crate::{Error, Result};
 /// Named inputs of a run.
 pub type Inputs = Vec<(String, Datum)>;
 
+/// Makes of elements what the graph sees of them.
+pub type Held = Arc<dyn Fn(&mut [f32]) + Send + Sync>;
+
 /// What a weight is held to. Gradients are those at what is held, and move the weight behind it (the straight-through
 /// estimator; Bengio, Léonard and Courville, 2013).
 #[derive(Clone, Default)]
@@ -23,7 +26,7 @@ pub enum Hold {
     /// Elements that are 0 stay 0.
     Zeros,
     /// What a function makes of the elements, such as rounding to a grid.
-    To(Arc<dyn Fn(&mut [f32]) + Send + Sync>),
+    To(Held),
 }
 
 impl fmt::Debug for Hold {
