@@ -16,6 +16,9 @@ const ROWS: usize = 4096;
 /// The share of the mean of the diagonal that is added to it: the references' choice.
 pub const DAMP: f64 = 0.01;
 
+/// The part of an input's mean square below which its variance is taken for rounding.
+const CONSTANT: f64 = 1e-6;
+
 /// Sums of products of inputs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gram {
@@ -117,6 +120,28 @@ impl Gram {
             }
         }
         matrix
+    }
+
+    /// The same of what the inputs are apart from their means: what counts when a bias takes the rest. Inputs that do
+    /// not vary are dead in it.
+    pub fn centred(&self) -> Gram {
+        let (n, mean) = (self.n, self.mean());
+        let count = self.count as f64;
+        let mut products = self.products.clone();
+        for i in 0..n {
+            for j in 0..n {
+                products[i * n + j] -= mean[i] * mean[j] * count;
+            }
+        }
+        for i in 0..n {
+            // What is left of a constant is the rounding of its sums.
+            if products[i * n + i] <= CONSTANT * self.products[i * n + i] {
+                for j in 0..n {
+                    (products[i * n + j], products[j * n + i]) = (0.0, 0.0);
+                }
+            }
+        }
+        Gram { n, count: self.count, products, sums: vec![0.0; n], most: self.most.clone() }
     }
 
     /// The factor of the inverse, with inputs in this order: see [`linear::inverse_factor`]. When the damped matrix
@@ -233,6 +258,22 @@ pub(crate) mod tests {
                 assert!((parts.mean_product(i, j) - whole.mean_product(i, j)).abs() < 1e-5);
             }
         }
+    }
+
+    #[test]
+    fn centred_sums_are_those_of_inputs_without_their_means() {
+        let (mut rows, gram) = (known_inputs(), known_gram());
+        let mean = gram.mean();
+        rows.iter_mut().enumerate().for_each(|(k, x)| *x -= mean[k % 8] as f32);
+        let mut apart = Gram::new(8);
+        apart.add(&cpu(), &rows);
+        let centred = gram.centred();
+        for (i, j) in (0..64).map(|k| (k / 8, k % 8)) {
+            assert!((centred.mean_product(i, j) - apart.mean_product(i, j)).abs() < 1e-5);
+        }
+        let mut constant = Gram::new(2);
+        constant.add(&cpu(), &[0.1, 3.0, 0.1, 4.0, 0.1, 5.0]);
+        assert!(constant.centred().is_dead(0) && !constant.centred().is_dead(1));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use kernel::Cpu;
 
 use crate::gram::Gram;
 use crate::matrix::{Layout, Matrix};
+use crate::quantize::bias;
 use crate::weights::Weight;
 use crate::{Error, Result};
 
@@ -23,6 +24,8 @@ pub struct Stop<'a> {
     pub matrix: Matrix,
     /// What its inputs are like: one for each group of the layout.
     pub grams: &'a [Gram],
+    /// What the bias of the product shall have more of, one number for each row; empty, as it comes, is nothing.
+    pub shift: &'a mut Vec<f32>,
 }
 
 /// Named inputs of one run.
@@ -86,9 +89,13 @@ pub fn walk(
             }
             let Some(tensor) = graph.constant(weight.value) else { continue };
             let matrix = layout.read(tensor)?;
-            if let Some(new) = change(Stop { weight, layout, matrix, grams })? {
+            let mut shift = Vec::new();
+            if let Some(new) = change(Stop { weight, layout, matrix, grams, shift: &mut shift })? {
                 changed.insert(weight.value);
                 graph.set_constant(weight.value, layout.write(&new)?);
+                if !shift.is_empty() {
+                    bias::add(&mut graph, weight, &shift)?;
+                }
             }
         }
     }

@@ -209,9 +209,9 @@ pub fn weights(receipt: &Receipt) -> String {
     html += "</table>\n";
     if !receipt.given_back.is_empty() {
         let names: Vec<String> = receipt.given_back.iter().map(|n| escape(n)).collect();
-        let _ = write!(
+        let _ = writeln!(
             html,
-            "<p><small>Given back to f32, most harmful first: {}.</small></p>\n",
+            "<p><small>Given back to f32, most harmful first: {}.</small></p>",
             names.join(", ")
         );
     }

@@ -6,7 +6,8 @@ use std::collections::HashMap;
 use graph::{Attrs, Graph, ValueId};
 
 use super::add;
-use super::qdq::{Codes, Sums, quantize_weight};
+use super::int8::Sums;
+use super::qdq::{Codes, quantize_weight};
 use crate::Result;
 use crate::weights::Weight;
 

@@ -43,6 +43,11 @@ fn usable(scale: f32) -> f32 {
 }
 
 impl Grid {
+    /// The grid of a scale, which must be above 0, and a code of 0.
+    pub fn new(scale: f32, zero: i32, kind: Kind) -> Grid {
+        Grid { scale: usable(scale), zero, kind }
+    }
+
     /// The grid over a range, which is widened to hold 0, so that 0 stays exact.
     pub fn from_range(low: f32, high: f32, kind: Kind) -> Grid {
         let (low, high) = (low.min(0.0), high.max(0.0));
@@ -95,7 +100,7 @@ fn least_harm(top: f32, times: impl Iterator<Item = f32>, harm: impl Fn(&Grid) -
 
 /// The greatest sum of two codes of one sign that a processor without VNNI can multiply with codes up to 255: it adds
 /// two products in 16 bits, which saturate (`vpmaddubsw`), and 255 * 128 is the last multiple below 2^15.
-const PAIR: i32 = 128;
+pub const PAIR: i32 = 128;
 
 /// The codes of weights that lie side by side in a sum, so that no pair of products saturates in 16 bits: what is
 /// too much is taken from both, where it does least harm. An odd one at the end stands alone.

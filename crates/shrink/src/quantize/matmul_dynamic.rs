@@ -5,7 +5,8 @@ use std::collections::HashMap;
 
 use graph::{Attrs, Graph, Tensor, ValueId};
 
-use super::qdq::{Codes, Sums, quantize_weight};
+use super::int8::Sums;
+use super::qdq::{Codes, quantize_weight};
 use super::{add, add_many};
 use crate::Result;
 use crate::weights::Weight;

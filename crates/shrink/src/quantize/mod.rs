@@ -1,9 +1,12 @@
 //! Quantization: weights and activations on grids of few bits.
 
+pub mod bias;
 pub mod codebook;
 pub mod coded;
+pub mod descend;
 pub mod embedding;
 pub mod grid;
+pub mod int8;
 pub mod matmul_dynamic;
 pub mod qdq;
 pub mod rows;

@@ -7,7 +7,9 @@ use graph::op::WeightKind;
 use graph::{Attrs, DType, Graph, Node, NodeId, Tensor, ValueId};
 
 use super::Constants;
-use super::grid::{Grid, Kind, pair_codes, search_pairs, search_s8};
+use super::bias;
+use super::grid::{Grid, Kind};
+use super::int8::{Rounded, Sums, order};
 use crate::calibrate::Stats;
 use crate::weights::{Channels, Weight};
 use crate::{Error, Result};
@@ -102,17 +104,22 @@ pub struct Codes {
     pub zeros: Tensor,
     /// The axis of the channels.
     pub axis: usize,
-    /// Squared error relative to the squared norm.
+    /// Squared error relative to the squared norm: of the weight, or of its outputs when they are known.
     pub error: f64,
 }
 
-/// What the products of a weight with codes of activations are added to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sums {
-    /// 32 bits each, or no sums at all: depthwise convolutions, tables.
-    Wide,
-    /// Perhaps two by two in 16 bits, as processors without VNNI do, inputs in the order of the channels at each tap.
-    Paired,
+impl Rounded {
+    /// The same as what [`quantize_weight`] gives for this tensor.
+    fn as_codes(&self, tensor: &Tensor, axis: i64) -> Result<Codes> {
+        let axis = Channels::new(tensor, axis)?.axis;
+        Ok(Codes {
+            codes: self.codes.clone(),
+            scales: Tensor::vector(&self.scales),
+            zeros: Tensor::vector(&vec![0i8; self.scales.len()]),
+            axis,
+            error: self.error,
+        })
+    }
 }
 
 /// Quantizes a weight to 8 bits, a searched scale for each channel along `axis`; `least` has the
@@ -129,22 +136,13 @@ pub fn quantize_weight(tensor: &Tensor, axis: i64, least: &[f32], sums: Sums) ->
     let mut codes = vec![0i8; data.len()];
     let mut scales = Vec::with_capacity(channels.count);
     for c in 0..channels.count {
-        let mut order: Vec<usize> = channels.indices(data.len(), c).collect();
+        let mut places: Vec<usize> = channels.indices(data.len(), c).collect();
         if channels.axis == 0 && taps > 1 {
-            let inputs = order.len() / taps;
-            order = (0..order.len()).map(|k| order[k % inputs * taps + k / inputs]).collect();
+            places = order(places.len(), taps).into_iter().map(|k| places[k]).collect();
         }
-        let weights: Vec<f32> = order.iter().map(|&i| data[i]).collect();
-        let mut grid = match sums {
-            Sums::Wide => search_s8(weights.iter()),
-            Sums::Paired => search_pairs(&weights),
-        };
-        grid.scale = grid.scale.max(least.get(c).copied().unwrap_or(0.0));
-        let found = match sums {
-            Sums::Wide => weights.iter().map(|&w| grid.code(w) as i8).collect(),
-            Sums::Paired => pair_codes(&grid, &weights),
-        };
-        for ((&i, &w), &code) in order.iter().zip(&weights).zip(&found) {
+        let weights: Vec<f32> = places.iter().map(|&i| data[i]).collect();
+        let (grid, found) = sums.search(&weights, least.get(c).copied().unwrap_or(0.0));
+        for ((&i, &w), &code) in places.iter().zip(&weights).zip(&found) {
             harm += f64::from(w - f32::from(code) * grid.scale).powi(2);
             norm += f64::from(w).powi(2);
             codes[i] = code;
@@ -160,7 +158,8 @@ pub fn quantize_weight(tensor: &Tensor, axis: i64, least: &[f32], sums: Sums) ->
     })
 }
 
-/// Rewrites the graph: puts the values of [`values`] on grids and these weights in 8 bits.
+/// Rewrites the graph: puts the values of [`values`] on grids and these weights in 8 bits: those that are `rounded` as
+/// they are there, the others each to its nearest codes.
 ///
 /// # Errors
 /// When calibration saw nothing of a value, or the graph cannot be changed.
@@ -168,11 +167,12 @@ pub fn rewrite(
     graph: &mut Graph,
     weights: &[&Weight],
     stats: &Stats,
+    rounded: &HashMap<ValueId, Rounded>,
     version: i64,
 ) -> Result<HashMap<NodeId, f64>> {
     let on_grid = values(graph, weights);
     let grids = grids(graph, &on_grid, stats)?;
-    let mut writer = Writer { graph, version, grids, zeros: Constants::default() };
+    let mut writer = Writer { graph, version, grids, rounded, zeros: Constants::default() };
     let mut ordered: Vec<ValueId> = on_grid.into_iter().collect();
     ordered.sort();
     // Products first: they look at what they read before it moves behind its pair.
@@ -213,6 +213,7 @@ struct Writer<'a> {
     graph: &'a mut Graph,
     version: i64,
     grids: HashMap<ValueId, Grid>,
+    rounded: &'a HashMap<ValueId, Rounded>,
     zeros: Constants,
 }
 
@@ -240,6 +241,10 @@ impl Writer<'_> {
     /// Puts the weight of a product in integers. The bias of a convolution stays as it is: engines put it on the
     /// grid of the sums when they read the file, and scales for it would cost as many bytes again.
     fn product(&mut self, weight: &Weight) -> Result<f64> {
+        let rounded = self.rounded.get(&weight.value);
+        if let Some(rounded) = rounded {
+            bias::add(self.graph, weight, &rounded.shift)?;
+        }
         let Some(node) = self.graph.node(weight.node) else { return Ok(0.0) };
         let Some(tensor) = self.graph.constant(weight.value).cloned() else { return Ok(0.0) };
         let conv = weight.used.kind == WeightKind::Conv;
@@ -249,10 +254,14 @@ impl Writer<'_> {
             Some((bias, input)) => bias.to_f32()?.iter().map(|b| b.abs() / input / MOST_STEPS).collect(),
             None => Vec::new(),
         };
-        let depthwise = conv && node.op.attrs().int_or("group", 1)? == tensor.shape()[0] as i64;
-        let sums = if depthwise { Sums::Wide } else { Sums::Paired };
-        let Codes { codes, scales, zeros, axis, error } =
-            quantize_weight(&tensor, weight.used.out_axis, &least, sums)?;
+        let fits = |r: &&Rounded| r.scales.iter().zip(&least).all(|(scale, least)| scale >= least);
+        let Codes { codes, scales, zeros, axis, error } = match rounded.filter(fits) {
+            Some(rounded) => rounded.as_codes(&tensor, weight.used.out_axis)?,
+            None => {
+                let sums = Sums::of(self.graph, weight);
+                quantize_weight(&tensor, weight.used.out_axis, &least, sums)?
+            }
+        };
         let name = self.graph.value(weight.value).name.clone();
         let mut ids = vec![
             self.graph.add_constant(&format!("{name}.c"), codes),

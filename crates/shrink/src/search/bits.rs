@@ -155,7 +155,7 @@ fn share_out(work: &Work, candidates: &[Candidate], target: usize) -> Result<Vec
         // Weights that differ: equal ones would be kept once.
         let sample = |(at, (c, &i)): (usize, (&Candidate, &usize))| {
             let coded = Coded::sample(c.offers[i].0, c.layout.rows, c.layout.cols, at);
-            (c.weight.value, Code { layout: c.layout.clone(), coded, error: 0.0 })
+            (c.weight.value, Code { layout: c.layout.clone(), coded, shift: Vec::new(), error: 0.0 })
         };
         let codes = candidates.iter().zip(&chosen).enumerate().map(sample).collect();
         let (model, _) = work.build(&choices(work, candidates, &chosen), &codes)?;

@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 
-use graph::ValueId;
 use graph::op::WeightKind;
+use graph::{Graph, ValueId};
 
 use super::work::Work;
 use crate::allocate::Offer;
@@ -12,8 +12,8 @@ use crate::gram::DAMP;
 use crate::matrix::{Layout, Matrix};
 use crate::plan::Choice;
 use crate::quantize::coded::{Coded, Form, Ranges, Rounding, gptq, nearest};
-use crate::quantize::embedding;
 use crate::quantize::weight_only::Item;
+use crate::quantize::{bias, embedding};
 use crate::walk::{Stop, walk};
 use crate::weights::Weight;
 use crate::{Error, Result};
@@ -37,6 +37,8 @@ pub(super) struct Candidate<'a> {
 pub(super) struct Code {
     pub(super) layout: Layout,
     pub(super) coded: Coded,
+    /// What the bias of the product shall have more of; empty when that is nothing.
+    pub(super) shift: Vec<f32>,
     pub(super) error: f64,
 }
 
@@ -52,6 +54,16 @@ pub(super) fn items<'a>(work: &'a Work, choices: &[Choice], codes: &'a Codes) ->
         }
     }
     items
+}
+
+/// Puts into the biases what the codes take from the means of the outputs.
+pub(super) fn correct(work: &Work, graph: &mut Graph, codes: &Codes) -> Result<()> {
+    for weight in &work.weights {
+        if let Some(code) = codes.get(&weight.value) {
+            bias::add(graph, weight, &code.shift)?;
+        }
+    }
+    Ok(())
 }
 
 /// Codes for the weights that are to have few bits.
@@ -153,7 +165,7 @@ fn sweep(
         let Some(coded) = nearest_of(work, c, &matrix, &[], form, ranges) else { return Ok(None) };
         let decoded = coded.decode();
         let error = matrix.distance(&decoded);
-        codes.insert(c.weight.value, Code { layout: c.layout.clone(), coded, error });
+        codes.insert(c.weight.value, Code { layout: c.layout.clone(), coded, shift: Vec::new(), error });
         Ok::<_, Error>(Some(decoded))
     };
     // What has no statistics, tables above all, comes first: the others see what it does.
@@ -172,17 +184,25 @@ fn sweep(
             work.judge.progress(&format!("sweeping weight {seen} of {}", weights.len()));
             let form = forms[&stop.weight.value];
             let (mut parts, mut harm, mut energy) = (Vec::new(), 0.0, 0.0);
+            let biased = bias::fits(&work.base.graph, stop.weight);
             for (group, gram) in stop.grams.iter().enumerate() {
                 let old = stop.layout.part(&stop.matrix, group);
-                let coded = gptq(work.cpu, &old, gram, form, ranges, DAMP, is_sparse(&old))?;
-                let (h, e) = gram.harm(work.cpu, &old, &coded.decode());
-                (harm, energy) = (harm + h, energy + e);
+                // The bias takes the mean of what is apart.
+                let felt = if biased { &gram.centred() } else { gram };
+                let coded = gptq(work.cpu, &old, felt, form, ranges, DAMP, is_sparse(&old))?;
+                let decoded = coded.decode();
+                harm += felt.harm(work.cpu, &old, &decoded).0;
+                energy += gram.energy(work.cpu, &old);
+                if biased {
+                    stop.shift.extend(bias::shift(&old, &decoded, &gram.mean()));
+                }
                 parts.push(coded);
             }
             let Some(coded) = Coded::stack(parts) else { return Ok(None) };
             let decoded = coded.decode();
             let error = if energy > 0.0 { harm / energy } else { harm };
-            codes.insert(stop.weight.value, Code { layout: stop.layout.clone(), coded, error });
+            let (layout, shift) = (stop.layout.clone(), stop.shift.clone());
+            codes.insert(stop.weight.value, Code { layout, coded, shift, error });
             Ok(Some(decoded))
         })?;
     }

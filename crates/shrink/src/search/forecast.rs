@@ -48,7 +48,7 @@ pub fn forecast(model: &Model, goal: &Goal, judge: &dyn Judge, cpu: &Cpu) -> Res
             let forms: HashMap<_, _> = candidates.iter().map(|c| (c.weight.value, form(c))).collect();
             let sample = |(at, c): (usize, &super::codes::Candidate)| {
                 let coded = Coded::sample(form(c), c.layout.rows, c.layout.cols, at);
-                (c.weight.value, Code { layout: c.layout.clone(), coded, error: 0.0 })
+                (c.weight.value, Code { layout: c.layout.clone(), coded, shift: Vec::new(), error: 0.0 })
             };
             let codes = candidates.iter().enumerate().map(sample).collect();
             let choice =

@@ -1,9 +1,10 @@
 //! A model at work: what is known of it, and what choices make of it.
 
-use std::collections::HashSet;
+use std::cell::OnceCell;
+use std::collections::{HashMap, HashSet};
 
 use graph::op::WeightKind;
-use graph::{Graph, Model, tidy};
+use graph::{Graph, Model, ValueId, tidy};
 use kernel::Cpu;
 
 use super::codes::{self, Codes};
@@ -13,6 +14,7 @@ use crate::lean;
 use crate::pass::{self, Change, Context, Pass};
 use crate::plan::{Choice, Plan, Step};
 use crate::quantize::coded::{Ranges, Rounding};
+use crate::quantize::int8::{self, Rounded};
 use crate::quantize::{embedding, matmul_dynamic, qdq, weight_only};
 use crate::repair::tune::{self, Tune};
 use crate::weights::{Weight, is_product, weights};
@@ -38,6 +40,8 @@ pub(super) struct Work<'a> {
     passes: Vec<Pass>,
     changes: Vec<Change>,
     stats: Stats,
+    /// The weights of 8 bits with fixed grids around them, once they are wanted.
+    rounded: OnceCell<HashMap<ValueId, Rounded>>,
     pub(super) judge: &'a dyn Judge,
     pub(super) version: i64,
     pub(super) cpu: &'a Cpu,
@@ -63,9 +67,19 @@ impl<'a> Work<'a> {
         }
         let weights = weights(&base.graph)?;
         let (stats, passes_done, changes) = (Stats::new(), Vec::new(), Vec::new());
-        let original = base.graph.clone();
-        let mut work =
-            Work { base, original, weights, passes: passes_done, changes, stats, judge, version, cpu };
+        let (original, rounded) = (base.graph.clone(), OnceCell::new());
+        let mut work = Work {
+            base,
+            original,
+            weights,
+            passes: passes_done,
+            changes,
+            stats,
+            rounded,
+            judge,
+            version,
+            cpu,
+        };
         for pass in passes {
             work.pass(pass)?;
         }
@@ -94,6 +108,7 @@ impl<'a> Work<'a> {
         graph.infer()?;
         graph.check()?;
         self.base.graph = graph;
+        self.rounded = OnceCell::new();
         self.weights = weights(&self.base.graph)?;
         let elements = (before, pass::elements(&self.base.graph)?);
         self.changes.push(Change { pass: pass.name().into(), error, elements });
@@ -153,6 +168,18 @@ impl<'a> Work<'a> {
     fn reached(&self, weight: &Weight) -> bool {
         let input = self.base.graph.node(weight.node).and_then(|n| n.input(0));
         input.is_some_and(|x| self.stats.contains_key(&x))
+    }
+
+    /// The weights that can have 8 bits with activations on fixed grids, rounded for what calibration has seen.
+    fn rounded(&self) -> Result<&HashMap<ValueId, Rounded>> {
+        if let Some(rounded) = self.rounded.get() {
+            return Ok(rounded);
+        }
+        let products: Vec<&Weight> =
+            self.weights.iter().filter(|w| self.is_static(w) && self.reached(w)).collect();
+        self.judge.progress("rounding the weights");
+        let rounded = int8::round(&self.base.graph, &products, self.context().examples()?, self.cpu)?;
+        Ok(self.rounded.get_or_init(|| rounded))
     }
 
     /// What a plan says of each weight. Weights that it does not name are kept.
@@ -239,7 +266,10 @@ impl<'a> Work<'a> {
         let with = |choice| -> Vec<&Weight> {
             self.weights.iter().zip(choices).filter(|(_, c)| **c == choice).map(|(w, _)| w).collect()
         };
-        let mut errors = qdq::rewrite(graph, &with(Choice::Int8Static), &self.stats, self.version)?;
+        let products = with(Choice::Int8Static);
+        let none = HashMap::new();
+        let rounded = if products.is_empty() { &none } else { self.rounded()? };
+        let mut errors = qdq::rewrite(graph, &products, &self.stats, rounded, self.version)?;
         let mut shared = matmul_dynamic::Shared::default();
         for weight in with(Choice::Int8Dynamic) {
             errors.insert(weight.node, matmul_dynamic::rewrite(graph, weight, &mut shared, self.version)?);
@@ -248,6 +278,7 @@ impl<'a> Work<'a> {
         for weight in with(Choice::Int8Rows) {
             errors.insert(weight.node, embedding::rewrite(graph, weight, &mut tables, self.version)?);
         }
+        codes::correct(self, graph, codes)?;
         weight_only::rewrite(graph, &codes::items(self, choices, codes), self.version)?;
         graph.sort()?;
         graph.infer()?;
