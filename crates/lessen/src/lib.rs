@@ -16,6 +16,7 @@ pub mod feed;
 pub mod forecast;
 pub mod inspect;
 mod judge;
+pub mod kept;
 mod lessons;
 pub mod model;
 pub mod provenance;

@@ -19,6 +19,7 @@ use crate::answer::{Options, Task};
 use crate::caveats::{Course, caveats};
 use crate::eval::SEED;
 use crate::judge::{CALIBRATION, DataJudge, Lessons, Needs};
+use crate::kept;
 use crate::provenance::{self, Provenance};
 use crate::receipt::{Memory, Number, Weighed};
 use crate::storage::storage;
@@ -293,6 +294,8 @@ pub struct Request<'a> {
     pub data_path: Option<&'a Path>,
     /// Where the examples of [`Tuning::data`] are, for the receipt.
     pub tune_path: Option<&'a Path>,
+    /// A folder for what the search finds, so that it can go on there when it is killed; see [`kept::discard`].
+    pub work: Option<&'a Path>,
     /// The file must become at least this many times smaller.
     pub smaller: Option<f64>,
     /// The file may have at most so many bytes.
@@ -377,7 +380,12 @@ pub fn shrink(
         None => Lessons::None,
     };
     let needs = Needs { calibration: calibration.unwrap_or(CALIBRATION), training, until };
-    let judge = DataJudge::new(&original, data, task, options, cpu, needs, progress)?;
+    let depends = format!("{task:?} {options:?} {:?} {trains} {calibration:?}", cpu.isa());
+    let kept =
+        request.work.map(|folder| kept::open(folder, &original, request, &depends)).transpose()?.flatten();
+    // Held until all is found.
+    let (_job, store) = kept.map_or((None, None), |(job, store)| (Some(job), Some(store)));
+    let judge = DataJudge::new(&original, data, task, options, cpu, needs, progress)?.keeping(store);
     let metric = judge.metric_of_original()?;
     let allowed = lose.map(|lose| match lose {
         Lose::Points(points) => points / 100.0,

@@ -122,6 +122,12 @@ impl Gram {
         matrix
     }
 
+    /// All that it holds, as numbers.
+    pub fn sums(&self) -> impl Iterator<Item = f64> {
+        let counts = [self.n as f64, self.count as f64].into_iter();
+        counts.chain(self.products.iter().copied()).chain(self.sums.iter().copied())
+    }
+
     /// The same of what the inputs are apart from their means: what counts when a bias takes the rest. Inputs that do
     /// not vary are dead in it.
     pub fn centred(&self) -> Gram {

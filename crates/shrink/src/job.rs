@@ -36,6 +36,11 @@ impl Key {
         Key(hash.finalize().into())
     }
 
+    /// The key of this and of bytes more.
+    pub fn with(&self, bytes: &[u8]) -> Key {
+        Key::of(&[&self.0, bytes])
+    }
+
     /// The key of a part of what has this key.
     pub fn part(&self, name: &str) -> Key {
         Key::of(&[&self.0, name.as_bytes()])
@@ -58,6 +63,8 @@ impl fmt::Debug for Key {
 #[derive(Clone, Debug)]
 pub struct Store {
     folder: PathBuf,
+    /// What all results depend on.
+    base: Option<Key>,
 }
 
 impl Store {
@@ -67,7 +74,12 @@ impl Store {
     /// [`Error::Io`] when it cannot be made.
     pub fn open(folder: &Path) -> Result<Store> {
         fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        Ok(Store { folder: folder.into() })
+        Ok(Store { folder: folder.into(), base: None })
+    }
+
+    /// The same for results that also depend on what has this key.
+    pub fn within(&self, base: Key) -> Store {
+        Store { folder: self.folder.clone(), base: Some(base) }
     }
 
     /// Its folder.
@@ -76,6 +88,7 @@ impl Store {
     }
 
     fn path(&self, key: &Key) -> PathBuf {
+        let key = self.base.map_or(*key, |base| base.with(&key.0));
         self.folder.join(format!("{key}.part"))
     }
 
@@ -128,6 +141,27 @@ impl Store {
         match fs::remove_file(&path) {
             Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io(&path)(e)),
             _ => Ok(()),
+        }
+    }
+
+    /// As [`Store::get`] and [`Store::put`], for what is only to save time: when nothing can be read it is made, and when
+    /// it cannot be kept, that is said in the log.
+    ///
+    /// # Errors
+    /// What `make` returns.
+    pub fn spare(&self, key: &Key, make: impl FnOnce() -> Result<Vec<u8>>) -> Result<Vec<u8>> {
+        if let Ok(Some(bytes)) = self.get(key) {
+            return Ok(bytes);
+        }
+        let bytes = make()?;
+        self.keep(key, &bytes);
+        Ok(bytes)
+    }
+
+    /// Keeps what is only to save time; when that fails it is said in the log.
+    pub fn keep(&self, key: &Key, bytes: &[u8]) {
+        if let Err(e) = self.put(key, bytes) {
+            tracing::warn!("what was found cannot be kept for another run: {e}");
         }
     }
 

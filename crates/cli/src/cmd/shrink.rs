@@ -290,7 +290,8 @@ pub(super) fn make(
     };
     let dataset = data.as_deref().map(|d| d as &dyn Dataset);
     let (data_path, tune_path) = (source.data, source.tune_data);
-    let request = Request { data: dataset, data_path, tune_path, tune, ..request };
+    let request =
+        Request { data: dataset, data_path, tune_path, tune, work: beside.work.as_deref(), ..request };
     let (small, mut receipt) = shrink(&model, &request, &common.cpu()?, &tell)?;
     bar.finish_and_clear();
 
@@ -313,6 +314,9 @@ pub(super) fn make(
         let text = serde_json::to_string_pretty(&json)? + "\n";
         lessen::write_file(&beside.json, text.as_bytes()).context("the receipt cannot be written")?;
         page::write(&receipt, &beside.page).context("the receipt cannot be written")?;
+    }
+    if let Some(work) = &beside.work {
+        lessen::kept::discard(work)?;
     }
     let mut text = words(&receipt);
     for missed in &receipt.missed {
@@ -338,6 +342,8 @@ struct Beside {
     plan: PathBuf,
     page: PathBuf,
     json: PathBuf,
+    /// Where unfinished work is kept; `None` when the model's folder is not there.
+    work: Option<PathBuf>,
 }
 
 impl Beside {
@@ -353,7 +359,11 @@ impl Beside {
                 );
             }
         }
-        Ok(Beside { plan, page, json })
+        let mut work = output.file_name().unwrap_or_default().to_os_string();
+        work.push(".partial");
+        let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let work = folder.is_dir().then(|| output.with_file_name(work));
+        Ok(Beside { plan, page, json, work })
     }
 }
 

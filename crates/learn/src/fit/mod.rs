@@ -51,7 +51,7 @@ impl Default for Recipe {
             warmup: 0.05,
             optimizer: Optimizer::default(),
             clip: 1.0,
-            patience: 3,
+            patience: 10,
             seed: 0,
         }
     }

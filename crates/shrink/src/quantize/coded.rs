@@ -57,6 +57,26 @@ pub struct Coded {
 }
 
 impl Coded {
+    /// Codes, zeros and scales as bytes.
+    pub fn write(&self) -> Vec<u8> {
+        let scales = self.scales.iter().flat_map(|s| s.to_le_bytes());
+        self.codes.iter().copied().chain(self.zeros.iter().copied()).chain(scales).collect()
+    }
+
+    /// What [`Coded::write`] wrote of a weight of this form and size; `None` when it did not.
+    pub fn read(form: Form, rows: usize, cols: usize, bytes: &[u8]) -> Option<Coded> {
+        let (elements, groups) = (rows.checked_mul(cols)?, rows.checked_mul(form.groups(cols))?);
+        let (codes, rest) = bytes.split_at_checked(elements)?;
+        let (zeros, rest) = rest.split_at_checked(groups)?;
+        let (scales, left) = rest.as_chunks::<4>();
+        let most = (1u32 << form.bits.min(8)) - 1;
+        let sound = left.is_empty()
+            && scales.len() == groups
+            && codes.iter().chain(zeros).all(|&code| u32::from(code) <= most);
+        let scales = scales.iter().map(|s| f32::from_le_bytes(*s)).collect();
+        sound.then(|| Coded { form, rows, cols, codes: codes.to_vec(), scales, zeros: zeros.to_vec() })
+    }
+
     /// The weight in f32.
     pub fn decode(&self) -> Matrix {
         let group = self.form.group_of(self.cols);

@@ -7,9 +7,10 @@ use graph::op::WeightKind;
 use graph::ops::softmax::{Kind, Softmax};
 use graph::run::Session;
 use graph::{DType, Datum, Dim, Graph, ValueId, tidy};
-use learn::fit::{Fitted, Hold, Inputs, Lessons, Loss, Network, Recipe, fit, weighted};
+use learn::fit::{Checkpoints, Fitted, Hold, Inputs, Lessons, Loss, Network, Recipe, fit, weighted};
 use serde::{Deserialize, Serialize};
 
+use crate::job::{Key, Store};
 use crate::pass::Context;
 use crate::{Error, Result};
 
@@ -89,7 +90,11 @@ pub fn apply(graph: &mut Graph, tune: &Tune, cx: &Context) -> Result<Fitted> {
         tune.stop.is_none_or(|stop| p.epoch < stop) && !cx.judge.out_of_time()
     };
     cx.progress("tuning");
-    let fitted = fit(&mut network, &tune.recipe, &pupil, None, &mut watch);
+    let mut kept =
+        cx.judge.store().map(|store| Ok::<_, Error>(Kept { store, key: key(graph, tune, cx, count)? }));
+    let mut kept = kept.take().transpose()?;
+    let checkpoints = kept.as_mut().map(|kept| kept as &mut dyn Checkpoints);
+    let fitted = fit(&mut network, &tune.recipe, &pupil, checkpoints, &mut watch);
     if let Some(error) = pupil.failed.into_inner() {
         return Err(error);
     }
@@ -98,6 +103,45 @@ pub fn apply(graph: &mut Graph, tune: &Tune, cx: &Context) -> Result<Fitted> {
         graph.set_constant(weight.value, weight.tensor.clone());
     }
     Ok(fitted)
+}
+
+/// Where the state after each epoch is kept.
+struct Kept<'a> {
+    store: &'a Store,
+    key: Key,
+}
+
+impl Checkpoints for Kept<'_> {
+    fn load(&self) -> Option<Vec<u8>> {
+        self.store.get(&self.key).ok().flatten()
+    }
+
+    fn save(&mut self, state: &[u8]) -> learn::Result<()> {
+        self.store.keep(&self.key, state);
+        Ok(())
+    }
+}
+
+/// What a training depends on.
+fn key(graph: &Graph, tune: &Tune, cx: &Context, count: usize) -> Result<Key> {
+    let recipe = toml::to_string(tune).map_err(|e| Error::Plan(e.to_string()))?;
+    let mut key = Key::of(&[
+        b"tune",
+        recipe.as_bytes(),
+        &count.to_le_bytes(),
+        format!("{:?}", cx.cpu.isa()).as_bytes(),
+    ]);
+    for graph in [cx.original, graph] {
+        for (_, node) in graph.nodes() {
+            key = key.part(&format!("{:?} {:?} {:?}", node.op, node.inputs, node.outputs));
+        }
+        for (_, value) in graph.values() {
+            if let Some(tensor) = &value.constant {
+                key = key.part(&value.name).with(tensor.bytes());
+            }
+        }
+    }
+    Ok(key)
 }
 
 /// The weights of a graph that can be tuned, and what each is held to.

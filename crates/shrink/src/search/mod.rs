@@ -11,6 +11,7 @@ mod zeros;
 use graph::Model;
 use kernel::Cpu;
 
+use crate::job::Store;
 use crate::pass::{Change, Pass};
 use crate::plan::Plan;
 use crate::prune::pattern::Pattern;
@@ -139,6 +140,11 @@ pub trait Judge {
             "there are no examples to train on; {} are asked for",
             examples.len()
         )))
+    }
+
+    /// Where what was found is kept until all is done, so that a run that was killed can go on.
+    fn store(&self) -> Option<&Store> {
+        None
     }
 
     /// Compares a model with the original on a part of the examples; `None` when there is nothing to judge on.
