@@ -48,7 +48,8 @@ pub(crate) fn open(
     request: &Request,
     depends: &str,
 ) -> Result<Option<(Job, Store)>> {
-    let data = [(request.data.is_some(), request.data_path), (true, request.tune_path)];
+    let lessons = request.tune.is_some_and(|tune| tune.data.is_some());
+    let data = [(request.data.is_some(), request.data_path), (lessons, request.tune_path)];
     let mut key = Key::of(&[
         env!("CARGO_PKG_VERSION").as_bytes(),
         &Sha256::digest(format::onnx::to_bytes(original.inner())?),
