@@ -219,4 +219,5 @@ def main():
             run(options.peers)
 
 
-main()
+if __name__ == "__main__":
+    main()
