@@ -160,6 +160,10 @@ fn what_cannot_be_tuned_is_said() {
         apply(&mut graph, &tune(Loss::Relative, Which::All), &cx).unwrap_err().to_string()
     };
     assert!(said(&original, &Teaches(3)).contains("3 examples to tune on are too few"));
+    let mut graph = original.clone();
+    let cx = Context { judge: &Teaches(100), original: &original, cpu: &cpu };
+    let wrong = apply(&mut graph, &tune(Loss::CrossEntropy, Which::All), &cx).unwrap_err();
+    assert!(wrong.to_string().contains("say distil"));
     // What the judge says comes out as it was.
     assert_eq!(said(&original, &Teaches(400)), "calibration: example 399 cannot be read");
     // A node without a gradient is named.

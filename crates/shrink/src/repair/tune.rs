@@ -60,6 +60,10 @@ pub fn apply(graph: &mut Graph, tune: &Tune, cx: &Context) -> Result<Fitted> {
         );
         return Err(Error::Calibration(what));
     }
+    if tune.loss == Loss::CrossEntropy {
+        let what = "cross-entropy takes right answers, and a tuning has only the original's: say distil, relative or squared";
+        return Err(Error::Plan(what.into()));
+    }
     let pupil = Pupil::new(graph, tune, cx, count)?;
     let mut student = graph.clone();
     let mut losses = Vec::new();
@@ -69,7 +73,7 @@ pub fn apply(graph: &mut Graph, tune: &Tune, cx: &Context) -> Result<Fitted> {
         // Targets are values that nothing makes: inputs beside those of the model.
         let target = student.add_input(name, fact)?;
         let loss = match tune.loss {
-            Loss::Distil { .. } | Loss::CrossEntropy if !known => Loss::Relative,
+            Loss::Distil { .. } if !known => Loss::Relative,
             loss => loss,
         };
         losses.push((loss.add(&mut student, output, target)?, 1.0 / pupil.targets.len() as f32));
@@ -90,9 +94,10 @@ pub fn apply(graph: &mut Graph, tune: &Tune, cx: &Context) -> Result<Fitted> {
         tune.stop.is_none_or(|stop| p.epoch < stop) && !cx.judge.out_of_time()
     };
     cx.progress("tuning");
-    let mut kept =
-        cx.judge.store().map(|store| Ok::<_, Error>(Kept { store, key: key(graph, tune, cx, count)? }));
-    let mut kept = kept.take().transpose()?;
+    let mut kept = match cx.judge.store() {
+        Some(store) => Some(Kept { store, key: key(graph, tune, cx, count)? }),
+        None => None,
+    };
     let checkpoints = kept.as_mut().map(|kept| kept as &mut dyn Checkpoints);
     let fitted = fit(&mut network, &tune.recipe, &pupil, checkpoints, &mut watch);
     if let Some(error) = pupil.failed.into_inner() {
@@ -198,7 +203,7 @@ impl<'a> Pupil<'a> {
         if teacher.outputs.len() != graph.outputs.len() {
             return Err(Error::Plan("the changed model has not as many outputs as the original".into()));
         }
-        let logits = matches!(tune.loss, Loss::Distil { .. } | Loss::CrossEntropy);
+        let logits = matches!(tune.loss, Loss::Distil { .. });
         let (mut outputs, mut theirs) = (Vec::new(), Vec::new());
         for (&own, &original) in graph.outputs.iter().zip(&cx.original.outputs) {
             let fact = &graph.value(own).fact;
