@@ -276,7 +276,7 @@ fn training_wins_back_what_cutting_lost_and_a_plan_repeats_it_byte_by_byte() {
         let receipt = digits(&place, &[&["--fewer", "4"], more].concat()).json();
         receipt["quality"]["distance"].as_f64().unwrap()
     };
-    let (cut, tuned) = (lost(&[]), lost(&["--tune", "--epochs", "12"]));
+    let (cut, tuned) = (lost(&[]), lost(&["--tune", "--epochs", "12", "--rate", "0.001"]));
     assert!(tuned < 0.85 * cut, "{cut} -> {tuned}");
     let (plan, again) = (place.path("small.toml"), place.path("again.onnx"));
     let (model, data) = (example("digits.onnx"), example("test.npz"));
@@ -301,7 +301,7 @@ fn training_leaves_zeros_alone_and_says_what_it_lacks() {
     let place = Place::new();
     let sparse = ["--zeros", "70%", "--no-refit", "--rule", "magnitude"];
     let receipt = |more: &[&str]| digits(&place, &[&sparse, more].concat()).json();
-    let (before, after) = (receipt(&[]), receipt(&["--tune", "--epochs", "8"]));
+    let (before, after) = (receipt(&[]), receipt(&["--tune", "--epochs", "8", "--rate", "0.001"]));
     let distance = |r: &serde_json::Value| r["quality"]["distance"].as_f64().unwrap();
     assert!(distance(&after) < 0.5 * distance(&before));
     let elements = |r: &serde_json::Value, pass: usize| r["changes"][pass]["elements"][1].as_u64().unwrap();

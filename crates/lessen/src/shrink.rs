@@ -273,7 +273,7 @@ impl Tuning<'_> {
     fn tune(&self, model: &graph::Model, task: Task) -> Tune {
         let convolutional = model.graph.nodes().any(|(_, n)| n.kind() == "Conv");
         let usual = Recipe::default();
-        let rate = if convolutional { usual.rate } else { 1e-4 };
+        let rate = if convolutional { 3e-4 } else { 1e-4 };
         let loss = match task {
             Task::Classify => Loss::Distil { temperature: TEMPERATURE },
             Task::Similarity | Task::Agree => Loss::Relative,
