@@ -310,7 +310,25 @@ fn training_leaves_zeros_alone_and_says_what_it_lacks() {
     let (model, out) = (example("digits.onnx"), place.path("none.onnx"));
     lessen(&["shrink", &model, "--tune", "-o", &out])
         .fails(&["examples to tune on are too few", "--tune-data"]);
-    assert!(!std::path::Path::new(&out).exists());
+    for left in [&out, &place.path("none.onnx.partial")] {
+        assert!(!std::path::Path::new(left).exists(), "a failed run leaves nothing");
+    }
+    // Without examples to prove it on there can be some to train on.
+    let receipt = lessen(&[
+        "shrink",
+        &model,
+        "--tune",
+        "--tune-data",
+        &example("test.npz"),
+        "--epochs",
+        "1",
+        "-o",
+        &out,
+        "--json",
+    ])
+    .json();
+    assert_eq!(receipt["changes"][0]["measure"], "loss left");
+    assert!(receipt["quality"].is_null() && !receipt["caveats"].as_array().unwrap().is_empty());
     assert_eq!(lessen(&["shrink", &model, "--epochs", "3"]).code, 1, "--epochs without --tune");
 }
 

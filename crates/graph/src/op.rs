@@ -105,7 +105,7 @@ pub trait Op: Debug + Send + Sync {
     }
 
     /// The same computation on inputs with their axes in another order, when it can make its outputs with theirs in
-    /// that order as well. All outputs have the rank of the order.
+    /// that order as well, or as they were. Outputs that are turned have the rank of the order.
     fn turn(&self, cx: &TurnCx) -> Option<Turned> {
         let _ = cx;
         None

@@ -15,7 +15,7 @@ use shrink::{Judge, Part, Score};
 use crate::answer::{Answer, Answerer, Options, Task};
 use crate::eval::{Judged, SEED};
 use crate::kept;
-use crate::lessons::{Training, parts};
+use crate::lessons::{Training, singles};
 use crate::receipt::Number;
 use crate::shrink::{Quality, Shares, Speed};
 use crate::verify::{Answers, Verification};
@@ -60,27 +60,27 @@ pub(crate) struct Needs<'a> {
     /// Most examples that calibration looks at.
     pub calibration: usize,
     /// Examples to train on.
-    pub training: Lessons<'a>,
+    pub training: TrainOn<'a>,
     /// When it has to come to an end.
     pub until: Option<Instant>,
 }
 
 impl Default for Needs<'_> {
     fn default() -> Self {
-        Needs { calibration: CALIBRATION, training: Lessons::None, until: None }
+        Needs { calibration: CALIBRATION, training: TrainOn::Nothing, until: None }
     }
 }
 
 /// Examples to train on.
 #[derive(Clone, Copy, Default)]
-pub(crate) enum Lessons<'a> {
-    /// None.
+pub(crate) enum TrainOn<'a> {
+    /// Nothing is trained.
     #[default]
-    None,
-    /// A part of those that are there.
-    Own,
-    /// Others.
-    Of(&'a dyn Dataset),
+    Nothing,
+    /// A share of the examples that all else is done with.
+    Share,
+    /// All examples of another data set.
+    Other(&'a dyn Dataset),
 }
 
 impl<'a> DataJudge<'a> {
@@ -108,23 +108,22 @@ impl<'a> DataJudge<'a> {
                     _ => None,
                 })
                 .collect();
-            let own = matches!(needs.training, Lessons::Own);
+            let own = matches!(needs.training, TrainOn::Share);
             let share = if own { TRAINING } else { (needs.calibration as f64 / n as f64).min(0.2) };
             // What is trained on may not decide, and what decides may not prove.
             let verify = if own { 0.5 } else { (1.0 - share) / 2.0 };
             let fractions = [share, 1.0 - share - verify, verify];
             let mut shares = split(n, &fractions, SEED, classes.as_deref())?.into_iter();
             calibration = shares.next().unwrap_or_default();
-            training = match needs.training {
-                Lessons::None => None,
-                Lessons::Own => Some((data, calibration.clone())),
-                Lessons::Of(other) => Some((other, (0..other.len()).collect())),
-            };
+            training = own.then(|| (data, calibration.clone()));
             calibration.truncate(needs.calibration);
             let search = shares.next().unwrap_or_default();
             parts.insert(Part::Probe, search.iter().copied().take(PROBE).collect());
             parts.insert(Part::Search, search);
             parts.insert(Part::Verify, shares.next().unwrap_or_default());
+        }
+        if let TrainOn::Other(other) = needs.training {
+            training = Some((other, (0..other.len()).collect()));
         }
         let training =
             training.map(|(data, rows)| Training::new(original, data, rows, task, options)).transpose()?;
@@ -339,7 +338,7 @@ impl Judge for DataJudge<'_> {
             let mut prepared = Vec::new();
             for &i in part {
                 let input = data.get(i).map_err(|e| judged(e.into()))?.input;
-                for input in &parts(input, self.task) {
+                for input in &singles(input, self.task) {
                     prepared.push(feeder.prepare(input).map_err(judged)?);
                 }
             }

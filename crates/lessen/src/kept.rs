@@ -37,38 +37,51 @@ pub(crate) fn read(bytes: &[u8]) -> Option<Score> {
     })
 }
 
-/// Opens a folder for what a search finds; nobody else works in it as long as the job lives. `None` when it is not known
-/// what the data are.
-///
-/// # Errors
-/// When another process works in it, the folder is something else, or cannot be written to.
-pub(crate) fn open(
-    folder: &Path,
-    original: &Model,
-    request: &Request,
-    depends: &str,
-) -> Result<Option<(Job, Store)>> {
-    let lessons = request.tune.is_some_and(|tune| tune.data.is_some());
-    let data = [(request.data.is_some(), request.data_path), (lessons, request.tune_path)];
-    let mut key = Key::of(&[
-        env!("CARGO_PKG_VERSION").as_bytes(),
-        &Sha256::digest(format::onnx::to_bytes(original.inner())?),
-        format!("{:?} {depends}", original.preprocess()).as_bytes(),
-    ]);
-    for (given, path) in data {
-        match path {
-            Some(path) => key = key.part(&provenance::content(path)?.sha256),
-            None if given => return Ok(None),
-            None => {}
-        }
-    }
-    let asked = [("work".to_owned(), "what a search has found so far".to_owned())].into();
-    let job = Job::open(folder, &asked)?;
-    let store = job.store().within(key);
-    Ok(Some((job, store)))
+/// A folder for what a search finds; nobody else works in it as long as this lives. When nothing was found there is none.
+pub(crate) struct Work {
+    job: Option<Job>,
+    base: Key,
 }
 
-/// Removes what was kept in a folder, when all is done.
+impl Work {
+    /// Opens it; `None` when it is not known what the data are. `depends` says what else findings depend on.
+    ///
+    /// # Errors
+    /// When another process works in it, the folder is something else, or cannot be written to.
+    pub fn open(folder: &Path, original: &Model, request: &Request, depends: &str) -> Result<Option<Work>> {
+        let lessons = request.tune.is_some_and(|tune| tune.data.is_some());
+        let data = [(request.data.is_some(), request.data_path), (lessons, request.tune_path)];
+        let mut base = Key::of(&[
+            env!("CARGO_PKG_VERSION").as_bytes(),
+            &Sha256::digest(format::onnx::to_bytes(original.inner())?),
+            format!("{:?} {depends}", original.preprocess()).as_bytes(),
+        ]);
+        for (given, path) in data {
+            match path {
+                Some(path) => base = base.part(&provenance::content(path)?.sha256),
+                None if given => return Ok(None),
+                None => {}
+            }
+        }
+        let asked = [("work".to_owned(), "what a search has found so far".to_owned())].into();
+        Ok(Some(Work { job: Some(Job::open(folder, &asked)?), base }))
+    }
+
+    /// Where findings are put.
+    pub fn store(&self) -> Option<Store> {
+        self.job.as_ref().map(|job| job.store().within(self.base))
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        if let Some(Err(e)) = self.job.take().map(Job::leave) {
+            tracing::warn!("{e}");
+        }
+    }
+}
+
+/// Removes what was kept in a folder, when all is done and written.
 ///
 /// # Errors
 /// When another process works in it, or it cannot be removed.

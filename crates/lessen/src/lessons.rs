@@ -58,7 +58,7 @@ impl<'a> Training<'a> {
         for &i in examples {
             let input = self.data.get(self.rows[i])?.input;
             images &= matches!(input, Input::Image(_));
-            for input in &parts(input, self.task) {
+            for input in &singles(input, self.task) {
                 prepared.push(self.feeder.prepare(input)?);
             }
         }
@@ -79,7 +79,7 @@ impl<'a> Training<'a> {
 }
 
 /// Texts of a pair are read one by one where the task compares their vectors.
-pub(crate) fn parts(input: Input, task: Task) -> Vec<Input> {
+pub(crate) fn singles(input: Input, task: Task) -> Vec<Input> {
     match input {
         Input::Pair(a, b) if task == Task::Similarity => vec![Input::Text(a), Input::Text(b)],
         other => vec![other],

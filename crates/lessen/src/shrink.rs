@@ -18,7 +18,7 @@ use shrink::{Pass, Score};
 use crate::answer::{Options, Task};
 use crate::caveats::{Course, caveats};
 use crate::eval::SEED;
-use crate::judge::{CALIBRATION, DataJudge, Lessons, Needs};
+use crate::judge::{CALIBRATION, DataJudge, Needs, TrainOn};
 use crate::kept;
 use crate::provenance::{self, Provenance};
 use crate::receipt::{Memory, Number, Weighed};
@@ -375,16 +375,15 @@ pub fn shrink(
         None => request.fewer.filter(|_| request.tune.is_none()).map(|_| CUTTING),
     };
     let training = match request.tune.and_then(|tune| tune.data) {
-        Some(data) => Lessons::Of(data),
-        None if trains => Lessons::Own,
-        None => Lessons::None,
+        Some(data) => TrainOn::Other(data),
+        None if trains => TrainOn::Share,
+        None => TrainOn::Nothing,
     };
     let needs = Needs { calibration: calibration.unwrap_or(CALIBRATION), training, until };
     let depends = format!("{task:?} {options:?} {:?} {trains} {calibration:?}", cpu.isa());
-    let kept =
-        request.work.map(|folder| kept::open(folder, &original, request, &depends)).transpose()?.flatten();
-    // Held until all is found.
-    let (_job, store) = kept.map_or((None, None), |(job, store)| (Some(job), Some(store)));
+    let kept = request.work.map(|folder| kept::Work::open(folder, &original, request, &depends));
+    let kept = kept.transpose()?.flatten();
+    let store = kept.as_ref().and_then(kept::Work::store);
     let judge = DataJudge::new(&original, data, task, options, cpu, needs, progress)?.keeping(store);
     let metric = judge.metric_of_original()?;
     let allowed = lose.map(|lose| match lose {

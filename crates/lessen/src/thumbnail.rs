@@ -2,6 +2,8 @@
 
 use std::io::Cursor;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use image::{DynamicImage, GrayImage, ImageFormat, RgbImage};
 use learn::Input;
 
@@ -31,7 +33,7 @@ pub(crate) fn of(input: &Input) -> Option<String> {
         false => DynamicImage::ImageLuma8(small.to_luma8()),
     };
     small.write_to(&mut png, ImageFormat::Png).ok()?;
-    Some(format!("data:image/png;base64,{}", base64(&png.into_inner())))
+    Some(format!("data:image/png;base64,{}", STANDARD.encode(png.into_inner())))
 }
 
 fn picture(shape: &[usize], values: &[f32]) -> Option<DynamicImage> {
@@ -60,33 +62,10 @@ fn picture(shape: &[usize], values: &[f32]) -> Option<DynamicImage> {
     }
 }
 
-/// Bytes as text (RFC 4648, section 4).
-fn base64(bytes: &[u8]) -> String {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for part in bytes.chunks(3) {
-        let three = part.iter().fold(0u32, |all, b| all << 8 | u32::from(*b)) << (8 * (3 - part.len()));
-        for k in 0..4 {
-            let letter = LETTERS[(three >> (18 - 6 * k)) as usize & 63];
-            text.push(if k <= part.len() { char::from(letter) } else { '=' });
-        }
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use graph::Tensor;
-
-    /// The examples of RFC 4648.
-    #[test]
-    fn base64_of_known_texts() {
-        let known = ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"];
-        for (n, text) in known.iter().enumerate() {
-            assert_eq!(base64(&b"foobar"[..n]), *text);
-        }
-    }
 
     fn pixels(shape: &[usize], values: &[f32]) -> DynamicImage {
         picture(shape, values).unwrap()

@@ -144,20 +144,6 @@ impl Store {
         }
     }
 
-    /// As [`Store::get`] and [`Store::put`], for what is only to save time: when nothing can be read it is made, and when
-    /// it cannot be kept, that is said in the log.
-    ///
-    /// # Errors
-    /// What `make` returns.
-    pub fn spare(&self, key: &Key, make: impl FnOnce() -> Result<Vec<u8>>) -> Result<Vec<u8>> {
-        if let Ok(Some(bytes)) = self.get(key) {
-            return Ok(bytes);
-        }
-        let bytes = make()?;
-        self.keep(key, &bytes);
-        Ok(bytes)
-    }
-
     /// Keeps what is only to save time; when that fails it is said in the log.
     pub fn keep(&self, key: &Key, bytes: &[u8]) {
         if let Err(e) = self.put(key, bytes) {
@@ -292,6 +278,21 @@ impl Job {
     /// Where its results are.
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// Leaves the job for another run to go on with; one without results leaves no folder.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn leave(self) -> Result<()> {
+        let folder = &self.store.folder;
+        for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
+            let name = entry.map_err(Error::io(folder))?.file_name();
+            if name != ASKED && name != LOCK {
+                return Ok(());
+            }
+        }
+        self.finish()
     }
 
     /// Ends the job: the results that are left, the note and the lock are removed, and the folder, unless the caller

@@ -86,6 +86,14 @@ impl Pass {
         }
     }
 
+    /// What the number is that [`Pass::apply`] gives, in words.
+    fn measure(&self) -> &'static str {
+        match self {
+            Pass::Tune(_) => "loss left",
+            _ => "squared error",
+        }
+    }
+
     /// Changes the graph, which stays plain f32. Gives the relative squared error that was made, of what the pass
     /// touched; of a training, the loss that is left. The same pass on the same graph and data gives the same graph.
     ///
@@ -117,7 +125,7 @@ fn mean(errors: &[f64]) -> f64 {
     errors.iter().sum::<f64>() / errors.len().max(1) as f64
 }
 
-/// What a pass did.
+/// What a pass did to a graph.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Change {
     /// The pass's name.
@@ -125,8 +133,17 @@ pub struct Change {
     /// The relative squared error that it made, of what it touched; of a training, the loss that is left on examples
     /// that were held out of it.
     pub error: f64,
+    /// Which of both that is, in words.
+    pub measure: &'static str,
     /// Elements of weights that are not 0: before and after.
     pub elements: (usize, usize),
+}
+
+impl Change {
+    /// What this pass did, with the elements that there were before and are after.
+    pub(crate) fn of(pass: &Pass, error: f64, elements: (usize, usize)) -> Change {
+        Change { pass: pass.name().into(), error, measure: pass.measure(), elements }
+    }
 }
 
 /// Elements of the weights of a graph that are not 0.

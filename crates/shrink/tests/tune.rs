@@ -8,7 +8,7 @@ use learn::fit::{Loss, Recipe};
 use lessen_shrink::pass::Context;
 use lessen_shrink::repair::tune::{Tune, Which, apply};
 use lessen_shrink::walk::Example;
-use lessen_shrink::{Error, Judge, Part, Pass, Result, Score};
+use lessen_shrink::{Error, Goal, Judge, Part, Pass, Plan, Result, Score, shrink};
 
 const WIDTH: usize = 12;
 
@@ -172,4 +172,69 @@ fn what_cannot_be_tuned_is_said() {
     let mut none = original.clone();
     none.outputs.clear();
     assert!(said(&none, &Teaches(100)).contains("no output"));
+}
+
+/// Its time is over from the beginning.
+struct Hurried;
+
+impl Judge for Hurried {
+    fn calibration(&self, _: &mut dyn FnMut(Example) -> Result<()>) -> Result<()> {
+        Ok(())
+    }
+
+    fn can_calibrate(&self) -> bool {
+        false
+    }
+
+    fn score(&self, _: &Model, _: Part) -> Result<Option<Score>> {
+        Ok(None)
+    }
+
+    fn bytes(&self, _: &Model) -> Result<usize> {
+        Ok(0)
+    }
+
+    fn training(&self) -> usize {
+        100
+    }
+
+    fn lesson(&self, picks: &[usize], seed: Option<u64>) -> Result<Vec<(Example, usize)>> {
+        Teaches(100).lesson(picks, seed)
+    }
+
+    fn out_of_time(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_plan_repeats_a_tuning_that_the_time_cut_short() {
+    let cpu = Cpu::new(1).unwrap();
+    let model =
+        Model { graph: layers("Relu", None), opsets: [(String::new(), 17)].into(), ..Model::default() };
+    // Zeros, so that there is something to win back.
+    let zeros = lessen_shrink::Sparse {
+        pattern: lessen_shrink::prune::pattern::Pattern::Anywhere,
+        share: 0.5,
+        rule: lessen_shrink::prune::zeros::Rule::Magnitude,
+        refit: false,
+        even: true,
+    };
+    let goal = Goal { zeros: Some(zeros), tune: Some(tune(Loss::Relative, Which::All)), ..Goal::default() };
+    let cut = shrink(&model, &goal, &Hurried, &cpu).unwrap();
+    let stop = cut.plan.passes.iter().find_map(|pass| match pass {
+        Pass::Tune(tune) => tune.stop,
+        _ => None,
+    });
+    assert_eq!(stop, Some(1));
+    let plan = Plan::read(&cut.plan.write().unwrap()).unwrap();
+    let constants = |model: &Model| -> Vec<(String, Vec<u8>)> {
+        let constant = |v: &graph::Value| Some((v.name.clone(), v.constant.as_ref()?.bytes().to_vec()));
+        model.graph.values().filter_map(|(_, v)| constant(v)).collect()
+    };
+    // Without hurry, and without knowing of it, the plan stops where it stopped.
+    let again = lessen_shrink::apply(&model, &plan, &Goal::default(), &Teaches(100), &cpu).unwrap();
+    assert_eq!(constants(&again.model), constants(&cut.model));
+    let whole = shrink(&model, &goal, &Teaches(100), &cpu).unwrap();
+    assert_ne!(constants(&whole.model), constants(&cut.model));
 }

@@ -456,10 +456,13 @@ fn words(receipt: &Receipt) -> String {
     for change in &receipt.changes {
         let (before, after) = change.elements;
         let what = format!("{} of {before} elements of weights stay", after);
-        text += &format!("{}: {what}, squared error {:.2e}\n", change.pass, change.error);
+        text += &format!("{}: {what}, {} {:.2e}\n", change.pass, change.measure, change.error);
     }
     match &receipt.data {
         Some(shares) => {
+            if let Some(data) = &shares.training_data {
+                text += &format!("{data}: {} examples to train on\n", shares.training);
+            }
             text += &format!(
                 "{}: {} examples to calibrate, {} to decide, {} for these numbers (intervals are of 95 %)\n",
                 shares.data, shares.calibration, shares.search, shares.verify

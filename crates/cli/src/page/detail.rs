@@ -149,8 +149,8 @@ pub fn changes(receipt: &Receipt) -> String {
     }
     let mut html = String::from(
         "<h2>Passes</h2>\n<p><small>What was done to the whole graph, in order. A bar: the elements of its weights that are \
-         not 0, before (grey) and after. Error: squared, relative to what the pass touched.</small></p>\n<table \
-         class=\"dense\"><thead><tr><th>pass</th><th class=\"bar\"></th><th>elements before</th><th>after</th><th>error\
+         not 0, before (grey) and after. Squared errors are relative to what the pass touched.</small></p>\n<table \
+         class=\"dense\"><thead><tr><th>pass</th><th class=\"bar\"></th><th>elements before</th><th>after</th><th></th><th>\
          </th></tr></thead>",
     );
     let most = receipt.changes.iter().map(|c| c.elements.0.max(c.elements.1)).max().unwrap_or(0);
@@ -158,11 +158,12 @@ pub fn changes(receipt: &Receipt) -> String {
         let (before, after) = change.elements;
         let _ = write!(
             html,
-            "<tr><td>{}</td><td class=\"bar\">{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+            "<tr><td>{}</td><td class=\"bar\">{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
             escape(&change.pass),
             draw::left(before as f64, after as f64, most as f64),
             count(before as u64),
             count(after as u64),
+            change.measure,
             format!("{:.1e}", change.error).replace('-', "−")
         );
     }

@@ -65,7 +65,12 @@ fn what_comes_from_files_cannot_become_markup() {
     let quality = receipt.quality.clone();
     let (bytes, smaller) = (Number::exact(5e4, "bytes"), Number::exact(2.0, "x"));
     receipt.frontier.push(Point { name: evil.into(), bytes, smaller, quality, faster: None });
-    receipt.changes.push(Change { pass: evil.into(), error: 0.1, elements: (2, 1) });
+    receipt.changes.push(Change {
+        pass: evil.into(),
+        error: 0.1,
+        measure: "squared error",
+        elements: (2, 1),
+    });
     receipt.weighed.after[0].name = evil.into();
     receipt.data.as_mut().unwrap().data = evil.into();
     receipt.quality.as_mut().unwrap().metric = evil.into();

@@ -46,6 +46,9 @@ pub fn weight_grad(cpu: &Cpu, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut
         true => (shape.groups.div_ceil(LANES), row),
         false => (shape.groups * outputs.div_ceil(TASK), TASK.min(outputs) * row),
     };
+    // The group of a chunk, and the first of the group's outputs that it has.
+    let each = outputs.div_ceil(TASK);
+    let place = |chunk: usize| (chunk / each, chunk % each * TASK);
     let parts = PARTS.min(shape.batch).min((SUMS / (chunks * per_chunk)).max(1));
     let mut sums = vec![0f32; parts * chunks * per_chunk];
     let shared = Parts::new(&mut sums);
@@ -58,8 +61,7 @@ pub fn weight_grad(cpu: &Cpu, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut
             let count = LANES.min(shape.groups - chunk * LANES);
             (chunk * LANES, chunk * LANES, count, count)
         } else {
-            let each = outputs.div_ceil(TASK);
-            let (group, at) = (chunk / each, chunk % each * TASK);
+            let (group, at) = place(chunk);
             (group * inputs, group * outputs + at, inputs, TASK.min(outputs - at))
         };
         run(
@@ -76,8 +78,7 @@ pub fn weight_grad(cpu: &Cpu, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut
             }
             continue;
         }
-        let each = outputs.div_ceil(TASK);
-        let (group, at) = (chunk / each, chunk % each * TASK);
+        let (group, at) = place(chunk);
         let own = &mut dw[(group * outputs + at) * inputs * taps..];
         let rows = own.chunks_mut(inputs * taps).zip(sums.chunks(row)).take(TASK.min(outputs - at));
         for (dw, sums) in rows {

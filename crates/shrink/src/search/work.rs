@@ -111,7 +111,7 @@ impl<'a> Work<'a> {
         self.rounded = OnceCell::new();
         self.weights = weights(&self.base.graph)?;
         let elements = (before, pass::elements(&self.base.graph)?);
-        self.changes.push(Change { pass: pass.name().into(), error, elements });
+        self.changes.push(Change::of(&pass, error, elements));
         self.passes.push(pass);
         Ok(())
     }
