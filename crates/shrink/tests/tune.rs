@@ -10,7 +10,7 @@ use lessen_shrink::repair::tune::{Tune, Which, apply};
 use lessen_shrink::walk::Example;
 use lessen_shrink::{Error, Goal, Judge, Part, Pass, Plan, Result, Score, shrink};
 
-const WIDTH: usize = 12;
+const WIDTH: usize = 16;
 
 fn op(g: &mut Graph, name: &str, inputs: &[ValueId]) -> ValueId {
     let attrs = Attrs::new();
