@@ -371,8 +371,7 @@ pub fn shrink(
     };
     let calibration = match plan {
         Some(plan) => plan.calibration,
-        // What the refit lacks in examples, training makes good.
-        None => request.fewer.filter(|_| request.tune.is_none()).map(|_| CUTTING),
+        None => request.fewer.map(|_| CUTTING),
     };
     let training = match request.tune.and_then(|tune| tune.data) {
         Some(data) => TrainOn::Other(data),
