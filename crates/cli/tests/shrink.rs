@@ -388,3 +388,38 @@ fn a_shrink_that_is_killed_goes_on_to_the_same_bytes() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("in the way"));
     assert!(std::path::Path::new(&place.path("cut.onnx.partial/mine.txt")).exists());
 }
+
+#[test]
+fn passes_that_are_done_are_not_done_again_by_a_run_after_one_that_was_killed() {
+    let place = Place::new();
+    let (model, data) = (example("digits.onnx"), example("test.npz"));
+    let run = |out: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_lessen"));
+        command.args(["shrink", &model, "--data", &data, "-o", out, "--force"]);
+        command.args(["--fewer", "1.5", "--zeros", "30%", "--smaller", "6"]);
+        command.env("LESSEN_LOG", "debug").stdout(std::process::Stdio::null());
+        command
+    };
+    let surveyed = |err: &[u8]| String::from_utf8_lossy(err).matches("DEBUG channels").count();
+    let (whole, out, work) =
+        (place.path("whole.onnx"), place.path("cut.onnx"), place.path("cut.onnx.partial"));
+    assert!(surveyed(&run(&whole).output().unwrap().stderr) > 3);
+    let parts = || {
+        let entries = std::fs::read_dir(&work).into_iter().flatten().flatten();
+        entries.filter(|e| e.path().extension().is_some_and(|e| e == "part")).count()
+    };
+    // What is chosen, the model without it, zeros, and weights of 8 bits: killed after each.
+    for least in [1, 2, 4, 10] {
+        let mut child = run(&out).stderr(std::process::Stdio::null()).spawn().unwrap();
+        while parts() < least && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert!(!std::path::Path::new(&out).exists() && parts() >= 10, "it was killed in the middle");
+    let again = run(&out).output().unwrap();
+    assert_eq!(surveyed(&again.stderr), 0, "channels are chosen once");
+    assert!(std::fs::read(&whole).unwrap() == std::fs::read(&out).unwrap());
+    assert!(!std::path::Path::new(&work).exists(), "nothing is left behind");
+}

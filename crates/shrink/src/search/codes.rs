@@ -9,7 +9,7 @@ use graph::{Graph, ValueId};
 use super::work::Work;
 use crate::allocate::Offer;
 use crate::gram::{DAMP, Gram};
-use crate::job::Key;
+use crate::job::{Key, kept};
 use crate::matrix::{Layout, Matrix};
 use crate::plan::Choice;
 use crate::quantize::coded::{Coded, Form, Ranges, Rounding, gptq, nearest};
@@ -155,20 +155,14 @@ pub(super) fn matrix_of(work: &Work, c: &Candidate) -> Result<Matrix> {
 /// The codes of a matrix, from an earlier run when it is kept.
 fn swept(work: &Work, old: &Matrix, gram: &Gram, form: Form, ranges: Ranges) -> Result<Coded> {
     let sparse = is_sparse(old);
-    let sweep = || gptq(work.cpu, old, gram, form, ranges, DAMP, sparse);
-    let Some(store) = work.judge.store() else { return sweep() };
-    let what = format!("sweep {form} {ranges:?} {DAMP} {sparse} {:?}", work.cpu.isa());
-    let floats: Vec<u8> = old.data.iter().flat_map(|x| x.to_le_bytes()).collect();
-    let sums: Vec<u8> = gram.sums().flat_map(f64::to_le_bytes).collect();
-    let key = Key::of(&[what.as_bytes(), &old.rows.to_le_bytes(), &floats, &sums]);
-    if let Ok(Some(bytes)) = store.get(&key)
-        && let Some(coded) = Coded::read(form, old.rows, old.cols, &bytes)
-    {
-        return Ok(coded);
-    }
-    let coded = sweep()?;
-    store.keep(&key, &coded.write());
-    Ok(coded)
+    let what = || format!("sweep {form} {ranges:?} {DAMP} {sparse} {:?}", work.cpu.isa());
+    kept(
+        work.judge.store(),
+        || Key::of(&[what().as_bytes()]).matrix(old, gram),
+        |bytes| Coded::read(form, old.rows, old.cols, bytes),
+        Coded::write,
+        || gptq(work.cpu, old, gram, form, ranges, DAMP, sparse),
+    )
 }
 
 fn sweep(
