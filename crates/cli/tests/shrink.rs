@@ -156,6 +156,64 @@ fn plans_that_do_not_fit_are_refused_with_the_reason() {
 }
 
 #[test]
+fn weights_can_have_the_values_of_a_table() {
+    let place = Place::new();
+    let (model, data) = (example("digits.onnx"), example("test.npz"));
+    seven(&place, &["--force"]).json();
+    let text = std::fs::read_to_string(place.path("small.toml")).unwrap();
+    let (head, steps) = text.split_at(text.find("[[steps]]").unwrap());
+    let depthwise = "depthwise.conv";
+    let with = |choice: &str, everywhere: bool| {
+        let each = steps.split("[[steps]]").skip(1).map(|step| {
+            let keep = !everywhere && step.contains(depthwise);
+            let line = |l: &str| match l.starts_with("choice") {
+                true => format!("choice = \"{}\"\n", if keep { "keep" } else { choice }),
+                false => format!("{l}\n"),
+            };
+            format!("[[steps]]\n{}", step.trim_start().lines().map(line).collect::<String>())
+        });
+        let path = place.path("table.toml");
+        std::fs::write(&path, format!("{head}{}", each.collect::<String>())).unwrap();
+        path
+    };
+    let out = place.path("table.onnx");
+    let apply = |plan: &str, threads: &str| {
+        lessen(&[
+            "apply",
+            &model,
+            plan,
+            "--data",
+            &data,
+            "-o",
+            &out,
+            "--json",
+            "--force",
+            "--threads",
+            threads,
+        ])
+    };
+    let distance = |choice: &str| {
+        let plan = with(choice, false);
+        let receipt = apply(&plan, "1").json();
+        let bytes = std::fs::read(&out).unwrap();
+        apply(&plan, "2").json();
+        assert!(bytes == std::fs::read(&out).unwrap(), "{choice}");
+        // What was written is what was measured.
+        let eval = lessen(&["eval", &out, "--data", &data, "--json"]).json();
+        assert!(eval["value"].as_f64().unwrap_or(100.0) > 50.0, "{eval}");
+        receipt["quality"]["distance"].as_f64().unwrap()
+    };
+    // Values where the weights are beat even steps, and more values beat fewer.
+    let [k2, k3, k4, w3] = ["k2", "k3", "k4-rows", "w3"].map(distance);
+    assert!(k4 < k3 && k3 < k2 && k3 < w3, "{k4} {k3} {k2} {w3}");
+    for fixed in ["nf4", "iq4"] {
+        assert!(distance(fixed) < k2, "{fixed}");
+    }
+    let refused = apply(&with("k3", true), "1");
+    assert!(refused.code == 1 && refused.err.contains("tables of their own"), "{}", refused.err);
+}
+
+#[test]
 fn packed_files_come_back_bit_for_bit_and_broken_ones_are_refused() {
     let place = Place::new();
     seven(&place, &["--force"]).json();

@@ -228,7 +228,7 @@ impl<'a> Work<'a> {
                 Choice::Int8Static => self.is_static(weight) && self.reached(weight),
                 Choice::Int8Dynamic => matmul_dynamic::fits(&self.base.graph, weight),
                 Choice::Int8Rows => embedding::fits(&self.base.graph, weight),
-                Choice::Bits(_) => self.version >= weight_only::MIN_OPSET,
+                Choice::Bits(_) | Choice::Table(_) => self.version >= weight_only::MIN_OPSET,
             };
             if !fits {
                 let what =
@@ -309,7 +309,7 @@ impl<'a> Work<'a> {
             errors.insert(weight.node, embedding::rewrite(graph, weight, &mut tables, self.version)?);
         }
         codes::correct(self, graph, codes)?;
-        weight_only::rewrite(graph, &codes::items(self, choices, codes), self.version)?;
+        codes::rewrite(self, graph, choices, codes)?;
         graph.sort()?;
         graph.infer()?;
         graph.check()?;
@@ -319,7 +319,7 @@ impl<'a> Work<'a> {
             elements: w.len,
             choice,
             error: match choice {
-                Choice::Bits(_) => codes.get(&w.value).map_or(0.0, |code| code.error),
+                Choice::Bits(_) | Choice::Table(_) => codes.get(&w.value).map_or(0.0, |code| code.error),
                 _ => errors.get(&w.node).copied().unwrap_or(0.0),
             },
         };
