@@ -5,15 +5,18 @@ use shrink::Pass;
 use shrink::prune::zeros::Rule;
 
 use crate::answer::Task;
+use crate::made::Made;
 use crate::shrink::{Choice, Plan};
 
 /// How a result came about.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(crate) struct Course<'a> {
     /// What was done.
     pub plan: &'a Plan,
     /// True when there were examples.
     pub data: bool,
+    /// What calibration looked at, when lessen made that itself.
+    pub made: Option<&'a Made>,
     /// What the answers were judged by.
     pub task: Task,
     /// True when the time that the search was given was over before it was.
@@ -22,14 +25,31 @@ pub(crate) struct Course<'a> {
 
 /// One sentence for each caveat.
 pub(crate) fn caveats(course: &Course) -> Vec<String> {
-    let Course { plan, data, task, out_of_time } = *course;
+    let Course { plan, data, made, task, out_of_time } = *course;
+    let blind = !data && made.is_none();
     let mut found: Vec<String> = Vec::new();
     let mut say = |text: &str| found.push(text.to_string());
-    if !data {
+    if let Some(made) = made {
+        if data {
+            say(
+                "Calibration looked at examples that lessen made itself, as the plan says: of the data it has seen nothing.",
+            );
+        } else {
+            say(
+                "There were no data: calibration looked at examples that lessen made itself, and decisions were taken on \
+                 others of that kind, by how alike both models answer. The model will see other ones: nothing is \
+                 proven, and neither what is lost nor what changed in the answers was measured.",
+            );
+        }
+        if let Some(guessed) = made.guessed() {
+            say(&format!("For the examples that lessen made, {guessed}; say it with --preprocess."));
+        }
+    }
+    if blind {
         say(
             "There were no data: what is lost, what changed in the answers and the time of a run were not measured.",
         );
-    } else if task == Task::Agree {
+    } else if data && task == Task::Agree {
         say(
             "No right answers were used: the metric says how often both models answer alike, not how often they are \
              right.",
@@ -37,20 +57,20 @@ pub(crate) fn caveats(course: &Course) -> Vec<String> {
     }
     for pass in &plan.passes {
         match pass {
-            Pass::Zeros(_) if !data => say(
+            Pass::Zeros(_) if blind => say(
                 "Zeros went to the smallest elements, by size alone, and what stays was not refit: there were no data to \
                  see what they do.",
             ),
             Pass::Zeros(zeros) if zeros.rule == Rule::Magnitude => {
                 say("Zeros went to the smallest elements, by size alone, as was asked for.");
             }
-            Pass::Rank { .. } if !data => {
+            Pass::Rank { .. } if blind => {
                 say("Ranks were cut by the weights alone: there were no data to see what they do.");
             }
             _ => {}
         }
     }
-    if !data && plan.steps.iter().any(|s| matches!(s.choice, Choice::Bits(_))) {
+    if blind && plan.steps.iter().any(|s| matches!(s.choice, Choice::Bits(_))) {
         say(
             "Bits were shared out, and codes chosen, by the error of the weights alone: there were no data to see what \
              they do.",
@@ -77,7 +97,7 @@ mod tests {
     #[test]
     fn what_was_done_blindly_is_said() {
         let of = |rule, data, task, out_of_time| {
-            caveats(&Course { plan: &plan(rule), data, task, out_of_time }).join("\n")
+            caveats(&Course { plan: &plan(rule), data, made: None, task, out_of_time }).join("\n")
         };
         let blind = of(Rule::Best, false, Task::Agree, false);
         for words in ["no data", "by size alone", "not refit", "codes chosen"] {

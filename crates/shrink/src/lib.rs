@@ -25,5 +25,5 @@ pub mod weights;
 
 pub use error::{Error, Result};
 pub use pass::{Change, Context, Pass};
-pub use plan::{Choice, Plan, Step};
+pub use plan::{CalibrationData, Choice, Plan, Step};
 pub use search::{Forecast, Goal, Judge, Outcome, Part, Point, Score, Sparse, apply, forecast, shrink};
