@@ -84,8 +84,11 @@ pub(crate) fn caveats(course: &Course) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use graph::{DType, Dim, Fact, Graph};
     use shrink::prune::zeros::Zeros;
+
+    use super::*;
+    use crate::Model;
 
     fn plan(rule: Rule) -> Plan {
         let step = "[[steps]]\nnode = 'n'\nweight = 'w'\nchoice = 'w4'\n";
@@ -105,6 +108,17 @@ mod tests {
         }
         assert!(!blind.contains("right answers"), "nothing was judged at all: {blind}");
         assert_eq!(of(Rule::Best, true, Task::Classify, false), "");
+        let fact = Fact::tensor(DType::F32, vec![Dim::Unknown, Dim::Is(4)]);
+        let mut graph = Graph::new("g");
+        graph.add_input("x", fact).unwrap();
+        let model = Model::new(graph::Model { graph, ..graph::Model::default() }).unwrap();
+        let made = Made::new(&model, 1).unwrap();
+        let of_made = |data| {
+            let (plan, made, task) = (&plan(Rule::Best), Some(&made), Task::Agree);
+            caveats(&Course { plan, data, made, task, out_of_time: false }).join("\n")
+        };
+        assert!(of_made(false).contains("nothing is proven") && !of_made(false).contains("by size alone"));
+        assert!(of_made(true).contains("seen nothing") && of_made(true).contains("answer alike"));
         assert!(of(Rule::Magnitude, true, Task::Classify, false).contains("as was asked for"));
         assert!(of(Rule::Best, true, Task::Agree, false).contains("answer alike"));
         assert!(of(Rule::Best, true, Task::Classify, true).contains("time"));

@@ -242,3 +242,103 @@ impl Dataset for Made {
         format!("made by lessen itself: {what}")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use graph::op::{Reader, ramp};
+    use graph::{Attrs, Node};
+
+    use super::*;
+    use crate::feed::{Feeder, Options};
+
+    fn model(facts: &[(&str, Fact)], table: Option<usize>) -> Model {
+        let mut graph = Graph::new("g");
+        for (name, fact) in facts {
+            graph.add_input(name, fact.clone()).unwrap();
+        }
+        let mut out = graph.inputs[0];
+        if let Some(rows) = table {
+            let rows = graph.add_constant("table", ramp(&[rows, 2]));
+            let attrs = Attrs::new();
+            let reader = Reader { attrs: &attrs, version: 17, inputs: 2, outputs: 1 };
+            let op = graph::ops::read("", "Gather", &reader).unwrap();
+            out = graph
+                .add_with_outputs("look", Node::new(op, vec![Some(rows), Some(out)]), 1, None)
+                .unwrap()
+                .1[0];
+        }
+        graph.outputs.push(out);
+        graph.infer().unwrap();
+        Model::new(graph::Model { graph, ..graph::Model::default() }).unwrap()
+    }
+
+    fn fact(dtype: DType, sizes: &[Option<usize>]) -> Fact {
+        Fact::tensor(dtype, sizes.iter().map(|s| s.map_or(Dim::Unknown, Dim::from)).collect())
+    }
+
+    /// The tensors of the first examples, as the model gets them.
+    fn tensors(model: &Model, count: usize) -> Vec<Vec<(String, Tensor)>> {
+        let made = Made::new(model, count).unwrap();
+        let feeder = Feeder::new(model, &Options::default()).unwrap();
+        let prepared = |i: usize| feeder.prepare(&made.get(i).unwrap().input).unwrap();
+        let batch = |i: usize| feeder.batches(&[prepared(i)]).unwrap().remove(0).arrays;
+        (0..made.len()).map(batch).collect()
+    }
+
+    #[test]
+    fn pictures_have_the_shape_and_the_scale_that_the_model_takes() {
+        let shape = [None, Some(3), Some(20), Some(12)];
+        let mut of = model(&[("image", fact(DType::F32, &shape))], None);
+        let made = Made::new(&of, 3).unwrap();
+        assert!(made.guessed().unwrap().contains("guessed") && made.describe().contains("20 x 12"));
+        let plain = tensors(&of, 3);
+        assert!(plain.iter().all(|inputs| inputs[0].1.shape() == [1, 3, 20, 12]));
+        assert_eq!(plain, tensors(&of, 3));
+        assert_ne!(plain[0], plain[1]);
+        let values = plain[0][0].1.as_slice::<f32>().unwrap();
+        assert!(values.iter().all(|v| (0.0..=1.0).contains(v)));
+        of.set_preprocess("mean=0.5,std=0.25".parse().unwrap()).unwrap();
+        assert!(Made::new(&of, 3).unwrap().guessed().is_none());
+        let scaled = tensors(&of, 1);
+        let scaled = scaled[0][0].1.as_slice::<f32>().unwrap();
+        assert!(values.iter().zip(scaled).all(|(a, b)| ((a - 0.5) / 0.25 - b).abs() < 1e-5));
+    }
+
+    #[test]
+    fn token_ids_are_rows_of_the_table_and_what_goes_with_them_fits() {
+        let ids = || fact(DType::I64, &[None, None]);
+        let of =
+            model(&[("input_ids", ids()), ("attention_mask", ids()), ("token_type_ids", ids())], Some(11));
+        let all = tensors(&of, 40);
+        let mut seen = [0; 11];
+        for inputs in &all {
+            let [found, mask, types] = [0, 1, 2].map(|k| inputs[k].1.to_ints().unwrap());
+            assert!([16, 32, 64].contains(&found.len()));
+            found.iter().for_each(|&id| seen[id as usize] += 1);
+            assert!(mask == vec![1; found.len()] && types == vec![0; found.len()]);
+        }
+        assert!(seen.iter().all(|&n| n > 20), "{seen:?}");
+        assert_eq!(all, tensors(&of, 40));
+    }
+
+    #[test]
+    fn numbers_are_normal_and_inputs_that_nobody_knows_are_refused() {
+        let of =
+            model(&[("a", fact(DType::F32, &[None, Some(50)])), ("b", fact(DType::F64, &[Some(1)]))], None);
+        let all = tensors(&of, 20);
+        let numbers: Vec<f32> = all.iter().flat_map(|x| x[0].1.as_slice::<f32>().unwrap().to_vec()).collect();
+        let square = numbers.iter().map(|x| x * x).sum::<f32>() / numbers.len() as f32;
+        assert!((0.85..1.15).contains(&square), "{square}");
+        assert_eq!(all[0][1].1.shape(), [1]);
+        for (dtype, sizes) in [
+            (DType::I64, &[None, None][..]),
+            (DType::I32, &[None, Some(4), Some(4)]),
+            (DType::F32, &[None, None]),
+            (DType::F32, &[None, Some(1 << 40), Some(1 << 20)]),
+            (DType::F32, &[None, Some(3), Some(1 << 20), Some(8)]),
+        ] {
+            let error = Made::new(&model(&[("ids", fact(dtype, sizes))], None), 1).err().unwrap().to_string();
+            assert!(error.contains("made"), "{error}");
+        }
+    }
+}

@@ -305,6 +305,9 @@ pub struct Request<'a> {
     pub tune_path: Option<&'a Path>,
     /// A folder for what the search finds, so that it can go on there when it is killed; see [`kept::discard`].
     pub work: Option<&'a Path>,
+    /// A folder in whose files what calibration carries from weight to weight is kept, in the place of memory; the files
+    /// have no names and nothing of them stays.
+    pub spill: Option<&'a Path>,
     /// The file must become at least this many times smaller.
     pub smaller: Option<f64>,
     /// The file may have at most so many bytes.
@@ -404,7 +407,11 @@ pub fn shrink(
             "examples made by lessen have no right answers: the task can only be agree without data",
         ));
     }
-    let needs = Needs { calibration: most, made: made.as_ref(), training, until };
+    let needs = Needs { calibration: most, made: made.as_ref(), training, spill: request.spill, until };
+    if needs.spill.is_some() {
+        // A folder that does not serve is said before work begins.
+        shrink::Examples::new(needs.spill)?;
+    }
     let depends =
         format!("{task:?} {options:?} {:?} {trains} {calibration:?} {calibration_data:?}", cpu.isa());
     let kept = request.work.map(|folder| kept::Work::open(folder, &original, request, &depends));

@@ -4,6 +4,7 @@
 
 pub mod allocate;
 pub mod calibrate;
+pub mod carry;
 pub mod error;
 pub mod factor;
 pub mod gram;
@@ -23,6 +24,7 @@ pub mod stats;
 pub mod walk;
 pub mod weights;
 
+pub use carry::Examples;
 pub use error::{Error, Result};
 pub use pass::{Change, Context, Pass};
 pub use plan::{CalibrationData, Choice, Plan, Step};

@@ -110,6 +110,10 @@ pub struct Shrink {
     /// Time that the search may take: 90s, 10m, 2h.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     time: Option<Duration>,
+    /// Keep what calibration carries from weight to weight in files of this folder in the place of memory, which is then
+    /// that of one batch. The files have no names and nothing of them stays.
+    #[arg(long, value_name = "FOLDER")]
+    spill: Option<PathBuf>,
     /// Write the model even when a goal is missed.
     #[arg(long)]
     force: bool,
@@ -221,6 +225,7 @@ impl Shrink {
         let output = self.output.clone().unwrap_or_else(|| default_output(&model_path));
         let request = Request {
             self_made: self.self_made,
+            spill: self.spill.as_deref(),
             smaller: self.smaller,
             size: self.size,
             faster: self.faster,
@@ -485,7 +490,10 @@ fn words(receipt: &Receipt) -> String {
             }
             text += &shared(shares);
         }
-        None => text += "nothing was measured: no data (--data PATH)\n",
+        None => {
+            text +=
+                "nothing was measured: no data (--data PATH; --self-made calibrates on made-up examples)\n"
+        }
     }
     for caveat in &receipt.caveats {
         text += &format!("note: {caveat}\n");

@@ -12,9 +12,10 @@ use super::bias;
 use super::descend::descend;
 use super::grid::{Grid, PAIR, pair_codes, search_pairs, search_s8};
 use crate::Result;
+use crate::carry::Examples;
 use crate::gram::Gram;
 use crate::matrix::{Layout, Matrix};
-use crate::walk::{Example, Stop, walk};
+use crate::walk::{Stop, walk};
 use crate::weights::Weight;
 
 /// What is added to the diagonal of the mean products, as a part of its mean: little, since outputs that nearly cancel
@@ -83,7 +84,7 @@ pub struct Rounded {
 pub fn round(
     graph: &Graph,
     weights: &[&Weight],
-    examples: Vec<Example>,
+    examples: impl Into<Examples>,
     cpu: &Cpu,
 ) -> Result<HashMap<ValueId, Rounded>> {
     let readers = graph.readers();
