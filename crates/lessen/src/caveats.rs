@@ -6,7 +6,7 @@ use shrink::prune::zeros::Rule;
 
 use crate::answer::Task;
 use crate::made::Made;
-use crate::shrink::{Choice, Plan};
+use crate::shrink::Plan;
 
 /// How a result came about.
 #[derive(Clone, Copy)]
@@ -70,7 +70,7 @@ pub(crate) fn caveats(course: &Course) -> Vec<String> {
             _ => {}
         }
     }
-    if blind && plan.steps.iter().any(|s| matches!(s.choice, Choice::Bits(_))) {
+    if blind && plan.steps.iter().any(|s| s.choice.bits().is_some()) {
         say(
             "Bits were shared out, and codes chosen, by the error of the weights alone: there were no data to see what \
              they do.",
