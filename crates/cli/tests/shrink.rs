@@ -454,6 +454,85 @@ fn a_shrink_that_is_killed_goes_on_to_the_same_bytes() {
 }
 
 #[test]
+fn without_data_examples_are_made_when_asked_for_and_a_plan_makes_them_again() {
+    let place = Place::new();
+    let (model, data) = (example("digits.onnx"), example("test.npz"));
+    let [blind, out, again] = ["blind.onnx", "small.onnx", "again.onnx"].map(|name| place.path(name));
+    let size = |path: &String| std::fs::metadata(path).unwrap().len();
+    lessen(&["shrink", &model, "-o", &blind, "--json"]).json();
+    let receipt = lessen(&["shrink", &model, "--self-made", "-o", &out, "--json", "--threads", "1"]).json();
+    assert!(size(&out) * 2 < size(&blind), "activations on fixed grids take examples");
+    // Nothing of them counts as a proof.
+    for none in ["quality", "proof", "verification"] {
+        assert!(receipt[none].is_null(), "{none}: {receipt}");
+    }
+    assert_eq!(receipt["data"]["verify"], 0);
+    assert_eq!(receipt["data"]["calibration"], 256);
+    let caveats = |receipt: &serde_json::Value| receipt["caveats"].to_string();
+    assert!(
+        caveats(&receipt).contains("lessen made itself") && caveats(&receipt).contains("nothing is proven")
+    );
+    let page = std::fs::read_to_string(place.path("small.html")).unwrap();
+    assert!(page.contains("made by lessen itself") && page.contains("nothing is proven"));
+    // It does its job on real examples all the same.
+    let right = lessen(&["eval", &out, "--data", &data, "--json"]).json();
+    assert!(right["value"]["value"].as_f64().unwrap() > 98.0, "{right}");
+    // The plan says how it came about.
+    let plan = place.path("small.toml");
+    assert!(std::fs::read_to_string(&plan).unwrap().contains("calibration_data = \"self-made\""));
+    let bytes = |path: &String| std::fs::read(path).unwrap();
+    lessen(&["apply", &model, &plan, "-o", &again, "--json", "--threads", "2"]).json();
+    assert!(bytes(&out) == bytes(&again));
+    // With data it is measured, and calibrated as before.
+    let receipt = lessen(&["apply", &model, &plan, "--data", &data, "-o", &again, "--json"]).json();
+    assert!(bytes(&out) == bytes(&again));
+    assert!(receipt["quality"]["after"]["value"].as_f64().unwrap() > 97.0);
+    assert!(receipt["data"]["calibration_data"].as_str().unwrap().contains("made by lessen"));
+    assert!(caveats(&receipt).contains("of the data it has seen nothing"));
+    assert_eq!(
+        receipt["data"]["search"].as_u64().unwrap() + receipt["data"]["verify"].as_u64().unwrap(),
+        899
+    );
+}
+
+#[test]
+fn examples_made_by_lessen_do_not_go_with_data_and_prove_no_bound() {
+    let place = Place::new();
+    let (model, data, out) = (example("digits.onnx"), example("test.npz"), place.path("small.onnx"));
+    let both = lessen(&["shrink", &model, "--self-made", "--data", &data, "-o", &out]);
+    assert!(
+        both.code == 1 && both.err.contains("--self-made") && both.err.contains("--data"),
+        "{}",
+        both.err
+    );
+    lessen(&["shrink", &model, "--self-made", "--task", "classify", "-o", &out]).fails(&["no right answers"]);
+    let bound = lessen(&["shrink", &model, "--self-made", "--lose", "1%", "-o", &out, "--json"]);
+    assert!(bound.code == 2 && bound.out.contains("cannot be measured without data"), "{}", bound.out);
+    assert!(place.names().is_empty(), "{:?}", place.names());
+}
+
+#[test]
+fn what_is_carried_in_files_changes_no_byte_and_leaves_none() {
+    let (held, filed, files) = (Place::new(), Place::new(), Place::new());
+    let spill = files.path("");
+    for flags in [&["--smaller", "6"][..], &["--fewer", "1.5"]] {
+        digits(&held, flags).json();
+        digits(&filed, &[flags, &["--spill", &spill]].concat()).json();
+        let bytes = |place: &Place| std::fs::read(place.path("small.onnx")).unwrap();
+        assert!(bytes(&held) == bytes(&filed), "{flags:?}");
+    }
+    assert!(files.names().is_empty(), "{:?}", files.names());
+    let (model, data, plan) = (example("digits.onnx"), example("test.npz"), filed.path("small.toml"));
+    let again = filed.path("again.onnx");
+    lessen(&["apply", &model, &plan, "--data", &data, "-o", &again, "--spill", &spill, "--json"]).json();
+    assert!(std::fs::read(again).unwrap() == std::fs::read(filed.path("small.onnx")).unwrap());
+    for bad in [files.path("none"), files.file("file", b"x")] {
+        let answer = digits(&held, &["--spill", &bad]);
+        answer.fails(&["cannot be kept", &bad, "--spill"]);
+    }
+}
+
+#[test]
 fn passes_that_are_done_are_not_done_again_by_a_run_after_one_that_was_killed() {
     let place = Place::new();
     let (model, data) = (example("digits.onnx"), example("test.npz"));

@@ -10,6 +10,7 @@ pub mod data;
 pub mod error;
 pub mod fit;
 pub mod image;
+pub mod made;
 pub mod random;
 pub mod score;
 #[cfg(feature = "text")]

@@ -31,6 +31,16 @@ impl Random {
         }
     }
 
+    /// A number from 0 to 1, 1 excluded, all equally likely.
+    pub fn unit(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// A number of mean 0 and deviation 1 whose distribution is nearly normal, never beyond 6: the sum of twelve.
+    pub fn normal(&mut self) -> f64 {
+        (0..12).map(|_| self.unit()).sum::<f64>() - 6.0
+    }
+
     /// Puts `items` in a random order (Fisher and Yates).
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for i in (1..items.len()).rev() {
@@ -48,6 +58,16 @@ mod tests {
         let mut random = Random::new(1234567);
         let first: Vec<u64> = (0..3).map(|_| random.bits()).collect();
         assert_eq!(first, [6457827717110365317, 3203168211198807973, 9817491932198370423]);
+    }
+
+    #[test]
+    fn numbers_have_their_mean_and_deviation() {
+        let mut random = Random::new(5);
+        let all: Vec<f64> = (0..20_000).map(|_| random.normal()).collect();
+        let mean = all.iter().sum::<f64>() / 20_000.0;
+        let square = all.iter().map(|x| x * x).sum::<f64>() / 20_000.0;
+        assert!(mean.abs() < 0.03 && (square - 1.0).abs() < 0.03, "{mean} {square}");
+        assert!((0..20_000).all(|_| (0.0..1.0).contains(&random.unit())));
     }
 
     #[test]

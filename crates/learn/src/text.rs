@@ -88,6 +88,13 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
+    /// The text of one token, without the marks of a vocabulary; empty when there is none, or for a special one.
+    pub fn word(&self, id: usize) -> String {
+        let id = u32::try_from(id).unwrap_or(u32::MAX);
+        let text = self.inner.decode(&[id], true).unwrap_or_default();
+        text.trim().trim_start_matches("##").to_string()
+    }
+
     /// The ids of a batch of texts or pairs of texts, with the special tokens the model expects.
     ///
     /// # Errors

@@ -5,15 +5,18 @@ use shrink::Pass;
 use shrink::prune::zeros::Rule;
 
 use crate::answer::Task;
+use crate::made::Made;
 use crate::shrink::Plan;
 
 /// How a result came about.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(crate) struct Course<'a> {
     /// What was done.
     pub plan: &'a Plan,
     /// True when there were examples.
     pub data: bool,
+    /// What calibration looked at, when lessen made that itself.
+    pub made: Option<&'a Made>,
     /// What the answers were judged by.
     pub task: Task,
     /// True when the time that the search was given was over before it was.
@@ -22,14 +25,31 @@ pub(crate) struct Course<'a> {
 
 /// One sentence for each caveat.
 pub(crate) fn caveats(course: &Course) -> Vec<String> {
-    let Course { plan, data, task, out_of_time } = *course;
+    let Course { plan, data, made, task, out_of_time } = *course;
+    let blind = !data && made.is_none();
     let mut found: Vec<String> = Vec::new();
     let mut say = |text: &str| found.push(text.to_string());
-    if !data {
+    if let Some(made) = made {
+        if data {
+            say(
+                "Calibration looked at examples that lessen made itself, as the plan says: of the data it has seen nothing.",
+            );
+        } else {
+            say(
+                "There were no data: calibration looked at examples that lessen made itself, and decisions were taken on \
+                 others of that kind, by how alike both models answer. The model will see other ones: nothing is \
+                 proven, and neither what is lost nor what changed in the answers was measured.",
+            );
+        }
+        if let Some(guessed) = made.guessed() {
+            say(&format!("For the examples that lessen made, {guessed}; say it with --preprocess."));
+        }
+    }
+    if blind {
         say(
             "There were no data: what is lost, what changed in the answers and the time of a run were not measured.",
         );
-    } else if task == Task::Agree {
+    } else if data && task == Task::Agree {
         say(
             "No right answers were used: the metric says how often both models answer alike, not how often they are \
              right.",
@@ -37,20 +57,20 @@ pub(crate) fn caveats(course: &Course) -> Vec<String> {
     }
     for pass in &plan.passes {
         match pass {
-            Pass::Zeros(_) if !data => say(
+            Pass::Zeros(_) if blind => say(
                 "Zeros went to the smallest elements, by size alone, and what stays was not refit: there were no data to \
                  see what they do.",
             ),
             Pass::Zeros(zeros) if zeros.rule == Rule::Magnitude => {
                 say("Zeros went to the smallest elements, by size alone, as was asked for.");
             }
-            Pass::Rank { .. } if !data => {
+            Pass::Rank { .. } if blind => {
                 say("Ranks were cut by the weights alone: there were no data to see what they do.");
             }
             _ => {}
         }
     }
-    if !data && plan.steps.iter().any(|s| s.choice.bits().is_some()) {
+    if blind && plan.steps.iter().any(|s| s.choice.bits().is_some()) {
         say(
             "Bits were shared out, and codes chosen, by the error of the weights alone: there were no data to see what \
              they do.",
@@ -64,8 +84,11 @@ pub(crate) fn caveats(course: &Course) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use graph::{DType, Dim, Fact, Graph};
     use shrink::prune::zeros::Zeros;
+
+    use super::*;
+    use crate::Model;
 
     fn plan(rule: Rule) -> Plan {
         let step = "[[steps]]\nnode = 'n'\nweight = 'w'\nchoice = 'w4'\n";
@@ -77,7 +100,7 @@ mod tests {
     #[test]
     fn what_was_done_blindly_is_said() {
         let of = |rule, data, task, out_of_time| {
-            caveats(&Course { plan: &plan(rule), data, task, out_of_time }).join("\n")
+            caveats(&Course { plan: &plan(rule), data, made: None, task, out_of_time }).join("\n")
         };
         let blind = of(Rule::Best, false, Task::Agree, false);
         for words in ["no data", "by size alone", "not refit", "codes chosen"] {
@@ -85,6 +108,17 @@ mod tests {
         }
         assert!(!blind.contains("right answers"), "nothing was judged at all: {blind}");
         assert_eq!(of(Rule::Best, true, Task::Classify, false), "");
+        let fact = Fact::tensor(DType::F32, vec![Dim::Unknown, Dim::Is(4)]);
+        let mut graph = Graph::new("g");
+        graph.add_input("x", fact).unwrap();
+        let model = Model::new(graph::Model { graph, ..graph::Model::default() }).unwrap();
+        let made = Made::new(&model, 1).unwrap();
+        let of_made = |data| {
+            let (plan, made, task) = (&plan(Rule::Best), Some(&made), Task::Agree);
+            caveats(&Course { plan, data, made, task, out_of_time: false }).join("\n")
+        };
+        assert!(of_made(false).contains("nothing is proven") && !of_made(false).contains("by size alone"));
+        assert!(of_made(true).contains("seen nothing") && of_made(true).contains("answer alike"));
         assert!(of(Rule::Magnitude, true, Task::Classify, false).contains("as was asked for"));
         assert!(of(Rule::Best, true, Task::Agree, false).contains("answer alike"));
         assert!(of(Rule::Best, true, Task::Classify, true).contains("time"));

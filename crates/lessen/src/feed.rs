@@ -59,14 +59,14 @@ pub struct Batch {
 
 /// What an input of a model for texts takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Role {
+pub(crate) enum Role {
     Ids,
     Mask,
     Types,
     Positions,
 }
 
-fn role(name: &str, inputs: usize) -> Option<Role> {
+pub(crate) fn role(name: &str, inputs: usize) -> Option<Role> {
     let name = name.to_lowercase();
     if name.contains("mask") {
         Some(Role::Mask)

@@ -18,6 +18,7 @@ pub mod inspect;
 mod judge;
 pub mod kept;
 mod lessons;
+mod made;
 pub mod model;
 pub mod provenance;
 pub mod receipt;

@@ -12,7 +12,7 @@ pub use shrink::prune::pattern::Pattern;
 pub use shrink::prune::zeros::Rule;
 pub use shrink::quantize::coded::{Form, Ranges, Rounding};
 use shrink::repair::tune::{Tune, Which};
-pub use shrink::{Change, Choice, Goal, Plan, Sparse, Step};
+pub use shrink::{CalibrationData, Change, Choice, Goal, Plan, Sparse, Step};
 use shrink::{Pass, Score};
 
 use crate::answer::{Options, Task};
@@ -20,6 +20,7 @@ use crate::caveats::{Course, caveats};
 use crate::eval::SEED;
 use crate::judge::{CALIBRATION, DataJudge, Needs, TrainOn};
 use crate::kept;
+use crate::made::Made;
 use crate::provenance::{self, Provenance};
 use crate::receipt::{Memory, Number, Weighed};
 use crate::storage::storage;
@@ -28,6 +29,8 @@ use crate::{Cpu, Error, Model, Result};
 
 /// Most examples that calibration looks at where channels are cut, which refits many weights.
 const CUTTING: usize = 1024;
+/// Examples made by lessen that decisions are taken on.
+const DECIDING: usize = 256;
 /// What the scores of classes are divided by when they are learnt from.
 const TEMPERATURE: f32 = 4.0;
 /// Models become this many times smaller by weights of 8 bits, however small they are.
@@ -56,7 +59,8 @@ pub struct Receipt {
     pub proof: Option<Proof>,
     /// How it does, on examples that neither calibration nor search has seen; `None` without data.
     pub quality: Option<Quality>,
-    /// Time of one run on the first of these examples, measured here, both in turn; `None` without data.
+    /// Time of one run on the first of these examples, or on one that lessen made, measured here, both in turn; `None`
+    /// without examples.
     pub speed: Option<Speed>,
     /// What became of the answers to these examples, beyond the metric; `None` without data.
     pub verification: Option<Verification>,
@@ -66,7 +70,7 @@ pub struct Receipt {
     pub weighed: Weighed,
     /// Hashes of all files, versions, seeds.
     pub provenance: Provenance,
-    /// What the data are, and how they were shared out.
+    /// What the data are, or the examples that lessen made itself, and how they were shared out.
     pub data: Option<Shares>,
     /// What was done to the whole graph, in order.
     pub changes: Vec<Change>,
@@ -212,8 +216,10 @@ impl Speed {
 /// How the examples were shared out. No example is in two of calibration or training, search and verify.
 #[derive(Clone, Debug, Serialize)]
 pub struct Shares {
-    /// What the data are.
+    /// What the data are; what lessen made itself when there were none.
     pub data: String,
+    /// What calibration looked at, when lessen made that itself.
+    pub calibration_data: Option<String>,
     /// Examples that ranges of activations were taken from.
     pub calibration: usize,
     /// Examples that weights were trained on. When they are of the same data, those of the calibration are among them.
@@ -222,7 +228,7 @@ pub struct Shares {
     pub training_data: Option<String>,
     /// Examples that decisions were taken on.
     pub search: usize,
-    /// Examples that the receipt's numbers are from.
+    /// Examples that the receipt's numbers are from; none when there were no data.
     pub verify: usize,
     /// Seed of the sharing.
     pub seed: u64,
@@ -288,14 +294,20 @@ impl Tuning<'_> {
 /// What is asked for, and the data to prove it on.
 #[derive(Default)]
 pub struct Request<'a> {
-    /// Examples. Without them only what needs none is done, and nothing is proven.
+    /// Examples. Without them only what needs none is done, unless lessen makes some, and nothing is proven.
     pub data: Option<&'a dyn Dataset>,
+    /// lessen makes the examples that calibration looks at and decisions are taken on itself; only without data. A plan
+    /// says that on its own.
+    pub self_made: bool,
     /// Where they are, for the receipt.
     pub data_path: Option<&'a Path>,
     /// Where the examples of [`Tuning::data`] are, for the receipt.
     pub tune_path: Option<&'a Path>,
     /// A folder for what the search finds, so that it can go on there when it is killed; see [`kept::discard`].
     pub work: Option<&'a Path>,
+    /// A folder in whose files what calibration carries from weight to weight is kept, in the place of memory; the files
+    /// have no names and nothing of them stays.
+    pub spill: Option<&'a Path>,
     /// The file must become at least this many times smaller.
     pub smaller: Option<f64>,
     /// The file may have at most so many bytes.
@@ -378,8 +390,30 @@ pub fn shrink(
         None if trains => TrainOn::Share,
         None => TrainOn::Nothing,
     };
-    let needs = Needs { calibration: calibration.unwrap_or(CALIBRATION), training, until };
-    let depends = format!("{task:?} {options:?} {:?} {trains} {calibration:?}", cpu.isa());
+    let most = calibration.unwrap_or(CALIBRATION);
+    let calibration_data = match plan {
+        Some(plan) => plan.calibration_data,
+        None => request.self_made.then_some(CalibrationData::SelfMade),
+    };
+    if request.self_made && data.is_some() {
+        return Err(Error::input(
+            "there are data, and examples made by lessen are asked for as well; leave out one of them",
+        ));
+    }
+    let made = calibration_data.map(|CalibrationData::SelfMade| Made::new(&original, most + DECIDING));
+    let made = made.transpose()?;
+    if made.is_some() && data.is_none() && task.is_some_and(|task| task != Task::Agree) {
+        return Err(Error::input(
+            "examples made by lessen have no right answers: the task can only be agree without data",
+        ));
+    }
+    let needs = Needs { calibration: most, made: made.as_ref(), training, spill: request.spill, until };
+    if needs.spill.is_some() {
+        // A folder that does not serve is said before work begins.
+        shrink::Examples::new(needs.spill)?;
+    }
+    let depends =
+        format!("{task:?} {options:?} {:?} {trains} {calibration:?} {calibration_data:?}", cpu.isa());
     let kept = request.work.map(|folder| kept::Work::open(folder, &original, request, &depends));
     let kept = kept.transpose()?.flatten();
     let store = kept.as_ref().and_then(kept::Work::store);
@@ -442,7 +476,8 @@ pub fn shrink(
         isa: format!("{:?}", cpu.isa()).to_lowercase(),
         seed: SEED,
     };
-    let course = Course { plan: &outcome.plan, data: data.is_some(), task: judge.task(), out_of_time };
+    let made = made.as_ref();
+    let course = Course { plan: &outcome.plan, data: data.is_some(), made, task: judge.task(), out_of_time };
     let caveats = caveats(&course);
     let receipt = Receipt {
         lessen: env!("CARGO_PKG_VERSION"),
@@ -462,7 +497,12 @@ pub fn shrink(
         provenance,
         data: judge.shares(),
         changes: outcome.changes,
-        plan: Plan { opset: original.inner().opsets.get("").copied(), calibration, ..outcome.plan },
+        plan: Plan {
+            opset: original.inner().opsets.get("").copied(),
+            calibration,
+            calibration_data,
+            ..outcome.plan
+        },
         frontier,
         given_back: outcome.given_back,
         caveats,

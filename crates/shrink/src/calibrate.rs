@@ -78,5 +78,6 @@ pub fn calibrate(graph: &Graph, wanted: &HashSet<ValueId>, judge: &dyn Judge, cp
     if runs == 0 {
         return Err(Error::Calibration("there are no examples; give data with --data".into()));
     }
-    Ok(collector.stats)
+    let margin = judge.margin();
+    Ok(collector.stats.into_iter().map(|(id, histogram)| (id, histogram.scaled(margin))).collect())
 }

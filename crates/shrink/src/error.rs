@@ -37,6 +37,18 @@ pub enum Error {
         /// What the system says.
         source: std::io::Error,
     },
+    /// What a walk carries cannot be kept in a folder.
+    #[error(
+        "what calibration carries from weight to weight cannot be kept in {}: {source}; make room there, or give another \
+         folder with --spill",
+        folder.display()
+    )]
+    Spill {
+        /// The folder.
+        folder: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
     /// A training fails.
     #[error("tuning: {0}")]
     Learn(#[from] learn::Error),

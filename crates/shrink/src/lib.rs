@@ -4,6 +4,7 @@
 
 pub mod allocate;
 pub mod calibrate;
+pub mod carry;
 pub mod error;
 pub mod factor;
 pub mod gram;
@@ -23,7 +24,8 @@ pub mod stats;
 pub mod walk;
 pub mod weights;
 
+pub use carry::Examples;
 pub use error::{Error, Result};
 pub use pass::{Change, Context, Pass};
-pub use plan::{Choice, Plan, Step};
+pub use plan::{CalibrationData, Choice, Plan, Step};
 pub use search::{Forecast, Goal, Judge, Outcome, Part, Point, Score, Sparse, apply, forecast, shrink};

@@ -6,10 +6,10 @@ use graph::Graph;
 use kernel::Cpu;
 use serde::{Deserialize, Serialize};
 
+use crate::carry::Examples;
 use crate::factor;
 use crate::prune::{blocks, channels, vocabulary, zeros};
 use crate::repair::tune;
-use crate::walk::Example;
 use crate::weights::weights;
 use crate::{Judge, Result};
 
@@ -28,14 +28,11 @@ impl Context<'_> {
     /// The calibration examples as named inputs, batch by batch; none when there are no data.
     ///
     /// # Errors
-    /// When an example cannot be read.
-    pub fn examples(&self) -> Result<Vec<Example>> {
-        let mut examples = Vec::new();
+    /// When an example cannot be read, or not be kept where the judge says.
+    pub fn examples(&self) -> Result<Examples> {
+        let mut examples = Examples::new(self.judge.spill())?;
         if self.judge.can_calibrate() {
-            self.judge.calibration(&mut |example| {
-                examples.push(example);
-                Ok(())
-            })?;
+            self.judge.calibration(&mut |example| examples.push(example))?;
         }
         Ok(examples)
     }

@@ -105,6 +105,14 @@ pub struct Step {
     pub error: f64,
 }
 
+/// Where the examples come from that calibration looks at, when they are not of the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CalibrationData {
+    /// lessen makes them itself.
+    SelfMade,
+}
+
 /// What is done to each weight, in the order of the nodes. It is a file that people read and edit: see [`Plan::read`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -121,6 +129,9 @@ pub struct Plan {
     /// Most examples that calibration looks at; as many as usual when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<usize>,
+    /// Where those examples come from; from the data when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration_data: Option<CalibrationData>,
     /// What is done to the whole graph before that, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub passes: Vec<Pass>,
@@ -183,6 +194,7 @@ mod tests {
             ranges: Ranges::MinMax,
             opset: Some(21),
             calibration: Some(9),
+            calibration_data: Some(CalibrationData::SelfMade),
             passes,
             steps,
         };
@@ -193,6 +205,7 @@ mod tests {
             ("[[steps]]\nnode = 'n'\nweight = 'w'\nchoice = 'w9'", "w9"),
             ("[[steps]]\nnode = 'n'\nchoice = 'keep'", "weight"),
             ("speed = 3", "speed"),
+            ("calibration_data = 'bought'", "self-made"),
             ("steps = 3 4", "line 1"),
         ] {
             let error = Plan::read(text).unwrap_err().to_string();

@@ -71,6 +71,14 @@ impl Histogram {
         }
     }
 
+    /// The histogram of the same numbers times a factor above 0.
+    pub fn scaled(mut self, factor: f32) -> Histogram {
+        for bound in [&mut self.radius, &mut self.min, &mut self.max] {
+            *bound *= factor;
+        }
+        self
+    }
+
     /// Number of numbers added.
     pub fn count(&self) -> u64 {
         self.count
@@ -114,6 +122,17 @@ impl Histogram {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn scaled_histograms_are_those_of_scaled_numbers() {
+        let numbers: Vec<f32> = (0..1000).map(|i| (i as f32 * 0.37).sin() * 3.0 - 0.5).collect();
+        let (mut once, mut twice) = (Histogram::default(), Histogram::default());
+        once.add(&numbers);
+        twice.add(&numbers.iter().map(|x| 2.0 * x).collect::<Vec<_>>());
+        let scaled = once.scaled(2.0);
+        assert_eq!((scaled.range(), scaled.count()), (twice.range(), twice.count()));
+        assert_eq!(scaled.best_range(Kind::U8), twice.best_range(Kind::U8));
+    }
 
     #[test]
     fn ranges_grow_and_odd_numbers_are_counted() {

@@ -1,6 +1,7 @@
 //! A walk through a model from its inputs on, for all examples at once: before each weight is changed its inputs are
 //! seen as the changed weights before it make them, and each node runs once. Weights that do not depend on one another
-//! are one stage. Memory is what is alive between two stages, and the statistics of one stage.
+//! are one stage. Memory is what is alive between two stages, unless it is carried in files, and the statistics of one
+//! stage.
 
 use std::collections::{HashMap, HashSet};
 
@@ -8,6 +9,7 @@ use graph::run::Session;
 use graph::{Datum, Graph, NodeId, ValueId};
 use kernel::Cpu;
 
+use crate::carry::Examples;
 use crate::gram::Gram;
 use crate::matrix::{Layout, Matrix};
 use crate::quantize::bias;
@@ -40,13 +42,15 @@ pub type Example = Vec<(String, Datum)>;
 pub fn walk(
     graph: &Graph,
     weights: &[&Weight],
-    examples: Vec<Example>,
+    examples: impl Into<Examples>,
     cpu: &Cpu,
     change: &mut dyn FnMut(Stop) -> Result<Option<Matrix>>,
 ) -> Result<Graph> {
     let mut graph = graph.clone();
     let stages = Stages::new(&graph, weights);
-    let mut states = examples.into_iter().map(|e| stages.start(&graph, e)).collect::<Result<Vec<_>>>()?;
+    let examples: Examples = examples.into();
+    let mut states = examples.carried(&|e| Ok(stages.start(&graph, e)?.into_iter().collect()))?;
+    drop(examples);
     let mut changed: HashSet<ValueId> = HashSet::new();
     for stage in 0..stages.count {
         let here: Vec<(&Weight, Layout)> = weights
@@ -58,9 +62,10 @@ pub fn walk(
         let session = segment.as_ref().map(|s| Session::new(s.clone(), cpu)).transpose()?;
         // Weights that read the same value in the same way share their statistics.
         let mut seen: HashMap<Key, (Vec<Gram>, bool)> = HashMap::new();
-        for state in &mut states {
+        for at in 0..states.len() {
+            let mut state: State = states.take(at)?.into_iter().collect();
             if let Some(session) = &session {
-                stages.advance(session, state)?;
+                stages.advance(session, &mut state)?;
             }
             for (weight, layout) in &here {
                 let Some(key) = Key::new(&graph, weight, layout) else { continue };
@@ -75,6 +80,9 @@ pub fn walk(
                         node.op.weight_rows(x, &key.shape, &mut |group, rows| grams[group].add(cpu, rows));
                     *known = added.is_ok();
                 }
+            }
+            if stage + 1 < stages.count {
+                states.put(at, state.into_iter().collect())?;
             }
         }
         for (weight, layout) in &here {
@@ -316,6 +324,29 @@ mod tests {
         let id = g.find("w").unwrap();
         let first = |g: &Graph| g.constant(id).unwrap().as_slice::<f32>().unwrap()[0];
         assert_eq!(first(&small), 0.5 * first(&g));
+    }
+
+    #[test]
+    fn what_is_carried_in_files_gives_the_same() {
+        let g = network();
+        let found = weights(&g).unwrap();
+        let wanted: Vec<&Weight> = found.iter().collect();
+        let place = tempfile::tempdir().unwrap();
+        let mut filed = Examples::new(Some(place.path())).unwrap();
+        examples().into_iter().for_each(|e| filed.push(e).unwrap());
+        let run = |examples: Examples| {
+            let mut sums = Vec::new();
+            let small = walk(&g, &wanted, examples, &cpu(), &mut |stop| {
+                assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0);
+                sums.extend(stop.grams.iter().flat_map(|g| g.sums().map(f64::to_bits).collect::<Vec<_>>()));
+                let data = stop.matrix.data.iter().map(|x| x * 0.5).collect();
+                Ok(Some(Matrix { data, ..stop.matrix }))
+            });
+            small.unwrap();
+            sums
+        };
+        let held = run(examples().into());
+        assert!(held.len() > 1000 && held == run(filed));
     }
 
     #[test]

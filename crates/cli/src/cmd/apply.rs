@@ -21,6 +21,7 @@ const MOST: u64 = 64 << 20;
 int8-static, int8-dynamic, int8-rows, or a number of bits with the length of the groups that share a scale, such as w4
 or w3-g128. Weights that it does not name are kept. Before that come its passes: zeros,
 channels, blocks, rank, vocabulary, tune. The same plan, model and data give the same file, byte by byte.
+A plan that was calibrated on examples made by lessen makes them again; --data then only measures.
 
 Examples:
   lessen apply resnet.onnx small.toml --data images/ -o small.onnx
@@ -46,6 +47,10 @@ pub struct Apply {
     /// At most this much may be lost: 0.5 is half a point of accuracy, 1% a hundredth of the original's metric.
     #[arg(long, value_name = "LOSS")]
     lose: Option<Lose>,
+    /// Keep what calibration carries from weight to weight in files of this folder in the place of memory, which is then
+    /// that of one batch. The files have no names and nothing of them stays.
+    #[arg(long, value_name = "FOLDER")]
+    spill: Option<PathBuf>,
     /// Write the model even when a goal is missed.
     #[arg(long)]
     force: bool,
@@ -68,6 +73,7 @@ impl Apply {
         let plan =
             Plan::read(&std::fs::read_to_string(&self.plan).with_context(place)?).with_context(place)?;
         let request = Request {
+            spill: self.spill.as_deref(),
             smaller: self.smaller,
             lose: self.lose,
             plan: Some(&plan),

@@ -9,7 +9,7 @@ use lessen::answer::Task;
 use lessen::data::{self, Dataset};
 use lessen::receipt::{Number, bytes};
 use lessen::shrink::{
-    Choice, Lose, Pattern, Quality, Ranges, Receipt, Request, Rounding, Rule, Sparse, Tuning, shrink,
+    Choice, Lose, Pattern, Quality, Ranges, Receipt, Request, Rounding, Rule, Shares, Sparse, Tuning, shrink,
 };
 
 use super::{Done, table};
@@ -36,6 +36,7 @@ Examples:
   lessen shrink resnet.onnx --data images/ --lose 1% -o small.onnx
   lessen shrink minilm/ --data sts.csv.gz --smaller 3.5 --lose 0.5 -o minilm-int8.onnx
   lessen shrink resnet.onnx --data images/ --smaller 7 -o tiny.onnx
+  lessen shrink model.onnx --self-made -o small.onnx  (no data: calibrated on made-up examples, nothing is proven)
   lessen shrink model.onnx -o small.onnx              (no data: only what needs none, nothing is proven)")]
 pub struct Shrink {
     /// The model: an ONNX file, or a folder with config.json and model.safetensors.
@@ -43,6 +44,10 @@ pub struct Shrink {
     /// Labelled or unlabelled examples: a folder of images by class, .npz, CSV/TSV/JSONL (perhaps .gz), or IDX.
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
+    /// Without data: calibrate and decide on examples that lessen makes itself: pictures, sentences, token ids or
+    /// numbers, by what the model takes. They prove nothing.
+    #[arg(long, conflicts_with = "data")]
+    self_made: bool,
     /// The file to write [default: MODEL-int8.onnx in the current folder]. The receipt goes beside it, as .html and .json.
     #[arg(short, long, value_name = "PATH")]
     output: Option<PathBuf>,
@@ -105,6 +110,10 @@ pub struct Shrink {
     /// Time that the search may take: 90s, 10m, 2h.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     time: Option<Duration>,
+    /// Keep what calibration carries from weight to weight in files of this folder in the place of memory, which is then
+    /// that of one batch. The files have no names and nothing of them stays.
+    #[arg(long, value_name = "FOLDER")]
+    spill: Option<PathBuf>,
     /// Write the model even when a goal is missed.
     #[arg(long)]
     force: bool,
@@ -211,10 +220,13 @@ impl Shrink {
     pub fn run(self, common: &Common) -> Result<Done> {
         let (model_path, data_path) = match &self.model {
             Some(model) => (model.clone(), self.data.clone()),
+            None if self.self_made => (example(None)?.0, None),
             None => example(self.data.as_deref())?,
         };
         let output = self.output.clone().unwrap_or_else(|| default_output(&model_path));
         let request = Request {
+            self_made: self.self_made,
+            spill: self.spill.as_deref(),
             smaller: self.smaller,
             size: self.size,
             faster: self.faster,
@@ -423,6 +435,19 @@ fn curve(receipt: &Receipt) -> String {
     table(&rows)
 }
 
+/// How the examples were shared out.
+fn shared(shares: &Shares) -> String {
+    let Shares { data, calibration, search, verify, .. } = shares;
+    let measured = format!("{search} to decide, {verify} for these numbers (intervals are of 95 %)");
+    match &shares.calibration_data {
+        None => format!("{data}: {calibration} examples to calibrate, {measured}\n"),
+        Some(made) if *verify == 0 => format!(
+            "{made}: {calibration} examples to calibrate, {search} to decide\nno loss was measured: no data (--data PATH)\n"
+        ),
+        Some(made) => format!("{made}: {calibration} examples to calibrate\n{data}: {measured}\n"),
+    }
+}
+
 fn words(receipt: &Receipt) -> String {
     let mut rows = vec![vec![String::new(), "before".into(), "after".into(), String::new()]];
     let size = |n: f64| bytes(n as u64);
@@ -464,12 +489,12 @@ fn words(receipt: &Receipt) -> String {
             if let Some(data) = &shares.training_data {
                 text += &format!("{data}: {} examples to train on\n", shares.training);
             }
-            text += &format!(
-                "{}: {} examples to calibrate, {} to decide, {} for these numbers (intervals are of 95 %)\n",
-                shares.data, shares.calibration, shares.search, shares.verify
-            );
+            text += &shared(shares);
         }
-        None => text += "nothing was measured: no data (--data PATH)\n",
+        None => {
+            text +=
+                "nothing was measured: no data (--data PATH; --self-made calibrates on made-up examples)\n"
+        }
     }
     for caveat in &receipt.caveats {
         text += &format!("note: {caveat}\n");

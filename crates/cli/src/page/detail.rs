@@ -240,6 +240,9 @@ pub fn provenance(receipt: &Receipt) -> String {
     if let Some(shares) = &receipt.data {
         let hash = p.data.as_ref().map(file).unwrap_or_default();
         fact("data", format!("{}{hash}", escape(&shares.data)));
+        if let Some(made) = shares.calibration_data.as_ref().filter(|made| **made != shares.data) {
+            fact("calibrated on", escape(made));
+        }
         if shares.training > 0 {
             let hash = p.training.as_ref().map(file).unwrap_or_default();
             let what = escape(shares.training_data.as_deref().unwrap_or_default());

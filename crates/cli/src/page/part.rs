@@ -165,12 +165,12 @@ pub fn compared(receipt: &Receipt) -> String {
         row("Memory of one run, at most", &m.before, &m.after, format!("{ratio:.2} times {word}"));
     }
     let note = match &receipt.data {
-        Some(shares) => format!(
+        Some(shares) if shares.verify > 0 => format!(
             "<p><small>On {} examples that neither calibration ({}) nor search ({}) has seen. Intervals are of 95 %, over \
              the same examples for both models.</small></p>",
             shares.verify, shares.calibration, shares.search
         ),
-        None => String::new(),
+        _ => String::new(),
     };
     format!(
         "<h2>Before and after</h2>\n<table class=\"wide\"><thead><tr><th></th><th>before</th><th>after</th><th>change</th>\

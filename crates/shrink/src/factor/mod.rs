@@ -17,11 +17,12 @@ use serde::{Deserialize, Serialize};
 
 use self::project::{Projection, product};
 use self::tucker::Tucker;
+use crate::carry::Examples;
 use crate::gram::Gram;
 use crate::matrix::{Layout, Matrix};
 use crate::pass::Context;
 use crate::prune::vocabulary;
-use crate::walk::{Example, walk};
+use crate::walk::walk;
 use crate::weights::{Weight, weights};
 use crate::{Error, Result};
 
@@ -152,7 +153,8 @@ pub fn apply(graph: &mut Graph, cuts: &[Cut], cx: &Context) -> Result<Vec<f64>> 
 /// # Errors
 /// [`Error::Plan`] when a cut names no weight of the model; [`Error::Form`] when a weight cannot be written like this;
 /// when the model cannot be run.
-pub fn factor(graph: &mut Graph, cuts: &[Cut], examples: Vec<Example>, cpu: &Cpu) -> Result<Vec<f64>> {
+pub fn factor(graph: &mut Graph, cuts: &[Cut], examples: impl Into<Examples>, cpu: &Cpu) -> Result<Vec<f64>> {
+    let examples: Examples = examples.into();
     let all = weights(graph)?;
     let mut wanted: Vec<&Weight> = Vec::new();
     let mut forms: HashMap<ValueId, Form> = HashMap::new();
@@ -176,7 +178,7 @@ pub fn factor(graph: &mut Graph, cuts: &[Cut], examples: Vec<Example>, cpu: &Cpu
         Factors::new(m, gram, forms[&w.value], channels(graph, w), cpu)
     };
     for table in tables {
-        let counts = vocabulary::counts(graph, table, &examples, cpu)?;
+        let counts = vocabulary::counts(graph, table, &examples.all()?, cpu)?;
         made.insert(table.value, table_factors(graph, table, &counts, forms[&table.value])?);
     }
     if !examples.is_empty() && !products.is_empty() {

@@ -3,6 +3,7 @@ use graph::{DType, Datum, Dim, Fact};
 
 use super::*;
 use crate::gram::tests::cpu;
+use crate::walk::Example;
 
 fn node(g: &mut Graph, kind: &str, name: &str, inputs: &[ValueId], attrs: Attrs) -> ValueId {
     let op = onnx(kind, attrs, inputs.len()).unwrap();

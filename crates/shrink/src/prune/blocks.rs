@@ -382,7 +382,7 @@ fn vectors(datum: &Datum, image: bool) -> Result<(Vec<f32>, usize)> {
 /// As there.
 pub fn apply(graph: &mut Graph, cuts: &[Cut], cx: &Context) -> Result<Vec<f64>> {
     let needed = cuts.iter().any(|c| c.bridge != Bridge::None);
-    let examples = if needed || cx.judge.can_calibrate() { cx.examples()? } else { Vec::new() };
+    let examples = if needed || cx.judge.can_calibrate() { cx.examples()?.all()? } else { Vec::new() };
     remove(graph, cuts, &examples, cx.cpu)
 }
 

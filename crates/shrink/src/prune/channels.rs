@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::groups::{self, Group};
 use super::recover;
 use super::settle::settle;
-use crate::walk::Example;
+use crate::carry::Examples;
 use crate::{Error, Result};
 
 /// Which channels of a group stay.
@@ -27,7 +27,8 @@ pub struct Channels {
 ///
 /// # Errors
 /// When there are no examples, a group is not there, a channel cannot go, or the model cannot be run.
-pub fn apply(graph: &mut Graph, cuts: &[Channels], examples: Vec<Example>, cpu: &Cpu) -> Result<f64> {
+pub fn apply(graph: &mut Graph, cuts: &[Channels], examples: impl Into<Examples>, cpu: &Cpu) -> Result<f64> {
+    let examples: Examples = examples.into();
     if examples.is_empty() {
         return Err(Error::Calibration("channels cannot go without examples to refit the others on".into()));
     }
@@ -38,7 +39,7 @@ pub fn apply(graph: &mut Graph, cuts: &[Channels], examples: Vec<Example>, cpu: 
     let old = graph.clone();
     let kept = groups::cut(graph, &cuts)?;
     recover::recover(&old, graph, &kept, &examples, cpu)?;
-    recover::distance(&old, graph, &examples, cpu)
+    recover::distance(&old, graph, &examples.all()?, cpu)
 }
 
 /// The group of this name.
@@ -65,6 +66,7 @@ mod tests {
     use super::*;
     use crate::gram::tests::cpu;
     use crate::prune::groups::tests::{attention, one};
+    use crate::walk::Example;
 
     /// Two convolutions; of the eight channels between them four are sums of the other four, more or less.
     fn network() -> Graph {

@@ -14,6 +14,7 @@ use super::groups::{self, Axis, Group};
 use super::recover::{self, Site};
 use super::settle::settle;
 use crate::allocate::{Offer, allocate};
+use crate::carry::Examples;
 use crate::gram::Gram;
 use crate::linear::Cholesky;
 use crate::matrix::{Layout, Matrix};
@@ -49,7 +50,7 @@ impl Default for Effort {
 /// As [`Survey::new`] and [`Survey::choose`].
 pub fn choose(
     graph: &Graph,
-    examples: &[Example],
+    examples: &Examples,
     cpu: &Cpu,
     target: f64,
     effort: Effort,
@@ -63,7 +64,7 @@ pub fn choose(
         so_far = composed(&so_far, survey.choose(share)?);
         if round < rounds {
             small = graph.clone();
-            channels::apply(&mut small, &so_far, examples.to_vec(), cpu)?;
+            channels::apply(&mut small, &so_far, examples.again()?, cpu)?;
         }
     }
     Ok(so_far)
@@ -97,20 +98,21 @@ impl Survey {
     ///
     /// # Errors
     /// When there are no examples, or the model cannot be run.
-    pub fn new(graph: &Graph, examples: &[Example], cpu: &Cpu, probe: usize) -> Result<Survey> {
+    pub fn new(graph: &Graph, examples: &Examples, cpu: &Cpu, probe: usize) -> Result<Survey> {
         Survey::of(graph, graph, examples, cpu, probe)
     }
 
     /// The same of a model that was cut already, by what its outputs are to the original's.
-    fn of(original: &Graph, graph: &Graph, examples: &[Example], cpu: &Cpu, probe: usize) -> Result<Survey> {
-        let Some(first) = examples.first() else {
+    fn of(original: &Graph, graph: &Graph, examples: &Examples, cpu: &Cpu, probe: usize) -> Result<Survey> {
+        let all = examples.all()?;
+        let Some(first) = all.first() else {
             return Err(Error::Calibration("channels cannot be chosen without examples".into()));
         };
         let mut settled = graph.clone();
         settle(&mut settled)?;
         let graph = &settled;
         let found = groups::groups(graph);
-        let probe = &examples[..probe.clamp(1, examples.len())];
+        let probe = &all[..probe.clamp(1, all.len())];
         let answers = recover::answers(original, probe, cpu)?;
         let so_far = recover::from_answers(&answers, graph, probe, cpu)?;
         let mut rankings: Vec<Option<Ranking>> = found.iter().map(|_| None).collect();
@@ -445,7 +447,7 @@ fn eliminate(group: &Group, mut readers: Vec<Reader>, sizes: &[usize], reached: 
 fn rank(
     graph: &Graph,
     found: &[Group],
-    examples: &[Example],
+    examples: &Examples,
     cpu: &Cpu,
     measure: &mut dyn FnMut(usize, Vec<Reader>) -> Result<()>,
 ) -> Result<()> {
@@ -453,7 +455,7 @@ fn rank(
     let all = weights::weights(graph)?;
     let stops: Vec<&Weight> = all.iter().filter(|w| wanted.contains(&w.node)).collect();
     let mut seen: HashMap<usize, (usize, Vec<Reader>)> = HashMap::new();
-    walk(graph, &stops, examples.to_vec(), cpu, &mut |stop: Stop| {
+    walk(graph, &stops, examples.again()?, cpu, &mut |stop: Stop| {
         for (at, group) in found.iter().enumerate() {
             if !group.readers.iter().any(|(node, _)| *node == stop.weight.node) {
                 continue;
@@ -585,7 +587,7 @@ mod tests {
         g
     }
 
-    fn examples() -> Vec<Example> {
+    fn examples() -> Examples {
         let one = |k: usize| {
             let data: Vec<f32> =
                 (0..8 * 108).map(|i| ((i * i + 7 * i * k + 31 * k) % 97) as f32 / 48.0 - 1.0).collect();
@@ -597,7 +599,7 @@ mod tests {
     #[test]
     fn the_target_is_met_where_it_hurts_least() {
         let graph = network();
-        let before = mul_adds(&graph, &examples()[0]).unwrap();
+        let before = mul_adds(&graph, &examples().all().unwrap()[0]).unwrap();
         assert_eq!(before, 8 * 36 * 9 * (3 * 12 + 12 * 12 + 12 * 4));
         let chosen = choose(&graph, &examples(), &cpu(), 0.6, Effort { probe: 2, rounds: 1 }).unwrap();
         let a = chosen.iter().find(|c| c.group == "a").unwrap();
@@ -605,7 +607,7 @@ mod tests {
         assert!((0..6).all(|i| a.keep.contains(&i) || a.keep.contains(&(i + 6))), "{chosen:?}");
         let mut small = graph.clone();
         let error = apply(&mut small, &chosen, examples(), &cpu()).unwrap();
-        let after = mul_adds(&small, &examples()[0]).unwrap();
+        let after = mul_adds(&small, &examples().all().unwrap()[0]).unwrap();
         assert!(after as f64 <= 0.603 * before as f64, "{after} of {before}");
         assert!(error < 0.1, "{error}");
         assert_eq!(chosen, choose(&graph, &examples(), &cpu(), 0.6, Effort { probe: 2, rounds: 1 }).unwrap());
@@ -621,14 +623,14 @@ mod tests {
         let chosen = choose(&graph, &examples(), &cpu(), 0.5, Effort { probe: 2, rounds: 2 }).unwrap();
         let mut small = graph.clone();
         apply(&mut small, &chosen, examples(), &cpu()).unwrap();
-        let shares = [&small, &graph].map(|g| mul_adds(g, &examples()[0]).unwrap() as f64);
+        let shares = [&small, &graph].map(|g| mul_adds(g, &examples().all().unwrap()[0]).unwrap() as f64);
         assert!(shares[0] <= 0.503 * shares[1], "{shares:?}");
     }
 
     #[test]
     fn what_cannot_be_met_is_said() {
         let graph = network();
-        assert!(choose(&graph, &[], &cpu(), 0.5, Effort::default()).is_err());
+        assert!(choose(&graph, &Examples::from(Vec::new()), &cpu(), 0.5, Effort::default()).is_err());
         for bad in [0.0, -1.0, 2.0, f64::NAN] {
             assert!(choose(&graph, &examples(), &cpu(), bad, Effort::default()).is_err());
         }

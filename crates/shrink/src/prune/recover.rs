@@ -13,6 +13,7 @@ use kernel::f32::{Post, matmul};
 use kernel::matmul::View;
 
 use super::groups::{Axis, Kept};
+use crate::carry::Examples;
 use crate::linear::Cholesky;
 use crate::matrix::{Layout, Matrix};
 use crate::walk::{Example, Stages, State};
@@ -32,35 +33,40 @@ const ROWS: usize = 4096;
 ///
 /// # Errors
 /// When a model cannot be run, or what a weight reads is not finite.
-pub fn recover(old: &Graph, new: &mut Graph, kept: &Kept, examples: &[Example], cpu: &Cpu) -> Result<()> {
+pub fn recover(old: &Graph, new: &mut Graph, kept: &Kept, examples: &Examples, cpu: &Cpu) -> Result<()> {
     let found: Vec<Weight> =
         weights::weights(new)?.into_iter().filter(|w| is_reached(new, kept, w)).collect();
     let stops: Vec<&Weight> = found.iter().collect();
     let stages = Stages::new(new, &stops);
-    let start =
-        |graph: &Graph| examples.iter().map(|e| stages.start(graph, e.clone())).collect::<Result<Vec<_>>>();
+    let start = |graph: &Graph| examples.carried(&|e| Ok(stages.start(graph, e)?.into_iter().collect()));
     let (mut before, mut after) = (start(old)?, start(new)?);
     for stage in 0..stages.count {
         let session = |graph: &Graph| stages.segment(graph, stage).map(|s| Session::new(s, cpu)).transpose();
         let (first, second) = (session(old)?, session(new)?);
         let here = stops.iter().filter(|w| stages.of_weight.get(&w.node) == Some(&stage));
         let mut fits: Vec<Fit> = here.filter_map(|w| Fit::new(old, new, kept, w)).collect();
-        for (x, y) in before.iter_mut().zip(&mut after) {
+        for at in 0..before.len() {
+            let [mut x, mut y]: [State; 2] =
+                [before.take(at)?, after.take(at)?].map(|list| list.into_iter().collect());
             if let Some(session) = &first {
-                stages.advance(session, x)?;
+                stages.advance(session, &mut x)?;
             }
             if let Some(session) = &second {
-                stages.advance(session, y)?;
+                stages.advance(session, &mut y)?;
             }
-            fits.iter_mut().try_for_each(|fit| fit.add(old, new, x, y, kept, cpu, &mut None))?;
+            fits.iter_mut().try_for_each(|fit| fit.add(old, new, &x, &y, kept, cpu, &mut None))?;
+            before.put(at, x.into_iter().collect())?;
+            after.put(at, y.into_iter().collect())?;
         }
         fits.iter_mut().try_for_each(|fit| fit.step(new))?;
         // What is cut off depends on the fit: it is found step by step.
         for _ in 1..PASSES {
             for fit in fits.iter_mut().filter(|fit| fit.site.bounds.is_some()) {
                 let mut piece = Some(0);
-                for (x, y) in before.iter().zip(&after) {
-                    fit.add(old, new, x, y, kept, cpu, &mut piece)?;
+                for at in 0..before.len() {
+                    let [x, y]: [State; 2] =
+                        [before.get(at)?, after.get(at)?].map(|list| list.into_iter().collect());
+                    fit.add(old, new, &x, &y, kept, cpu, &mut piece)?;
                 }
                 fit.step(new)?;
             }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::pattern::Pattern;
 use super::refit::refit;
 use super::{magnitude, wanda};
+use crate::carry::Examples;
 use crate::gram::{DAMP, Gram};
 use crate::job::{Key, kept};
 use crate::matrix::{Layout, Matrix};
@@ -89,7 +90,7 @@ pub fn apply(graph: &mut Graph, zeros: &Zeros, cx: &Context) -> Result<f64> {
     }
     let mut errors: HashMap<ValueId, f64> = HashMap::new();
     let examples = match zeros.rule {
-        Rule::Magnitude if !zeros.refit => Vec::new(),
+        Rule::Magnitude if !zeros.refit => Examples::new(None)?,
         _ => cx.examples()?,
     };
     if !examples.is_empty() {

@@ -348,7 +348,7 @@ fn learn(work: &Work, candidates: &[Candidate], codes: &mut Codes) -> Result<()>
     let say = |p: &learn::fit::Progress| {
         work.judge.progress(&format!("learning to round: epoch {}, held out {:.2e}", p.epoch, p.held_out));
     };
-    let examples = work.context().examples()?;
+    let examples = work.context().examples()?.all()?;
     learned::learn(&work.base.graph, &graph, &mut items, &examples, work.cpu, &say)?;
     Ok(())
 }

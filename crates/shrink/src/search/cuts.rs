@@ -2,10 +2,10 @@
 
 use super::Part;
 use super::work::Work;
+use crate::carry::Examples;
 use crate::pass::Pass;
 use crate::prune::blocks::{self, Bridge};
 use crate::prune::choose::{Effort, Survey, choose};
-use crate::walk::Example;
 use crate::{Error, Result};
 
 /// Shares of the multiply-adds that stay, tried in turn until the model is fast enough.
@@ -16,7 +16,7 @@ const PROBE: usize = 2;
 const ROUNDS: usize = 2;
 
 /// The calibration examples, which channels and blocks cannot be chosen without.
-fn examples(work: &Work, what: &str) -> Result<Vec<Example>> {
+fn examples(work: &Work, what: &str) -> Result<Examples> {
     let examples = work.context().examples()?;
     match examples.is_empty() {
         true => {
@@ -49,8 +49,16 @@ pub(super) fn blocks(work: &Work, count: usize) -> Result<Pass> {
         model.graph = graph.clone();
         Ok(work.judge.score(&model, Part::Probe)?.map_or(0.0, |score| score.distance))
     };
-    let left_out =
-        blocks::greedy(graph, &found, Bridge::Linear, count, f64::INFINITY, &examples, work.cpu, &mut harm)?;
+    let left_out = blocks::greedy(
+        graph,
+        &found,
+        Bridge::Linear,
+        count,
+        f64::INFINITY,
+        &examples.all()?,
+        work.cpu,
+        &mut harm,
+    )?;
     Ok(Pass::Blocks { blocks: left_out.into_iter().map(|(cut, _)| cut).collect() })
 }
 

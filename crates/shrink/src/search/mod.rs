@@ -9,6 +9,8 @@ mod reach;
 mod work;
 mod zeros;
 
+use std::path::Path;
+
 use graph::Model;
 use kernel::Cpu;
 
@@ -126,6 +128,11 @@ pub trait Judge {
     /// True when there are calibration examples.
     fn can_calibrate(&self) -> bool;
 
+    /// How many times greater activations may become than those of the calibration examples: 1 for real ones.
+    fn margin(&self) -> f32 {
+        1.0
+    }
+
     /// Number of examples that a model may be trained on; they are in no [`Part`].
     fn training(&self) -> usize {
         0
@@ -146,6 +153,11 @@ pub trait Judge {
 
     /// Where what was found is kept until all is done, so that a run that was killed can go on.
     fn store(&self) -> Option<&Store> {
+        None
+    }
+
+    /// The folder whose files hold what is carried from weight to weight; `None` is memory.
+    fn spill(&self) -> Option<&Path> {
         None
     }
 
