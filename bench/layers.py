@@ -29,7 +29,7 @@ def zeros():
         for alone in [["--no-refit"], []]:
             receipt, seconds, _ = lessen("shrink", MINILM, *DATA, "--zeros", "50%", "--even", "--pattern", "anywhere",
                                          "--rule", rule, *alone, "--force", "-o", work / "zeros.onnx")
-            found.append(next(p["error"] for p in receipt["plan"]["passes"] if p["pass"] == "zeros"))
+            found.append(next(c["error"] for c in receipt["changes"] if c["pass"] == "zeros"))
             spent += seconds
         print(f"| {rule} | {found[0]:.5f} | {found[1]:.5f} | {found[0] / found[1]:.2f} | {spent:.0f} |", flush=True)
 

@@ -156,6 +156,64 @@ fn plans_that_do_not_fit_are_refused_with_the_reason() {
 }
 
 #[test]
+fn weights_can_have_the_values_of_a_table() {
+    let place = Place::new();
+    let (model, data) = (example("digits.onnx"), example("test.npz"));
+    seven(&place, &["--force"]).json();
+    let text = std::fs::read_to_string(place.path("small.toml")).unwrap();
+    let (head, steps) = text.split_at(text.find("[[steps]]").unwrap());
+    let depthwise = "depthwise.conv";
+    let with = |choice: &str, everywhere: bool| {
+        let each = steps.split("[[steps]]").skip(1).map(|step| {
+            let keep = !everywhere && step.contains(depthwise);
+            let line = |l: &str| match l.starts_with("choice") {
+                true => format!("choice = \"{}\"\n", if keep { "keep" } else { choice }),
+                false => format!("{l}\n"),
+            };
+            format!("[[steps]]\n{}", step.trim_start().lines().map(line).collect::<String>())
+        });
+        let path = place.path("table.toml");
+        std::fs::write(&path, format!("{head}{}", each.collect::<String>())).unwrap();
+        path
+    };
+    let out = place.path("table.onnx");
+    let apply = |plan: &str, threads: &str| {
+        lessen(&[
+            "apply",
+            &model,
+            plan,
+            "--data",
+            &data,
+            "-o",
+            &out,
+            "--json",
+            "--force",
+            "--threads",
+            threads,
+        ])
+    };
+    let distance = |choice: &str| {
+        let plan = with(choice, false);
+        let receipt = apply(&plan, "1").json();
+        let bytes = std::fs::read(&out).unwrap();
+        apply(&plan, "2").json();
+        assert!(bytes == std::fs::read(&out).unwrap(), "{choice}");
+        // What was written is what was measured.
+        let eval = lessen(&["eval", &out, "--data", &data, "--json"]).json();
+        assert!(eval["value"].as_f64().unwrap_or(100.0) > 50.0, "{eval}");
+        receipt["quality"]["distance"].as_f64().unwrap()
+    };
+    // Values where the weights are beat even steps, and more values beat fewer.
+    let [k2, k3, k4, w3] = ["k2", "k3", "k4-rows", "w3"].map(distance);
+    assert!(k4 < k3 && k3 < k2 && k3 < w3, "{k4} {k3} {k2} {w3}");
+    for fixed in ["nf4", "iq4"] {
+        assert!(distance(fixed) < k2, "{fixed}");
+    }
+    let refused = apply(&with("k3", true), "1");
+    assert!(refused.code == 1 && refused.err.contains("tables of their own"), "{}", refused.err);
+}
+
+#[test]
 fn packed_files_come_back_bit_for_bit_and_broken_ones_are_refused() {
     let place = Place::new();
     seven(&place, &["--force"]).json();
@@ -425,4 +483,39 @@ fn preparations_that_cannot_be_fail_in_one_line() {
     lessen(&["shrink", &model, "-o", &out, "--prepare", "measured"]).fails(&["--data"]);
     digits(&place, &["--prepare", "rotate"]).fails(&["residual stream", "no norm"]);
     assert!(!std::path::Path::new(&out).exists());
+}
+
+#[test]
+fn passes_that_are_done_are_not_done_again_by_a_run_after_one_that_was_killed() {
+    let place = Place::new();
+    let (model, data) = (example("digits.onnx"), example("test.npz"));
+    let run = |out: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_lessen"));
+        command.args(["shrink", &model, "--data", &data, "-o", out, "--force"]);
+        command.args(["--fewer", "1.5", "--zeros", "30%", "--smaller", "6"]);
+        command.env("LESSEN_LOG", "debug").stdout(std::process::Stdio::null());
+        command
+    };
+    let surveyed = |err: &[u8]| String::from_utf8_lossy(err).matches("DEBUG channels").count();
+    let (whole, out, work) =
+        (place.path("whole.onnx"), place.path("cut.onnx"), place.path("cut.onnx.partial"));
+    assert!(surveyed(&run(&whole).output().unwrap().stderr) > 3);
+    let parts = || {
+        let entries = std::fs::read_dir(&work).into_iter().flatten().flatten();
+        entries.filter(|e| e.path().extension().is_some_and(|e| e == "part")).count()
+    };
+    // What is chosen, the model without it, zeros, and weights of 8 bits: killed after each.
+    for least in [1, 2, 4, 10] {
+        let mut child = run(&out).stderr(std::process::Stdio::null()).spawn().unwrap();
+        while parts() < least && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert!(!std::path::Path::new(&out).exists() && parts() >= 10, "it was killed in the middle");
+    let again = run(&out).output().unwrap();
+    assert_eq!(surveyed(&again.stderr), 0, "channels are chosen once");
+    assert!(std::fs::read(&whole).unwrap() == std::fs::read(&out).unwrap());
+    assert!(!std::path::Path::new(&work).exists(), "nothing is left behind");
 }

@@ -5,7 +5,7 @@ use shrink::Pass;
 use shrink::prune::zeros::Rule;
 
 use crate::answer::Task;
-use crate::shrink::{Choice, Plan};
+use crate::shrink::Plan;
 
 /// How a result came about.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +50,7 @@ pub(crate) fn caveats(course: &Course) -> Vec<String> {
             _ => {}
         }
     }
-    if !data && plan.steps.iter().any(|s| matches!(s.choice, Choice::Bits(_))) {
+    if !data && plan.steps.iter().any(|s| s.choice.bits().is_some()) {
         say(
             "Bits were shared out, and codes chosen, by the error of the weights alone: there were no data to see what \
              they do.",

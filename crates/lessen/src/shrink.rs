@@ -361,7 +361,7 @@ pub fn shrink(
     let watch = Stopwatch::start();
     let until = request.time.map(|time| Instant::now() + time);
     let few_bits = match plan {
-        Some(plan) => plan.steps.iter().any(|s| matches!(s.choice, Choice::Bits(_))),
+        Some(plan) => plan.steps.iter().any(|s| s.choice.bits().is_some()),
         None => {
             let much = smaller.is_some_and(|times| times > INT8);
             much || size.is_some() || request.smallest || request.frontier

@@ -8,8 +8,11 @@ use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
+use graph::Graph;
 use sha2::{Digest, Sha256};
 
+use crate::gram::Gram;
+use crate::matrix::Matrix;
 use crate::{Error, Result};
 
 /// How files begin: what they are, and the version of their form.
@@ -44,6 +47,26 @@ impl Key {
     /// The key of a part of what has this key.
     pub fn part(&self, name: &str) -> Key {
         Key::of(&[&self.0, name.as_bytes()])
+    }
+
+    /// The key of this and a graph: its nodes, and all that its constants hold.
+    pub fn graph(&self, graph: &Graph) -> Key {
+        let mut key = *self;
+        for (_, node) in graph.nodes() {
+            key = key.part(&format!("{:?} {} {:?} {:?}", node.op, node.name, node.inputs, node.outputs));
+        }
+        for (_, value) in graph.values() {
+            if let Some(tensor) = &value.constant {
+                key = key.part(&value.name).with(tensor.bytes());
+            }
+        }
+        key
+    }
+
+    /// The key of this, a matrix, and what its inputs are like.
+    pub fn matrix(&self, matrix: &Matrix, gram: &Gram) -> Key {
+        let sums: Vec<u8> = gram.sums().flat_map(f64::to_le_bytes).collect();
+        Key::of(&[&self.0, &matrix.rows.to_le_bytes(), &matrix.write(), &sums])
     }
 }
 
@@ -163,6 +186,29 @@ impl Store {
         self.put(key, &bytes)?;
         Ok(bytes)
     }
+}
+
+/// What is kept under a key of what `read` understands, or what `make` gives, which is kept then.
+///
+/// # Errors
+/// What `make` returns.
+pub fn kept<T>(
+    store: Option<&Store>,
+    key: impl FnOnce() -> Key,
+    read: impl FnOnce(&[u8]) -> Option<T>,
+    write: impl FnOnce(&T) -> Vec<u8>,
+    make: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let Some(store) = store else { return make() };
+    let key = key();
+    if let Ok(Some(bytes)) = store.get(&key)
+        && let Some(found) = read(&bytes)
+    {
+        return Ok(found);
+    }
+    let made = make()?;
+    store.keep(&key, &write(&made));
+    Ok(made)
 }
 
 /// Writes a file under another name, syncs it, and gives it its name.

@@ -30,6 +30,18 @@ impl Matrix {
         Matrix { rows, cols, data: vec![0.0; rows * cols] }
     }
 
+    /// The elements as bytes.
+    pub fn write(&self) -> Vec<u8> {
+        self.data.iter().flat_map(|x| x.to_le_bytes()).collect()
+    }
+
+    /// What [`Matrix::write`] wrote of a matrix of this size; `None` when it did not.
+    pub fn read(rows: usize, cols: usize, bytes: &[u8]) -> Option<Matrix> {
+        let (elements, left) = bytes.as_chunks::<4>();
+        let sound = left.is_empty() && rows.checked_mul(cols) == Some(elements.len());
+        sound.then(|| Matrix { rows, cols, data: elements.iter().map(|x| f32::from_le_bytes(*x)).collect() })
+    }
+
     /// A row.
     pub fn row(&self, i: usize) -> &[f32] {
         &self.data[i * self.cols..][..self.cols]

@@ -6,10 +6,12 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::pass::Pass;
+use crate::quantize::codebook;
 use crate::quantize::coded::{Form, Ranges, Rounding};
 use crate::{Error, Result};
 
-/// What is done to one weight. In a plan: `keep`, `int8-static`, `int8-dynamic`, `int8-rows`, `w4`, `w3-g128`.
+/// What is done to one weight. In a plan: `keep`, `int8-static`, `int8-dynamic`, `int8-rows`, `w4`, `w3-g128`,
+/// `k3-g128`, `nf4-g64`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum Choice {
@@ -21,8 +23,21 @@ pub enum Choice {
     Int8Dynamic,
     /// A table looked up by row: 8 bits, a scale for each row.
     Int8Rows,
-    /// Codes of few bits, activations as they are.
+    /// Codes of few bits on grids, activations as they are.
     Bits(Form),
+    /// Codes of few bits that name values of a table, activations as they are.
+    Table(codebook::Form),
+}
+
+impl Choice {
+    /// Bits of a code, where activations stay as they are.
+    pub fn bits(self) -> Option<u32> {
+        match self {
+            Choice::Bits(form) => Some(form.bits),
+            Choice::Table(form) => Some(form.codes.bits),
+            _ => None,
+        }
+    }
 }
 
 /// The choices that have a name of their own.
@@ -38,6 +53,7 @@ impl fmt::Display for Choice {
         match (self, NAMES.iter().find(|(choice, _)| choice == self)) {
             (_, Some((_, name))) => f.write_str(name),
             (Choice::Bits(form), None) => form.fmt(f),
+            (Choice::Table(form), None) => form.fmt(f),
             (_, None) => Ok(()),
         }
     }
@@ -49,6 +65,9 @@ impl FromStr for Choice {
     fn from_str(text: &str) -> std::result::Result<Choice, String> {
         match NAMES.iter().find(|(_, name)| *name == text) {
             Some((choice, _)) => Ok(*choice),
+            None if ["k", "nf", "iq"].iter().any(|start| text.starts_with(start)) => {
+                Ok(Choice::Table(text.parse()?))
+            }
             None => Ok(Choice::Bits(text.parse()?)),
         }
     }
@@ -143,11 +162,13 @@ mod tests {
     #[test]
     fn choices_are_written_as_they_are_read() {
         let form = Form { bits: 3, group: 64 };
-        for choice in NAMES.iter().map(|(c, _)| *c).chain([Choice::Bits(form)]) {
+        let tables =
+            ["k3", "k3-g64", "k2-rows", "nf4-g64", "iq4-g32"].map(|t| Choice::Table(t.parse().unwrap()));
+        for choice in NAMES.iter().map(|(c, _)| *c).chain([Choice::Bits(form)]).chain(tables) {
             assert_eq!(choice.to_string().parse(), Ok(choice));
             assert_eq!(Choice::try_from(String::from(choice)), Ok(choice));
         }
-        assert!("int7".parse::<Choice>().is_err());
+        assert!(["int7", "k9", "k3-x", "nf3"].iter().all(|text| text.parse::<Choice>().is_err()));
     }
 
     #[test]

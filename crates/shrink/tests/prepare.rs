@@ -28,8 +28,11 @@ fn op(g: &mut Graph, kind: &str, inputs: &[ValueId], attrs: Attrs) -> ValueId {
     g.add_with_outputs(&name, node, 1, None).unwrap().1[0]
 }
 
-fn linear(g: &mut Graph, x: ValueId, shape: [usize; 2], seed: u64) -> ValueId {
-    let w = g.add_constant("w", random(&shape, seed, |_| 0.3));
+/// A product whose weights of the great channels are so many times those of the others.
+fn linear(g: &mut Graph, x: ValueId, shape: [usize; 2], seed: u64, great: f32) -> ValueId {
+    let w = random(&shape, seed, |_| 0.3);
+    let w = w.as_slice::<f32>().unwrap().iter().enumerate().map(|(k, w)| w * worth(great)(k / shape[1]));
+    let w = g.add_constant("w", Tensor::new(&shape, &w.collect::<Vec<f32>>()).unwrap());
     let b = g.add_constant("b", random(&[shape[1]], seed + 1, |_| 0.1));
     let y = op(g, "MatMul", &[x, w], Attrs::new());
     op(g, "Add", &[y, b], Attrs::new())
@@ -52,18 +55,18 @@ fn language(table: f32, gain: f32) -> Model {
     let ids = g.add_input("x", Fact::tensor(DType::I64, vec![Dim::named("n"), Dim::Is(8)])).unwrap();
     let rows = g.add_constant("table", random(&[TOKENS, WIDTH], 1, worth(table)));
     let x = op(&mut g, "Gather", &[rows, ids], Attrs::new().int("axis", 0));
-    block(g, x, gain)
+    block(g, x, gain, 1.0)
 }
 
-/// The same without a table.
+/// The same without a table, and with small weights where the inputs are great.
 fn encoder(gain: f32) -> Model {
     let mut g = Graph::new("encoder");
     let size = vec![Dim::named("n"), Dim::Is(8), Dim::Is(WIDTH as i64)];
     let x = g.add_input("x", Fact::tensor(DType::F32, size)).unwrap();
-    block(g, x, gain)
+    block(g, x, gain, 1.0 / gain)
 }
 
-fn block(mut g: Graph, x: ValueId, gain: f32) -> Model {
+fn block(mut g: Graph, x: ValueId, gain: f32, weight: f32) -> Model {
     let norm = |g: &mut Graph, x| {
         let gain: Vec<f32> = (0..WIDTH).map(worth(gain)).collect();
         let gain = g.add_constant("gain", Tensor::vector(&gain));
@@ -71,12 +74,12 @@ fn block(mut g: Graph, x: ValueId, gain: f32) -> Model {
         op(g, "LayerNormalization", &[x, gain, shift], Attrs::new().int("axis", -1))
     };
     let y = norm(&mut g, x);
-    let y = linear(&mut g, y, [WIDTH, 64], 3);
+    let y = linear(&mut g, y, [WIDTH, 64], 3, weight);
     let y = op(&mut g, "Relu", &[y], Attrs::new());
-    let y = linear(&mut g, y, [64, WIDTH], 5);
+    let y = linear(&mut g, y, [64, WIDTH], 5, 1.0);
     let x = op(&mut g, "Add", &[x, y], Attrs::new());
     let y = norm(&mut g, x);
-    let y = linear(&mut g, y, [WIDTH, 48], 7);
+    let y = linear(&mut g, y, [WIDTH, 48], 7, weight);
     finished(g, y)
 }
 
@@ -100,7 +103,7 @@ fn images() -> Model {
     let y = op(&mut g, "Relu", &[y], Attrs::new());
     let y = op(&mut g, "GlobalAveragePool", &[y], Attrs::new());
     let y = op(&mut g, "Flatten", &[y], Attrs::new());
-    let y = linear(&mut g, y, [16, 10], 4);
+    let y = linear(&mut g, y, [16, 10], 4, 1.0);
     finished(g, y)
 }
 
@@ -274,7 +277,7 @@ fn what_cannot_be_is_said() {
     // A model of one product.
     let mut g = Graph::new("one");
     let x = g.add_input("x", Fact::tensor(DType::F32, vec![Dim::named("n"), Dim::Is(16)])).unwrap();
-    let y = linear(&mut g, x, [16, 8], 1);
+    let y = linear(&mut g, x, [16, 8], 1, 1.0);
     let one = finished(g, y);
     for name in ["equalize", "smooth", "awq"] {
         fails(&one, &eight(name), &judge(&one), &[name, "nothing to change", "looks for"]);

@@ -196,6 +196,7 @@ pub fn weights(receipt: &Receipt) -> String {
             Choice::Int8Dynamic => ("dynamic", "int8, dynamic".into()),
             Choice::Int8Rows => ("rows", "int8 rows".into()),
             Choice::Bits(form) => ("bits", bits(form)),
+            Choice::Table(form) => ("bits", format!("{}, of a table", bits(form.codes))),
         };
         let error = if step.choice == Choice::Keep { String::new() } else { format!("{:.1e}", step.error) };
         let _ = write!(

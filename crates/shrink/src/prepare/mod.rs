@@ -26,7 +26,7 @@ use crate::{Error, Result};
 const ROUNDING: f64 = 1e-6;
 
 // What preparations look for, in words.
-const EQUALIZE: &str = "convolutions or products with nothing but Relu, Clip, pooling and sums between them, whose \
+const EQUALIZE: &str = "convolutions or products with nothing but Relu, pooling and sums between them, whose \
                         channels differ in range";
 const SMOOTH: &str = "norms or products whose channels only products read, past Relu, pooling and sums, and the values of \
                       attention";
@@ -164,7 +164,7 @@ pub fn decide(
         Method::Smooth => Prepare::Smooth(smooth::Smooth { alpha: smooth::ALPHA }),
         Method::Awq => {
             cx.progress("awq: searching scales");
-            let awq = awq::search(graph, forms, ranges, &examples(method, cx)?, cx)?;
+            let awq = awq::search(graph, forms, ranges, &examples(method, cx)?, cx.cpu)?;
             if awq.places.is_empty() {
                 return Err(nothing(method, AWQ));
             }
@@ -192,7 +192,7 @@ pub fn apply(graph: &mut Graph, prepare: &Prepare, cx: &Context) -> Result<f64> 
             }
         },
         Prepare::Smooth(how) => (smooth::apply(&mut new, how.alpha, &examples(method, cx)?, cx.cpu)?, SMOOTH),
-        Prepare::Awq(awq) => (awq::apply(&mut new, awq, &examples(method, cx)?, cx)?, AWQ),
+        Prepare::Awq(awq) => (awq::apply(&mut new, awq, &examples(method, cx)?, cx.cpu)?, AWQ),
         Prepare::Rotate(rotate) => (rotate::apply(&mut new, rotate)?, rotate::LOOKED_FOR),
     };
     if found == 0 {

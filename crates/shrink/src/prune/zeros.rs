@@ -11,6 +11,7 @@ use super::pattern::Pattern;
 use super::refit::refit;
 use super::{magnitude, wanda};
 use crate::gram::{DAMP, Gram};
+use crate::job::{Key, kept};
 use crate::matrix::{Layout, Matrix};
 use crate::obs::{self, sweep};
 use crate::pass::Context;
@@ -98,7 +99,7 @@ pub fn apply(graph: &mut Graph, zeros: &Zeros, cx: &Context) -> Result<f64> {
             let (mut new, mut harm, mut energy) = (Vec::new(), 0.0, 0.0);
             for (group, gram) in stop.grams.iter().enumerate() {
                 let old = stop.layout.part(&stop.matrix, group);
-                let pruned = prune(cx.cpu, &old, gram, spot, zeros)?;
+                let pruned = pruned(cx, &old, gram, spot, zeros)?;
                 let (h, e) = gram.harm(cx.cpu, &old, &pruned);
                 (harm, energy) = (harm + h, energy + e);
                 new.extend(pruned.data);
@@ -126,6 +127,20 @@ pub fn apply(graph: &mut Graph, zeros: &Zeros, cx: &Context) -> Result<f64> {
 pub fn masked(w: &Matrix, mask: &[bool]) -> Matrix {
     let data = w.data.iter().zip(mask).map(|(&x, &keep)| if keep { x } else { 0.0 });
     Matrix::new(w.rows, w.cols, data.collect())
+}
+
+/// As [`prune`], from an earlier run when it is kept.
+fn pruned(cx: &Context, w: &Matrix, gram: &Gram, spot: &Spot, zeros: &Zeros) -> Result<Matrix> {
+    let Zeros { rule, refit, .. } = zeros;
+    let what =
+        || format!("zeros {rule:?} {refit} {:?} {} {DAMP} {:?}", spot.pattern, spot.share, cx.cpu.isa());
+    kept(
+        cx.judge.store(),
+        || Key::of(&[what().as_bytes()]).matrix(w, gram),
+        |bytes| Matrix::read(w.rows, w.cols, bytes),
+        Matrix::write,
+        || prune(cx.cpu, w, gram, spot, zeros),
+    )
 }
 
 fn prune(cpu: &Cpu, w: &Matrix, gram: &Gram, spot: &Spot, zeros: &Zeros) -> Result<Matrix> {

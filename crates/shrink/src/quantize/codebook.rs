@@ -125,6 +125,54 @@ pub struct Codebook {
 }
 
 impl Codebook {
+    /// Codes, scales and values as bytes.
+    pub fn write(&self) -> Vec<u8> {
+        let values = Matrix::new(1, self.values.len(), self.values.clone());
+        [(self.coded.codes.len() as u64).to_le_bytes().to_vec(), self.coded.write(), values.write()].concat()
+    }
+
+    /// What [`Codebook::write`] wrote of a weight of this form and size; `None` when it did not.
+    pub fn read(form: Form, rows: usize, cols: usize, bytes: &[u8]) -> Option<Codebook> {
+        let codes = form.codes;
+        let elements = rows.checked_mul(cols)?;
+        let (count, rest) = bytes.split_first_chunk::<8>()?;
+        let size = 1usize << codes.bits;
+        let (scales, values) = match form.table {
+            Table::Rows => (0, rows.checked_mul(size)?),
+            _ => (rows.checked_mul(codes.groups(cols))?, size),
+        };
+        let (named, rest) = rest.split_at_checked(elements)?;
+        let (scaled, table) = rest.split_at_checked(scales.checked_mul(4)?)?;
+        let sound = u64::from_le_bytes(*count) == elements as u64
+            && named.iter().all(|&code| usize::from(code) < size);
+        let coded = Coded {
+            form: codes,
+            rows,
+            cols,
+            codes: named.to_vec(),
+            scales: Matrix::read(1, scales, scaled)?.data,
+            zeros: Vec::new(),
+        };
+        let values = Matrix::read(1, values, table)?.data;
+        sound.then_some(Codebook { coded, table: form.table, values })
+    }
+
+    /// Any weight in this form, another one for each seed: to find out how many bytes it takes in a file.
+    pub fn sample(form: Form, rows: usize, cols: usize, seed: usize) -> Codebook {
+        let mut coded = Coded::sample(form.codes, rows, cols, seed);
+        coded.zeros.clear();
+        let size = 1usize << form.codes.bits;
+        let values = match form.table {
+            Table::Rows => {
+                coded.scales.clear();
+                rows * size
+            }
+            _ => size,
+        };
+        let values = (0..values).map(|k| (seed + k) as f32).collect();
+        Codebook { coded, table: form.table, values }
+    }
+
     /// The weight in f32.
     pub fn decode(&self) -> Matrix {
         let Coded { form, rows, cols, codes, scales, .. } = &self.coded;
@@ -568,6 +616,29 @@ mod tests {
         };
         let one = |_| ((-2.0 * next().ln()).sqrt() * (std::f64::consts::TAU * next()).cos()) as f32;
         (0..n).map(one).collect()
+    }
+
+    #[test]
+    fn codes_and_tables_are_read_as_they_are_written() {
+        let (gram, w) = layer(16, 32, 200);
+        for text in ["k3", "k2-g16", "k4-rows", "nf4-g16", "iq4-g32"] {
+            let form: Form = text.parse().unwrap();
+            let book = gptq(&cpu(), &w, &gram, form, DAMP).unwrap();
+            let bytes = book.write();
+            assert_eq!(Codebook::read(form, w.rows, w.cols, &bytes).as_ref(), Some(&book), "{text}");
+            for end in [0, 7, 8, bytes.len() / 2, bytes.len() - 1] {
+                assert!(Codebook::read(form, w.rows, w.cols, &bytes[..end]).is_none(), "{text}, {end} bytes");
+            }
+            assert!(Codebook::read(form, w.rows, w.cols + 1, &bytes).is_none());
+            let mut bad = bytes.clone();
+            bad[8] = 0xff;
+            assert!(
+                Codebook::read(form, w.rows, w.cols, &bad).is_none(),
+                "a code that the table does not have"
+            );
+            let sample = Codebook::sample(form, w.rows, w.cols, 1);
+            assert_eq!(sample.write().len(), bytes.len());
+        }
     }
 
     #[test]

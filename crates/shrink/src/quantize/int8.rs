@@ -13,8 +13,10 @@ use super::descend::descend;
 use super::grid::{Grid, PAIR, pair_codes, search_pairs, search_s8};
 use crate::Result;
 use crate::gram::Gram;
+use crate::job::{Key, kept};
 use crate::matrix::{Layout, Matrix};
-use crate::walk::{Example, Stop, walk};
+use crate::pass::Context;
+use crate::walk::{Stop, walk};
 use crate::weights::Weight;
 
 /// What is added to the diagonal of the mean products, as a part of its mean: little, since outputs that nearly cancel
@@ -80,17 +82,13 @@ pub struct Rounded {
 ///
 /// # Errors
 /// When the model cannot be run on the examples, or what a weight reads is not finite.
-pub fn round(
-    graph: &Graph,
-    weights: &[&Weight],
-    examples: Vec<Example>,
-    cpu: &Cpu,
-) -> Result<HashMap<ValueId, Rounded>> {
+pub fn round(graph: &Graph, weights: &[&Weight], cx: &Context) -> Result<HashMap<ValueId, Rounded>> {
     let readers = graph.readers();
     let alone: Vec<&Weight> =
         weights.iter().copied().filter(|w| readers[w.value.index()].len() == 1).collect();
     let mut found = HashMap::new();
-    walk(graph, &alone, examples, cpu, &mut |stop: Stop| {
+    let cpu = cx.cpu;
+    walk(graph, &alone, cx.examples()?, cpu, &mut |stop: Stop| {
         let Stop { weight, layout, matrix, grams, shift } = stop;
         let biased = bias::fits(graph, weight);
         let (mut parts, mut scales) = (Vec::new(), Vec::new());
@@ -99,7 +97,15 @@ pub fn round(
             let old = layout.part(&matrix, group);
             // The bias takes the mean of what is apart.
             let felt = if biased { &gram.centred() } else { gram };
-            let (new, steps) = one(cpu, &old, felt, layout, Sums::of(graph, weight));
+            let sums = Sums::of(graph, weight);
+            let what = || format!("int8 {sums:?} {:?} {DAMP} {:?}", layout.shape(), cpu.isa());
+            let (new, steps) = kept(
+                cx.judge.store(),
+                || Key::of(&[what().as_bytes()]).matrix(&old, felt),
+                |bytes| read(old.rows, old.cols, bytes),
+                |(new, steps)| [new.write(), Matrix::new(old.rows, 1, steps.clone()).write()].concat(),
+                || Ok(one(cpu, &old, felt, layout, sums)),
+            )?;
             (harm, energy) = (harm + felt.harm(cpu, &old, &new).0, energy + gram.energy(cpu, &old));
             if biased {
                 shift.extend(bias::shift(&old, &new, &gram.mean()));
@@ -122,6 +128,12 @@ pub fn round(
         Ok(Some(new))
     })?;
     Ok(found)
+}
+
+/// Rows on their grids and their scales, as they were kept.
+fn read(rows: usize, cols: usize, bytes: &[u8]) -> Option<(Matrix, Vec<f32>)> {
+    let (new, steps) = bytes.split_at_checked(rows.checked_mul(cols)?.checked_mul(4)?)?;
+    Some((Matrix::read(rows, cols, new)?, Matrix::read(rows, 1, steps)?.data))
 }
 
 /// The rows of a group on their grids, and the scale of each.

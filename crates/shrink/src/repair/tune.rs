@@ -137,23 +137,13 @@ impl Checkpoints for Kept<'_> {
 /// What a training depends on.
 fn key(graph: &Graph, tune: &Tune, cx: &Context, count: usize) -> Result<Key> {
     let recipe = toml::to_string(tune).map_err(|e| Error::Plan(e.to_string()))?;
-    let mut key = Key::of(&[
+    let key = Key::of(&[
         b"tune",
         recipe.as_bytes(),
         &count.to_le_bytes(),
         format!("{:?}", cx.cpu.isa()).as_bytes(),
     ]);
-    for graph in [cx.original, graph] {
-        for (_, node) in graph.nodes() {
-            key = key.part(&format!("{:?} {:?} {:?}", node.op, node.inputs, node.outputs));
-        }
-        for (_, value) in graph.values() {
-            if let Some(tensor) = &value.constant {
-                key = key.part(&value.name).with(tensor.bytes());
-            }
-        }
-    }
-    Ok(key)
+    Ok(key.graph(cx.original).graph(graph))
 }
 
 /// The weights of a graph that can be tuned, and what each is held to.

@@ -14,7 +14,7 @@ use crate::allocate::{Offer, allocate};
 use crate::gram::Gram;
 use crate::matrix::{Layout, Matrix};
 use crate::plan::Choice;
-use crate::quantize::coded::{Coded, Ranges};
+use crate::quantize::coded::Ranges;
 use crate::walk::{Stop, walk};
 use crate::weights::Weight;
 
@@ -57,7 +57,7 @@ impl<'a> Harms<'a> {
 fn choices(work: &Work, candidates: &[Candidate], offers: &[usize]) -> Vec<Choice> {
     let of = |w: &Weight| {
         let at = candidates.iter().position(|c| c.weight.value == w.value)?;
-        Some(Choice::Bits(candidates[at].offers[offers[at]].0))
+        Some(candidates[at].offers[offers[at]].0)
     };
     work.weights.iter().map(|w| of(w).unwrap_or(Choice::Keep)).collect()
 }
@@ -129,10 +129,10 @@ fn measure(work: &Work, candidates: &mut [Candidate], importance: &Importance) -
         let mut errors = Vec::new();
         let mut scale = 0.0;
         for (form, _) in &c.offers {
-            let Some(coded) = nearest_of(work, c, &matrix, weigh, *form, Ranges::Searched) else { continue };
-            let decoded = coded.decode();
+            let Some(coding) = nearest_of(work, c, &matrix, weigh, *form, Ranges::Searched) else { continue };
+            let decoded = coding.decode();
             errors.push(error(&c.layout, weigh, &matrix, &decoded));
-            if form.bits == ANCHOR {
+            if matches!(form, Choice::Bits(form) if form.bits == ANCHOR) {
                 scale = harm_per_error(work, c.weight, (&c.layout, weigh), (&matrix, &decoded), &mut guess)?;
             }
         }
@@ -154,10 +154,9 @@ fn share_out(work: &Work, candidates: &[Candidate], target: usize) -> Result<Vec
     for _ in 0..ROUNDS {
         // Weights that differ: equal ones would be kept once.
         let sample = |(at, (c, &i)): (usize, (&Candidate, &usize))| {
-            let coded = Coded::sample(c.offers[i].0, c.layout.rows, c.layout.cols, at);
-            (c.weight.value, Code { layout: c.layout.clone(), coded, shift: Vec::new(), error: 0.0 })
+            Some((c.weight.value, Code::sample(c.offers[i].0, &c.layout, at)?))
         };
-        let codes = candidates.iter().zip(&chosen).enumerate().map(sample).collect();
+        let codes = candidates.iter().zip(&chosen).enumerate().filter_map(sample).collect();
         let (model, _) = work.build(&choices(work, candidates, &chosen), &codes)?;
         let bytes = work.judge.bytes(&work.finish(model)?)?;
         if bytes <= target {

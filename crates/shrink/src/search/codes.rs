@@ -9,11 +9,12 @@ use graph::{Graph, ValueId};
 use super::work::Work;
 use crate::allocate::Offer;
 use crate::gram::{DAMP, Gram};
-use crate::job::Key;
+use crate::job::{Key, kept};
 use crate::matrix::{Layout, Matrix};
 use crate::plan::Choice;
+use crate::quantize::codebook::{self, Codebook, Table};
 use crate::quantize::coded::{Coded, Form, Ranges, Rounding, gptq, nearest};
-use crate::quantize::weight_only::Item;
+use crate::quantize::weight_only::{self, Book, Item};
 use crate::quantize::{bias, embedding};
 use crate::walk::{Stop, walk};
 use crate::weights::Weight;
@@ -21,6 +22,8 @@ use crate::{Error, Result};
 
 /// The numbers of bits that are offered.
 const BITS: [u32; 6] = [2, 3, 4, 5, 6, 8];
+/// The numbers of bits at which values of a table are offered: where engines have no type for codes on a grid either.
+const TABLES: [u32; 2] = [2, 3];
 /// Inputs of matrix products that share a scale.
 const GROUP: usize = 128;
 
@@ -30,31 +33,90 @@ pub(super) struct Candidate<'a> {
     /// The first node that uses it.
     pub(super) weight: &'a Weight,
     pub(super) layout: Layout,
-    /// Its forms, with the fewest bits first.
-    pub(super) offers: Vec<(Form, Offer)>,
+    /// What can be done to it, with the fewest bytes first.
+    pub(super) offers: Vec<(Choice, Offer)>,
+}
+
+/// A weight in codes of few bits.
+#[derive(Clone)]
+pub(super) enum Coding {
+    /// On grids.
+    Grid(Coded),
+    /// With a table of values.
+    Table(Codebook),
+}
+
+impl Coding {
+    /// The weight in f32.
+    pub(super) fn decode(&self) -> Matrix {
+        match self {
+            Coding::Grid(coded) => coded.decode(),
+            Coding::Table(book) => book.decode(),
+        }
+    }
+
+    /// Any weight of this choice, another one for each seed: to find out how many bytes it takes in a file.
+    pub(super) fn sample(choice: Choice, layout: &Layout, seed: usize) -> Option<Coding> {
+        match choice {
+            Choice::Bits(form) => Some(Coding::Grid(Coded::sample(form, layout.rows, layout.cols, seed))),
+            Choice::Table(form) => {
+                Some(Coding::Table(Codebook::sample(form, layout.rows, layout.cols, seed)))
+            }
+            _ => None,
+        }
+    }
+
+    /// Parts of a weight's rows, one below the other; parts that have tables of their own are no whole.
+    fn stack(parts: Vec<Coding>) -> Option<Coding> {
+        let mut grids = Vec::new();
+        let count = parts.len();
+        for part in parts {
+            match part {
+                Coding::Grid(coded) => grids.push(coded),
+                Coding::Table(book) if count == 1 => return Some(Coding::Table(book)),
+                Coding::Table(_) => return None,
+            }
+        }
+        Coded::stack(grids).map(Coding::Grid)
+    }
 }
 
 /// Codes of a weight, and the relative squared error that they make.
 pub(super) struct Code {
     pub(super) layout: Layout,
-    pub(super) coded: Coded,
+    pub(super) coding: Coding,
     /// What the bias of the product shall have more of; empty when that is nothing.
     pub(super) shift: Vec<f32>,
     pub(super) error: f64,
 }
 
+impl Code {
+    /// As [`Coding::sample`].
+    pub(super) fn sample(choice: Choice, layout: &Layout, seed: usize) -> Option<Code> {
+        let coding = Coding::sample(choice, layout, seed)?;
+        Some(Code { layout: layout.clone(), coding, shift: Vec::new(), error: 0.0 })
+    }
+}
+
 /// Codes by weight.
 pub(super) type Codes = HashMap<ValueId, Code>;
 
-/// The weights that have codes, at their nodes.
-pub(super) fn items<'a>(work: &'a Work, choices: &[Choice], codes: &'a Codes) -> Vec<Item<'a>> {
-    let mut items = Vec::new();
+/// Puts codes in the place of the weights that have some.
+pub(super) fn rewrite(work: &Work, graph: &mut Graph, choices: &[Choice], codes: &Codes) -> Result<()> {
+    let (mut items, mut books) = (Vec::new(), Vec::new());
     for (weight, choice) in work.weights.iter().zip(choices) {
-        if let (Choice::Bits(_), Some(Code { layout, coded, .. })) = (choice, codes.get(&weight.value)) {
-            items.push(Item { weight, layout, coded });
+        if let (Some(_), Some(Code { layout, coding, .. })) = (choice.bits(), codes.get(&weight.value)) {
+            match coding {
+                Coding::Grid(coded) => items.push(Item { weight, layout, coded }),
+                Coding::Table(book) => books.push(Book { weight, layout, book }),
+            }
         }
     }
-    items
+    weight_only::rewrite(graph, &items, work.version)?;
+    if !books.is_empty() {
+        weight_only::rewrite_books(graph, &books, work.version)?;
+    }
+    Ok(())
 }
 
 /// Puts into the biases what the codes take from the means of the outputs.
@@ -69,10 +131,10 @@ pub(super) fn correct(work: &Work, graph: &mut Graph, codes: &Codes) -> Result<(
 
 /// Codes for the weights that are to have few bits.
 pub(super) fn code(work: &Work, choices: &[Choice], rounding: Rounding, ranges: Ranges) -> Result<Codes> {
-    let mut forms: HashMap<ValueId, Form> = HashMap::new();
+    let mut forms: HashMap<ValueId, Choice> = HashMap::new();
     for (weight, choice) in work.weights.iter().zip(choices) {
-        if let Choice::Bits(form) = choice {
-            let same = forms.insert(weight.value, *form).is_none_or(|other| other == *form);
+        if choice.bits().is_some() {
+            let same = forms.insert(weight.value, *choice).is_none_or(|other| other == *choice);
             if !same {
                 let name = &work.base.graph.value(weight.value).name;
                 return Err(Error::Plan(format!("weight {name:?} is to have two forms at once")));
@@ -121,11 +183,21 @@ pub(super) fn candidates<'a>(work: &'a Work) -> Vec<Candidate<'a>> {
         if table && !layout.cols.is_multiple_of(8) {
             continue;
         }
-        let offer = |bits| {
+        let offer = |choice, bytes| (choice, Offer { bytes, harm: 0.0 });
+        let grid = |bits| {
             let form = Form { bits, group };
-            (form, Offer { bytes: form.bytes(layout.rows, layout.cols), harm: 0.0 })
+            offer(Choice::Bits(form), form.bytes(layout.rows, layout.cols))
         };
-        let offers = BITS.into_iter().map(offer).collect();
+        let shared = |bits| {
+            let form = codebook::Form { codes: Form { bits, group }, table: Table::Shared };
+            offer(Choice::Table(form), form.bytes(layout.rows, layout.cols))
+        };
+        let mut offers: Vec<(Choice, Offer)> = BITS.into_iter().map(grid).collect();
+        // Groups of convolutions would have tables of their own, and tables do not hold zeros that a pass has made.
+        if layout.groups == 1 && layout.cols.is_multiple_of(group.max(1)) && !sparse(graph, weight, &layout) {
+            offers.extend(TABLES.map(shared));
+        }
+        offers.sort_by_key(|(_, offer)| offer.bytes);
         found.push(Candidate { weight, layout, offers });
     }
     found
@@ -136,14 +208,19 @@ pub(super) fn nearest_of(
     c: &Candidate,
     matrix: &Matrix,
     importance: &[Vec<f64>],
-    form: Form,
+    choice: Choice,
     ranges: Ranges,
-) -> Option<Coded> {
-    let parts = (0..c.layout.groups).map(|group| {
+) -> Option<Coding> {
+    let one = |group| {
         let importance = importance.get(group).map_or(&[][..], Vec::as_slice);
-        nearest(work.cpu, &c.layout.part(matrix, group), importance, form, ranges)
-    });
-    Coded::stack(parts.collect())
+        let part = c.layout.part(matrix, group);
+        match choice {
+            Choice::Bits(form) => Some(Coding::Grid(nearest(work.cpu, &part, importance, form, ranges))),
+            Choice::Table(form) => Some(Coding::Table(codebook::nearest(work.cpu, &part, importance, form))),
+            _ => None,
+        }
+    };
+    Coding::stack((0..c.layout.groups).map(one).collect::<Option<_>>()?)
 }
 
 pub(super) fn matrix_of(work: &Work, c: &Candidate) -> Result<Matrix> {
@@ -153,28 +230,32 @@ pub(super) fn matrix_of(work: &Work, c: &Candidate) -> Result<Matrix> {
 }
 
 /// The codes of a matrix, from an earlier run when it is kept.
-fn swept(work: &Work, old: &Matrix, gram: &Gram, form: Form, ranges: Ranges) -> Result<Coded> {
+fn swept(work: &Work, old: &Matrix, gram: &Gram, choice: Choice, ranges: Ranges) -> Result<Option<Coding>> {
+    let (store, cpu) = (work.judge.store(), work.cpu);
     let sparse = is_sparse(old);
-    let sweep = || gptq(work.cpu, old, gram, form, ranges, DAMP, sparse);
-    let Some(store) = work.judge.store() else { return sweep() };
-    let what = format!("sweep {form} {ranges:?} {DAMP} {sparse} {:?}", work.cpu.isa());
-    let floats: Vec<u8> = old.data.iter().flat_map(|x| x.to_le_bytes()).collect();
-    let sums: Vec<u8> = gram.sums().flat_map(f64::to_le_bytes).collect();
-    let key = Key::of(&[what.as_bytes(), &old.rows.to_le_bytes(), &floats, &sums]);
-    if let Ok(Some(bytes)) = store.get(&key)
-        && let Some(coded) = Coded::read(form, old.rows, old.cols, &bytes)
-    {
-        return Ok(coded);
-    }
-    let coded = sweep()?;
-    store.keep(&key, &coded.write());
-    Ok(coded)
+    let key = || {
+        let what = format!("sweep {choice} {ranges:?} {DAMP} {sparse} {:?}", cpu.isa());
+        Key::of(&[what.as_bytes()]).matrix(old, gram)
+    };
+    Ok(match choice {
+        Choice::Bits(form) => {
+            let read = |bytes: &[u8]| Coded::read(form, old.rows, old.cols, bytes);
+            let sweep = || gptq(cpu, old, gram, form, ranges, DAMP, sparse);
+            Some(Coding::Grid(kept(store, key, read, Coded::write, sweep)?))
+        }
+        Choice::Table(form) => {
+            let read = |bytes: &[u8]| Codebook::read(form, old.rows, old.cols, bytes);
+            let sweep = || codebook::gptq(cpu, old, gram, form, DAMP);
+            Some(Coding::Table(kept(store, key, read, Codebook::write, sweep)?))
+        }
+        _ => None,
+    })
 }
 
 fn sweep(
     work: &Work,
     candidates: &[Candidate],
-    forms: &HashMap<ValueId, Form>,
+    forms: &HashMap<ValueId, Choice>,
     rounding: Rounding,
     ranges: Ranges,
 ) -> Result<Codes> {
@@ -182,10 +263,12 @@ fn sweep(
     let mut graph = work.base.graph.clone();
     let plain = |c: &Candidate, codes: &mut Codes| {
         let (form, matrix) = (forms[&c.weight.value], matrix_of(work, c)?);
-        let Some(coded) = nearest_of(work, c, &matrix, &[], form, ranges) else { return Ok(None) };
-        let decoded = coded.decode();
+        let Some(coding) = nearest_of(work, c, &matrix, &[], form, ranges) else {
+            return Err(unfit(work, c, form));
+        };
+        let decoded = coding.decode();
         let error = matrix.distance(&decoded);
-        codes.insert(c.weight.value, Code { layout: c.layout.clone(), coded, shift: Vec::new(), error });
+        codes.insert(c.weight.value, Code { layout: c.layout.clone(), coding, shift: Vec::new(), error });
         Ok::<_, Error>(Some(decoded))
     };
     // What has no statistics, tables above all, comes first: the others see what it does.
@@ -209,20 +292,20 @@ fn sweep(
                 let old = stop.layout.part(&stop.matrix, group);
                 // The bias takes the mean of what is apart.
                 let felt = if biased { &gram.centred() } else { gram };
-                let coded = swept(work, &old, felt, form, ranges)?;
-                let decoded = coded.decode();
+                let Some(coding) = swept(work, &old, felt, form, ranges)? else { return Ok(None) };
+                let decoded = coding.decode();
                 harm += felt.harm(work.cpu, &old, &decoded).0;
                 energy += gram.energy(work.cpu, &old);
                 if biased {
                     stop.shift.extend(bias::shift(&old, &decoded, &gram.mean()));
                 }
-                parts.push(coded);
+                parts.push(coding);
             }
-            let Some(coded) = Coded::stack(parts) else { return Ok(None) };
-            let decoded = coded.decode();
+            let Some(coding) = Coding::stack(parts) else { return Ok(None) };
+            let decoded = coding.decode();
             let error = if energy > 0.0 { harm / energy } else { harm };
             let (layout, shift) = (stop.layout.clone(), stop.shift.clone());
-            codes.insert(stop.weight.value, Code { layout, coded, shift, error });
+            codes.insert(stop.weight.value, Code { layout, coding, shift, error });
             Ok(Some(decoded))
         })?;
     }
@@ -232,6 +315,19 @@ fn sweep(
         }
     }
     Ok(codes)
+}
+
+/// A weight cannot be put in codes of this form.
+fn unfit(work: &Work, c: &Candidate, form: Choice) -> Error {
+    let name = &work.base.graph.value(c.weight.value).name;
+    Error::Plan(format!(
+        "weight {name:?} at node {:?} cannot be {form}: its groups would have tables of their own",
+        c.weight.name
+    ))
+}
+
+fn sparse(graph: &Graph, weight: &Weight, layout: &Layout) -> bool {
+    graph.constant(weight.value).and_then(|tensor| layout.read(tensor).ok()).is_some_and(|w| is_sparse(&w))
 }
 
 /// Zeros that a pass has made stay zeros.

@@ -10,7 +10,7 @@ use super::work::Work;
 use super::{Goal, Judge};
 use crate::Result;
 use crate::plan::Choice;
-use crate::quantize::coded::{Coded, Form};
+use crate::quantize::coded::Form;
 use crate::quantize::weight_only;
 
 /// What can be said ahead.
@@ -42,17 +42,16 @@ pub fn forecast(model: &Model, goal: &Goal, judge: &dyn Judge, cpu: &Cpu) -> Res
     if work.version >= weight_only::MIN_OPSET {
         for bits in [8, 6, 5, 4, 3, 2] {
             let form = |c: &super::codes::Candidate| {
-                let same = c.offers.iter().find(|(form, _)| form.bits == bits);
-                same.map_or(Form { bits, group: 0 }, |(form, _)| *form)
+                let grid = |choice: &Choice| matches!(choice, Choice::Bits(form) if form.bits == bits);
+                let same = c.offers.iter().find(|(choice, _)| grid(choice));
+                same.map_or(Choice::Bits(Form { bits, group: 0 }), |(choice, _)| *choice)
             };
             let forms: HashMap<_, _> = candidates.iter().map(|c| (c.weight.value, form(c))).collect();
             let sample = |(at, c): (usize, &super::codes::Candidate)| {
-                let coded = Coded::sample(form(c), c.layout.rows, c.layout.cols, at);
-                (c.weight.value, Code { layout: c.layout.clone(), coded, shift: Vec::new(), error: 0.0 })
+                Some((c.weight.value, Code::sample(form(c), &c.layout, at)?))
             };
-            let codes = candidates.iter().enumerate().map(sample).collect();
-            let choice =
-                |w: &crate::weights::Weight| forms.get(&w.value).map_or(Choice::Keep, |f| Choice::Bits(*f));
+            let codes = candidates.iter().enumerate().filter_map(sample).collect();
+            let choice = |w: &crate::weights::Weight| forms.get(&w.value).copied().unwrap_or(Choice::Keep);
             let choices: Vec<Choice> = work.weights.iter().map(choice).collect();
             let (made, _) = work.build(&choices, &codes)?;
             sizes.push((bits, judge.bytes(&work.finish(made)?)?));

@@ -12,7 +12,7 @@ mod zeros;
 use graph::Model;
 use kernel::Cpu;
 
-use crate::job::Store;
+use crate::job::{Key, Store};
 use crate::pass::{Change, Pass};
 use crate::plan::Plan;
 use crate::prepare::Preparations;
@@ -151,6 +151,17 @@ pub trait Judge {
         None
     }
 
+    /// A model that was kept under this key in an earlier run, and the number beside it.
+    fn kept(&self, key: &Key) -> Option<(Model, f64)> {
+        let _ = key;
+        None
+    }
+
+    /// Keeps a model for another run, and a number beside it.
+    fn keep(&self, key: &Key, model: &Model, number: f64) {
+        let _ = (key, model, number);
+    }
+
     /// Compares a model with the original on a part of the examples; `None` when there is nothing to judge on.
     ///
     /// # Errors
@@ -238,18 +249,20 @@ pub fn shrink(model: &Model, goal: &Goal, judge: &dyn Judge, cpu: &Cpu) -> Resul
     let before = judge.bytes_before(model)?;
     let mut work = Work::new(model, &[], judge, cpu)?;
     if goal.without > 0 {
-        work.pass(&cuts::blocks(&work, goal.without)?)?;
+        let what = format!("without {} blocks", goal.without);
+        work.pass(&work.chosen(&what, |work| cuts::blocks(work, goal.without))?)?;
     }
     if let Some(fewer) = goal.fewer {
-        work.pass(&cuts::fewer(&work, fewer)?)?;
+        let what = format!("{fewer} times fewer multiply-adds");
+        work.pass(&work.chosen(&what, |work| cuts::fewer(work, fewer))?)?;
     }
     if let Some(faster) = goal.faster {
         work = cuts::faster(work, faster, goal.lose)?;
     }
     // Last, since the refit behind channels would fill them.
     if let Some(asked) = &goal.zeros {
-        let zeros = zeros::choose(&work, asked)?;
-        work.pass(&Pass::Zeros(zeros))?;
+        let what = format!("zeros {asked:?}");
+        work.pass(&work.chosen(&what, |work| zeros::choose(work, asked).map(Pass::Zeros))?)?;
     }
     if let Some(tune) = &goal.tune {
         work.tune(tune)?;

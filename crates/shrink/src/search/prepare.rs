@@ -2,8 +2,6 @@
 
 use std::collections::HashMap;
 
-use graph::NodeId;
-
 use super::bits::Harms;
 use super::codes::Codes;
 use super::work::Work;
@@ -16,8 +14,8 @@ use crate::quantize::weight_only;
 use crate::weights::Weight;
 use crate::{Error, Result};
 
-/// What is done to the weight at a node's input.
-type Bits = HashMap<(NodeId, usize), Choice>;
+/// What is done to the weight at the input of a node of this name.
+type Bits = HashMap<(String, usize), Choice>;
 
 /// The model prepared as the goal says. `before` is the size of the original's file.
 pub(super) fn prepare<'a>(mut work: Work<'a>, goal: &Goal, before: usize) -> Result<Work<'a>> {
@@ -28,12 +26,16 @@ pub(super) fn prepare<'a>(mut work: Work<'a>, goal: &Goal, before: usize) -> Res
                     let what = "rotations would fill the zeros that are asked for; do without one of them";
                     return Err(Error::Plan(what.into()));
                 }
-                let bits = match method {
-                    Method::Awq => bits(&mut work, goal, before)?,
-                    _ => Bits::new(),
-                };
-                let pass = pass(&work, goal, method, &bits)?;
-                work.pass(&pass)?;
+                let what = format!("{method} for {:?} {:?} bytes", goal.ranges, goal.bytes(before));
+                let chosen = work.chosen(&what, |work| {
+                    let mut work = work.clone();
+                    let bits = match method {
+                        Method::Awq => bits(&mut work, goal, before)?,
+                        _ => Bits::new(),
+                    };
+                    pass(&work, goal, method, &bits)
+                })?;
+                work.pass(&chosen)?;
             }
             Ok(work)
         }
@@ -42,15 +44,16 @@ pub(super) fn prepare<'a>(mut work: Work<'a>, goal: &Goal, before: usize) -> Res
 }
 
 fn pass(work: &Work, goal: &Goal, method: Method, bits: &Bits) -> Result<Pass> {
-    let form = |(&(node, _), choice): (&(NodeId, usize), &Choice)| {
-        let form = match choice {
+    let form = |weight: &Weight| {
+        let form = match choice(bits, weight) {
             Choice::Keep | Choice::Int8Rows => return None,
             Choice::Int8Static | Choice::Int8Dynamic => Form { bits: 8, group: 0 },
-            Choice::Bits(form) => *form,
+            Choice::Bits(form) => form,
+            Choice::Table(form) => form.codes,
         };
-        Some((node, form))
+        Some((weight.node, form))
     };
-    let forms = bits.iter().filter_map(form).collect();
+    let forms = work.weights.iter().filter_map(form).collect();
     Ok(Pass::Prepare(decide(&work.base.graph, method, &forms, goal.ranges, &work.context())?))
 }
 
@@ -64,7 +67,11 @@ fn bits(work: &mut Work, goal: &Goal, before: usize) -> Result<Bits> {
             choices = Harms::new(work)?.choose(work, target)?;
         }
     }
-    Ok(work.weights.iter().map(|w| (w.node, w.used.input)).zip(choices).collect())
+    Ok(work.weights.iter().map(|w| (w.name.clone(), w.used.input)).zip(choices).collect())
+}
+
+fn choice(bits: &Bits, weight: &Weight) -> Choice {
+    bits.get(&(weight.name.clone(), weight.used.input)).copied().unwrap_or(Choice::Keep)
 }
 
 /// Tries each preparation on top of those that were kept, and keeps those that bring the answers nearer to the
@@ -73,8 +80,7 @@ fn measured<'a>(mut work: Work<'a>, goal: &Goal, before: usize) -> Result<Work<'
     let bits = bits(&mut work, goal, before)?;
     let distance = |work: &mut Work| -> Result<Option<f64>> {
         work.calibrate()?;
-        let of = |w: &Weight| bits.get(&(w.node, w.used.input)).copied();
-        let choices: Vec<Choice> = work.weights.iter().map(|w| of(w).unwrap_or(Choice::Keep)).collect();
+        let choices: Vec<Choice> = work.weights.iter().map(|w| choice(&bits, w)).collect();
         let made = work.make(&choices, goal.rounding, goal.ranges)?;
         Ok(work.judge.score(&made.model, Part::Search)?.map(|score| score.distance))
     };

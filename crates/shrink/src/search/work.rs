@@ -10,6 +10,7 @@ use kernel::Cpu;
 use super::codes::{self, Codes};
 use super::{Goal, Judge, MIN_OPSET, Outcome, Part};
 use crate::calibrate::{Stats, calibrate};
+use crate::job::{self, Key};
 use crate::lean;
 use crate::pass::{self, Change, Context, Pass};
 use crate::plan::{Choice, Plan, Step};
@@ -89,9 +90,38 @@ impl<'a> Work<'a> {
     /// Changes the graph by a pass.
     pub(super) fn pass(&mut self, pass: &Pass) -> Result<()> {
         let before = pass::elements(&self.base.graph)?;
+        let key =
+            || Ok::<_, Error>(self.key(&Plan { passes: vec![pass.clone()], ..Plan::default() }.write()?));
+        let key = self.judge.store().map(|_| key()).transpose()?;
+        if let Some((model, error)) = key.and_then(|key| self.judge.kept(&key)) {
+            return self.passed(model.graph, pass.clone(), error, before);
+        }
         let mut graph = self.base.graph.clone();
         let error = pass.apply(&mut graph, &self.context())?;
-        self.passed(graph, pass.clone(), error, before)
+        self.passed(graph, pass.clone(), error, before)?;
+        if let Some(key) = key {
+            self.judge.keep(&key, &self.base, error);
+        }
+        Ok(())
+    }
+
+    /// The pass that `choose` chooses, from an earlier run when it is kept; `what` says what was asked for.
+    pub(super) fn chosen(&self, what: &str, choose: impl FnOnce(&Work) -> Result<Pass>) -> Result<Pass> {
+        let plan = job::kept(
+            self.judge.store(),
+            || self.key(what),
+            |bytes| Plan::read(str::from_utf8(bytes).ok()?).ok().filter(|plan| plan.passes.len() == 1),
+            |plan| plan.write().unwrap_or_default().into_bytes(),
+            || Ok(Plan { passes: vec![choose(self)?], ..Plan::default() }),
+        )?;
+        plan.passes.into_iter().next().ok_or_else(|| Error::Plan(format!("{what}: nothing was chosen")))
+    }
+
+    /// The key of what is made of the model as it is now.
+    fn key(&self, what: &str) -> Key {
+        Key::of(&[what.as_bytes(), format!("{:?}", self.cpu.isa()).as_bytes()])
+            .graph(&self.original)
+            .graph(&self.base.graph)
     }
 
     /// Tunes the weights; the plan says when the time was over before the epochs were.
@@ -178,7 +208,7 @@ impl<'a> Work<'a> {
         let products: Vec<&Weight> =
             self.weights.iter().filter(|w| self.is_static(w) && self.reached(w)).collect();
         self.judge.progress("rounding the weights");
-        let rounded = int8::round(&self.base.graph, &products, self.context().examples()?, self.cpu)?;
+        let rounded = int8::round(&self.base.graph, &products, &self.context())?;
         Ok(self.rounded.get_or_init(|| rounded))
     }
 
@@ -198,7 +228,7 @@ impl<'a> Work<'a> {
                 Choice::Int8Static => self.is_static(weight) && self.reached(weight),
                 Choice::Int8Dynamic => matmul_dynamic::fits(&self.base.graph, weight),
                 Choice::Int8Rows => embedding::fits(&self.base.graph, weight),
-                Choice::Bits(_) => self.version >= weight_only::MIN_OPSET,
+                Choice::Bits(_) | Choice::Table(_) => self.version >= weight_only::MIN_OPSET,
             };
             if !fits {
                 let what =
@@ -279,7 +309,7 @@ impl<'a> Work<'a> {
             errors.insert(weight.node, embedding::rewrite(graph, weight, &mut tables, self.version)?);
         }
         codes::correct(self, graph, codes)?;
-        weight_only::rewrite(graph, &codes::items(self, choices, codes), self.version)?;
+        codes::rewrite(self, graph, choices, codes)?;
         graph.sort()?;
         graph.infer()?;
         graph.check()?;
@@ -289,7 +319,7 @@ impl<'a> Work<'a> {
             elements: w.len,
             choice,
             error: match choice {
-                Choice::Bits(_) => codes.get(&w.value).map_or(0.0, |code| code.error),
+                Choice::Bits(_) | Choice::Table(_) => codes.get(&w.value).map_or(0.0, |code| code.error),
                 _ => errors.get(&w.node).copied().unwrap_or(0.0),
             },
         };
