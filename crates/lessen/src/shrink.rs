@@ -282,7 +282,7 @@ impl Tuning<'_> {
         let recipe =
             Recipe { epochs: self.epochs.unwrap_or(usual.epochs), rate: self.rate.unwrap_or(rate), ..usual };
         let weights = if self.small { Which::Small } else { Which::All };
-        Tune { weights, loss, features: 0.0, recipe, stop: None }
+        Tune { weights, loss, recipe, stop: None }
     }
 }
 

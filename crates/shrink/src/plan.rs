@@ -100,7 +100,7 @@ pub struct Step {
     /// What is done.
     pub choice: Choice,
     /// Squared error that was made, relative: of what the weight's products are, where calibration has seen their
-    /// inputs and columns were swept; else of the weight itself.
+    /// inputs and columns were swept (before codes were learnt); else of the weight itself.
     #[serde(default)]
     pub error: f64,
 }

@@ -6,7 +6,7 @@ use graph::op::{Reader, ramp};
 use graph::run::Session;
 use graph::{Attrs, DType, Datum, Dim, Fact, Graph, Model, Node, Tensor, ValueId};
 use kernel::{Cpu, Isa};
-use lessen_shrink::{Choice, Error, Goal, Judge, Part, Result, Score, apply, shrink};
+use lessen_shrink::{Choice, Error, Goal, Judge, Part, Pass, Plan, Result, Score, Step, apply, shrink};
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
@@ -135,10 +135,7 @@ fn few_bits_go_to_the_weights_that_hurt_least() {
     assert!(outcome.missed.is_empty(), "{:?}", outcome.missed);
     let bits = |name: &str| {
         let step = outcome.plan.steps.iter().find(|s| s.weight == name).unwrap();
-        match step.choice {
-            Choice::Bits(form) => form.bits,
-            other => panic!("{other}"),
-        }
+        step.choice.bits().unwrap()
     };
     assert!(bits("b") > bits("d") && bits("d") > bits("a"), "{:?}", outcome.plan);
     // What the plan says can be done again, and comes out the same.
@@ -147,8 +144,78 @@ fn few_bits_go_to_the_weights_that_hurt_least() {
     assert_eq!(again.bytes, outcome.bytes);
     // Too small is too small: the smallest is offered, and the goal is missed.
     let outcome = shrink(&newer, &goal(Some(1000.0), None), &judge, &cpu()).unwrap();
-    assert!(outcome.plan.steps.iter().all(|s| matches!(s.choice, Choice::Bits(f) if f.bits == 2)));
+    assert!(outcome.plan.steps.iter().all(|s| s.choice.bits() == Some(2)));
     assert!(outcome.missed[0].contains("times smaller"));
+}
+
+/// Judges by the outputs.
+struct Runs(Model);
+
+impl Judge for Runs {
+    fn calibration(&self, run: &mut dyn FnMut(Vec<(String, Datum)>) -> Result<()>) -> Result<()> {
+        run(vec![("x".into(), Datum::Tensor(ramp(&[200, 64])))])
+    }
+
+    fn can_calibrate(&self) -> bool {
+        true
+    }
+
+    fn score(&self, model: &Model, _: Part) -> Result<Option<Score>> {
+        let run = |m: &Model| {
+            let session = Session::new(m.graph.clone(), &cpu()).unwrap();
+            let x = Datum::Tensor(ramp(&[100, 64]));
+            session.run(vec![("x", x)]).unwrap()[0].tensor().unwrap().as_slice::<f32>().unwrap().to_vec()
+        };
+        let (want, got) = (run(&self.0), run(model));
+        let square = |x: f32| f64::from(x).powi(2);
+        let apart: f64 = want.iter().zip(&got).map(|(a, b)| square(a - b)).sum();
+        let distance = apart / want.iter().map(|&a| square(a)).sum::<f64>();
+        let (metric, value) = ("likeness".into(), 1.0 - distance);
+        Ok(Some(Score { metric, original: 1.0, value, lost: (distance, distance), examples: 100, distance }))
+    }
+
+    fn bytes(&self, model: &Model) -> Result<usize> {
+        Knows { harm: Vec::new() }.bytes(model)
+    }
+}
+
+#[test]
+fn a_weight_of_few_directions_becomes_a_product_where_that_is_better() {
+    let mut g = Graph::new("two");
+    let mut x = g.add_input("x", Fact::tensor(DType::F32, vec![Dim::named("n"), Dim::Is(64)])).unwrap();
+    let mut state = 7u64;
+    let mut next = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+    };
+    let full: Vec<f32> = (0..64 * 64).map(|_| next()).collect();
+    let (u, v): (Vec<f32>, Vec<f32>) =
+        ((0..64 * 4).map(|_| next()).collect(), (0..64 * 4).map(|_| next()).collect());
+    let low = (0..64 * 64)
+        .map(|k| (0..4).map(|r| u[k / 64 * 4 + r] * v[k % 64 * 4 + r]).sum::<f32>())
+        .collect::<Vec<_>>();
+    for (name, data) in [("full", &full), ("low", &low)] {
+        let w = g.add_constant(name, Tensor::new(&[64, 64], data).unwrap());
+        x = op(&mut g, "MatMul", &format!("product_{name}"), &[x, w]);
+    }
+    g.outputs.push(x);
+    let model = Model { graph: g, opsets: [(String::new(), 21)].into(), ir_version: 10, ..Model::default() };
+    let judge = Runs(model.clone());
+    let outcome = shrink(&model, &goal(Some(9.0), None), &judge, &cpu()).unwrap();
+    let [Pass::Rank { weights }] = &outcome.plan.passes[..] else { panic!("{:?}", outcome.plan.passes) };
+    assert!(weights.len() == 1 && weights[0].weight == "low", "{weights:?}");
+    assert!(outcome.missed.is_empty() && outcome.changes.len() == 1, "{:?}", outcome.missed);
+    // Better than bits alone, at the same bytes.
+    let steps = outcome.plan.steps.iter().map(|s| (s.weight.as_str(), s.choice)).collect::<Vec<_>>();
+    let bare = Plan { passes: Vec::new(), ..outcome.plan.clone() };
+    let whole = bare.steps.iter().filter(|s| s.weight == "full").cloned();
+    let low = whole.clone().map(|s| Step { node: "product_low".into(), weight: "low".into(), ..s });
+    let same = Plan { steps: whole.clone().chain(low).collect(), ..bare };
+    let plain = apply(&model, &same, &Goal::default(), &judge, &cpu()).unwrap();
+    let distance = |o: &lessen_shrink::Outcome| o.score.as_ref().unwrap().distance;
+    assert!(distance(&outcome) < distance(&plain), "{} {} {steps:?}", distance(&outcome), distance(&plain));
+    let again = apply(&model, &outcome.plan, &Goal::default(), &judge, &cpu()).unwrap();
+    assert_eq!(again.score, outcome.score);
 }
 
 #[test]

@@ -83,7 +83,7 @@ impl Judge for Teaches {
 
 fn tune(loss: Loss, weights: Which) -> Tune {
     let recipe = Recipe { epochs: 25, batch: 20, rate: 0.01, patience: 25, ..Recipe::default() };
-    Tune { weights, loss, features: 0.0, recipe, stop: None }
+    Tune { weights, loss, recipe, stop: None }
 }
 
 fn constant(g: &Graph, name: &str) -> Vec<f32> {

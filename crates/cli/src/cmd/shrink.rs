@@ -116,7 +116,7 @@ pub struct Shrink {
     /// What the model is for: classify, similarity or agree [default: what the data are for].
     #[arg(long, value_name = "TASK")]
     task: Option<Task>,
-    /// How weights of few bits go to their codes; nearest is for comparison.
+    /// How weights of few bits go to their codes: sweep; learned, which takes longer; nearest, for comparison.
     #[arg(long, value_name = "HOW", default_value = "sweep", value_parser = rounding)]
     rounding: Rounding,
     /// How the scales of weights of few bits are found; min-max is for comparison.
@@ -133,8 +133,9 @@ pub struct Shrink {
 fn rounding(text: &str) -> std::result::Result<Rounding, String> {
     match text {
         "sweep" => Ok(Rounding::Sweep),
+        "learned" => Ok(Rounding::Learned),
         "nearest" => Ok(Rounding::Nearest),
-        _ => Err("say sweep or nearest".into()),
+        _ => Err("say sweep, learned or nearest".into()),
     }
 }
 

@@ -204,27 +204,6 @@ pub fn factor(graph: &mut Graph, cuts: &[Cut], examples: Vec<Example>, cpu: &Cpu
     Ok(wanted.iter().map(|w| made.get(&w.value).map_or(0.0, |f| f.error)).collect())
 }
 
-/// Energies of the outputs of weights in their best directions, in descending order, by weight: what ranks are chosen
-/// from. The weights stay as they are.
-///
-/// # Errors
-/// When the model cannot be run.
-pub fn spectra(
-    graph: &Graph,
-    weights: &[&Weight],
-    examples: Vec<Example>,
-    cpu: &Cpu,
-) -> Result<HashMap<ValueId, Vec<f64>>> {
-    let mut found = HashMap::new();
-    walk(graph, weights, examples, cpu, &mut |stop| {
-        if let [gram] = stop.grams {
-            found.insert(stop.weight.value, Projection::new(&stop.matrix, Some(gram))?.values);
-        }
-        Ok(None)
-    })?;
-    Ok(found)
-}
-
 /// Input channels of a convolution; all inputs of others.
 fn channels(graph: &Graph, weight: &Weight) -> usize {
     let shape = graph.constant(weight.value).map(Tensor::shape).unwrap_or_default();
@@ -232,7 +211,12 @@ fn channels(graph: &Graph, weight: &Weight) -> usize {
 }
 
 /// Why a weight cannot be factored, when it cannot.
-fn fits(graph: &Graph, all: &[Weight], weight: &Weight, form: Form) -> std::result::Result<(), String> {
+pub(crate) fn fits(
+    graph: &Graph,
+    all: &[Weight],
+    weight: &Weight,
+    form: Form,
+) -> std::result::Result<(), String> {
     let own = Layout::of(graph, weight).ok_or("it is no matrix")?;
     let users: Vec<&Weight> = all.iter().filter(|w| w.value == weight.value).collect();
     let readers = graph.readers()[weight.value.index()].len();

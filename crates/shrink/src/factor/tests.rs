@@ -129,18 +129,6 @@ fn less_rank_is_less_and_repeats_itself() {
 }
 
 #[test]
-fn energies_are_said_before_anything_is_changed() {
-    let g = network();
-    let all = weights(&g).unwrap();
-    let wanted: Vec<&Weight> = all.iter().filter(|w| w.name == "gemm" || w.name == "conv").collect();
-    let found = spectra(&g, &wanted, examples(), &cpu()).unwrap();
-    let gemm = &found[&g.find("v").unwrap()];
-    // As many as the lesser of outputs and inputs.
-    assert_eq!((found.len(), gemm.len()), (2, 24));
-    assert!(gemm.windows(2).all(|w| w[0] >= w[1]) && gemm[0] > 0.0);
-}
-
-#[test]
 fn what_cannot_be_split_is_refused() {
     let mut g = network();
     let refused =

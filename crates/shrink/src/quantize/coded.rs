@@ -179,6 +179,8 @@ pub enum Rounding {
     /// Column by column, the free ones making up for the errors: GPTQ.
     #[default]
     Sweep,
+    /// That, and then all codes of the model together, by gradients: see [`learned`](super::learned).
+    Learned,
 }
 
 /// The grids of all groups of a weight. `importance` has a number for each column, or is empty.

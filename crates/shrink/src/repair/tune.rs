@@ -29,11 +29,6 @@ pub struct Tune {
     pub weights: Which,
     /// How far answers are from the original's.
     pub loss: Loss,
-    /// What the distance from the original inside the graph weighs beside that of the answers: of the sums of residual
-    /// streams that both graphs have in the same shape, each relative to its size, their mean (Romero et al., *FitNets*,
-    /// 2015).
-    #[serde(default)]
-    pub features: f32,
     /// How it is trained.
     #[serde(flatten)]
     pub recipe: Recipe,
@@ -72,18 +67,16 @@ pub fn apply(graph: &mut Graph, tune: &Tune, cx: &Context) -> Result<Fitted> {
     let pupil = Pupil::new(graph, tune, cx, count)?;
     let mut student = graph.clone();
     let mut losses = Vec::new();
-    for (i, (&output, name)) in pupil.compared.iter().zip(&pupil.targets).enumerate() {
+    for (i, (&output, name)) in pupil.outputs.iter().zip(&pupil.targets).enumerate() {
         let fact = student.value(output).fact.clone();
         let known = fact.shape().and_then(|s| s.last()).and_then(Dim::size).is_some_and(|n| n > 1);
         // Targets are values that nothing makes: inputs beside those of the model.
         let target = student.add_input(name, fact)?;
-        let answers = pupil.answers;
-        let (loss, share) = match tune.loss {
-            _ if i >= answers => (Loss::Relative, tune.features / (pupil.compared.len() - answers) as f32),
-            Loss::Distil { .. } if !known => (Loss::Relative, 1.0 / answers as f32),
-            loss => (loss, 1.0 / answers as f32),
+        let loss = match tune.loss {
+            Loss::Distil { .. } if !known => Loss::Relative,
+            loss => loss,
         };
-        losses.push((loss.add(&mut student, output, target)?, share));
+        losses.push((loss.add(&mut student, output, target)?, 1.0 / pupil.targets.len() as f32));
         tracing::debug!(output = i, ?loss, "tuning");
     }
     let loss = weighted(&mut student, &losses)?;
@@ -183,12 +176,9 @@ fn trainable(graph: &Graph, which: Which) -> Vec<(ValueId, Hold)> {
 /// The examples, with what the original answers.
 struct Pupil<'a> {
     cx: &'a Context<'a>,
-    /// The values of the changed graph that are compared: its outputs, then those inside it; and the names of their
-    /// targets.
-    compared: Vec<ValueId>,
+    /// The outputs of the changed graph that are compared, and the names of their targets.
+    outputs: Vec<ValueId>,
     targets: Vec<String>,
-    /// How many of them are outputs.
-    answers: usize,
     /// The original up to the same outputs.
     teacher: Session,
     train: Vec<usize>,
@@ -204,7 +194,7 @@ impl<'a> Pupil<'a> {
             return Err(Error::Plan("the changed model has not as many outputs as the original".into()));
         }
         let logits = matches!(tune.loss, Loss::Distil { .. });
-        let (mut compared, mut theirs) = (Vec::new(), Vec::new());
+        let (mut outputs, mut theirs) = (Vec::new(), Vec::new());
         for (&own, &original) in graph.outputs.iter().zip(&cx.original.outputs) {
             let fact = &graph.value(own).fact;
             if fact.dtype() != Some(DType::F32) || graph.constant(own).is_some() {
@@ -215,29 +205,20 @@ impl<'a> Pupil<'a> {
                 (Some(own), Some(original)) if logits => (own, original),
                 _ => (own, original),
             };
-            compared.push(own);
+            outputs.push(own);
             theirs.push(original);
         }
-        if compared.is_empty() {
+        if outputs.is_empty() {
             return Err(Error::Plan("the model has no output of type f32 that could be learnt from".into()));
-        }
-        let answers = compared.len();
-        if tune.features > 0.0 {
-            for (own, original) in streams(graph, cx.original) {
-                if !compared.contains(&own) {
-                    compared.push(own);
-                    theirs.push(original);
-                }
-            }
         }
         teacher.outputs = theirs;
         tidy::run(&mut teacher, tidy::RUN, cx.cpu)?;
-        let targets = (0..compared.len()).map(|i| graph.fresh_name(&format!("target.{i}"))).collect();
+        let targets = (0..outputs.len()).map(|i| graph.fresh_name(&format!("target.{i}"))).collect();
         let mut order: Vec<usize> = (0..count).collect();
         learn::random::Random::new(tune.recipe.seed).shuffle(&mut order);
         let exam = order.split_off(count - (count / EXAM).clamp(1, MOST_EXAM));
         let teacher = Session::new(teacher, cx.cpu)?;
-        Ok(Pupil { cx, compared, targets, answers, teacher, train: order, exam, failed: RefCell::default() })
+        Ok(Pupil { cx, outputs, targets, teacher, train: order, exam, failed: RefCell::default() })
     }
 
     fn batches(&self, examples: &[usize], seed: Option<u64>) -> Result<Vec<(Inputs, usize)>> {
@@ -257,27 +238,6 @@ impl<'a> Pupil<'a> {
             said
         })
     }
-}
-
-/// The sums of residual streams that both graphs have under the same name and in the same shape.
-fn streams(graph: &Graph, original: &Graph) -> Vec<(ValueId, ValueId)> {
-    let sums = |graph: &Graph| -> Vec<ValueId> {
-        let added = |node: &graph::Node| {
-            node.kind() == "Add" && node.inputs.iter().flatten().all(|&input| graph.constant(input).is_none())
-        };
-        graph.nodes().filter(|(_, node)| added(node)).filter_map(|(_, node)| node.outputs[0]).collect()
-    };
-    let theirs = sums(original);
-    let mut pairs = Vec::new();
-    for own in sums(graph) {
-        let value = graph.value(own);
-        let same = |&&other: &&ValueId| {
-            let other = original.value(other);
-            other.name == value.name && other.fact == value.fact && value.fact.dtype() == Some(DType::F32)
-        };
-        pairs.extend(theirs.iter().find(same).map(|&other| (own, other)));
-    }
-    pairs
 }
 
 /// What a softmax at the end reads.

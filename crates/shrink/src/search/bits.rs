@@ -8,11 +8,14 @@ use graph::ValueId;
 
 use super::Part;
 use super::codes::{Candidate, Code, candidates, matrix_of, nearest_of};
+use super::ranks::{self, Spectra};
 use super::work::Work;
 use crate::Result;
 use crate::allocate::{Offer, allocate};
+use crate::factor::project::Projection;
 use crate::gram::Gram;
 use crate::matrix::{Layout, Matrix};
+use crate::pass::Pass;
 use crate::plan::Choice;
 use crate::quantize::coded::Ranges;
 use crate::walk::{Stop, walk};
@@ -30,6 +33,7 @@ pub(super) type Importance = HashMap<ValueId, Vec<Vec<f64>>>;
 /// What few bits cost each weight, in bytes and in harm.
 pub(super) struct Harms<'a> {
     candidates: Vec<Candidate<'a>>,
+    spectra: Spectra,
 }
 
 impl<'a> Harms<'a> {
@@ -37,9 +41,22 @@ impl<'a> Harms<'a> {
     pub(super) fn new(work: &'a Work) -> Result<Harms<'a>> {
         let mut candidates = candidates(work);
         let weights: Vec<&Weight> = candidates.iter().map(|c| c.weight).collect();
-        let importance = importance(work, &weights)?;
+        let mut spectra = Spectra::new();
+        let importance = look(work, &weights, &mut |stop| {
+            if let ([gram], true) = (stop.grams, stop.matrix.rows <= ranks::WIDE) {
+                spectra.insert(stop.weight.value, Projection::new(&stop.matrix, Some(gram))?.values);
+            }
+            Ok(())
+        })?;
         measure(work, &mut candidates, &importance)?;
-        Ok(Harms { candidates })
+        Ok(Harms { candidates, spectra })
+    }
+
+    /// The pass that gives those weights a low rank for which that is better than what they would be in a file of at
+    /// most so many bytes; `None` when there are none.
+    pub(super) fn ranks(&self, work: &Work, target: usize) -> Result<Option<Pass>> {
+        let offers = share_out(work, &self.candidates, target)?;
+        ranks::worth(work, &self.candidates, &offers, &self.spectra)
     }
 
     /// What to do to each weight so that the file has at most so many bytes, or as few as can be.
@@ -64,12 +81,18 @@ fn choices(work: &Work, candidates: &[Candidate], offers: &[usize]) -> Vec<Choic
 
 /// What these weights are multiplied with.
 pub(super) fn importance(work: &Work, weights: &[&Weight]) -> Result<Importance> {
+    look(work, weights, &mut |_| Ok(()))
+}
+
+/// The same, and what `more` does at each weight.
+fn look(work: &Work, weights: &[&Weight], more: &mut dyn FnMut(&Stop) -> Result<()>) -> Result<Importance> {
     work.judge.progress("looking at what the weights read");
     let mut found = Importance::new();
     let examples = work.context().examples()?;
     if !examples.is_empty() {
         walk(&work.base.graph, weights, examples, work.cpu, &mut |stop: Stop| {
             found.insert(stop.weight.value, stop.grams.iter().map(Gram::importance).collect());
+            more(&stop)?;
             Ok(None)
         })?;
     }
@@ -136,6 +159,7 @@ fn measure(work: &Work, candidates: &mut [Candidate], importance: &Importance) -
                 scale = harm_per_error(work, c.weight, (&c.layout, weigh), (&matrix, &decoded), &mut guess)?;
             }
         }
+        c.whole = scale * error(&c.layout, weigh, &matrix, &Matrix::zeros(matrix.rows, matrix.cols));
         for ((_, offer), error) in c.offers.iter_mut().zip(errors) {
             offer.harm = scale * error;
         }

@@ -15,7 +15,7 @@ use crate::plan::Choice;
 use crate::quantize::codebook::{self, Codebook, Table};
 use crate::quantize::coded::{Coded, Form, Ranges, Rounding, gptq, nearest};
 use crate::quantize::weight_only::{self, Book, Item};
-use crate::quantize::{bias, embedding};
+use crate::quantize::{bias, embedding, learned};
 use crate::walk::{Stop, walk};
 use crate::weights::Weight;
 use crate::{Error, Result};
@@ -35,6 +35,8 @@ pub(super) struct Candidate<'a> {
     pub(super) layout: Layout,
     /// What can be done to it, with the fewest bytes first.
     pub(super) offers: Vec<(Choice, Offer)>,
+    /// The harm when all of it is lost; 0 before it is measured.
+    pub(super) whole: f64,
 }
 
 /// A weight in codes of few bits.
@@ -198,7 +200,7 @@ pub(super) fn candidates<'a>(work: &'a Work) -> Vec<Candidate<'a>> {
             offers.extend(TABLES.map(shared));
         }
         offers.sort_by_key(|(_, offer)| offer.bytes);
-        found.push(Candidate { weight, layout, offers });
+        found.push(Candidate { weight, layout, offers, whole: 0.0 });
     }
     found
 }
@@ -280,7 +282,7 @@ fn sweep(
         }
     }
     let weights: Vec<&Weight> = candidates.iter().map(|c| c.weight).collect();
-    if rounding == Rounding::Sweep && work.judge.can_calibrate() {
+    if rounding != Rounding::Nearest && work.judge.can_calibrate() {
         let mut seen = 0;
         walk(&graph, &weights, work.context().examples()?, work.cpu, &mut |stop: Stop| {
             seen += 1;
@@ -314,7 +316,41 @@ fn sweep(
             plain(c, &mut codes)?;
         }
     }
+    if rounding == Rounding::Learned {
+        learn(work, candidates, &mut codes)?;
+    }
     Ok(codes)
+}
+
+/// Trains the codes of all products together.
+fn learn(work: &Work, candidates: &[Candidate], codes: &mut Codes) -> Result<()> {
+    let mut graph = work.base.graph.clone();
+    correct(work, &mut graph, codes)?;
+    for (value, code) in codes.iter() {
+        graph.set_constant(*value, code.layout.write(&code.coding.decode())?);
+    }
+    let mut left: HashMap<ValueId, (Layout, &mut Coded)> = HashMap::new();
+    for (value, code) in codes.iter_mut() {
+        if let Coding::Grid(coded) = &mut code.coding {
+            left.insert(*value, (code.layout.clone(), coded));
+        }
+    }
+    let products = candidates.iter().filter(|c| c.weight.used.kind != WeightKind::Embedding);
+    let found: Vec<_> =
+        products.filter_map(|c| Some((c.weight.value, left.remove(&c.weight.value)?))).collect();
+    let (values, mut found): (Vec<ValueId>, Vec<(Layout, &mut Coded)>) = found.into_iter().unzip();
+    let items = values.iter().zip(&mut found);
+    let mut items: Vec<learned::Item> =
+        items.map(|(&value, (layout, coded))| learned::Item { value, layout, coded }).collect();
+    if items.is_empty() {
+        return Ok(());
+    }
+    let say = |p: &learn::fit::Progress| {
+        work.judge.progress(&format!("learning to round: epoch {}, held out {:.2e}", p.epoch, p.held_out));
+    };
+    let examples = work.context().examples()?;
+    learned::learn(&work.base.graph, &graph, &mut items, &examples, work.cpu, &say)?;
+    Ok(())
 }
 
 /// A weight cannot be put in codes of this form.

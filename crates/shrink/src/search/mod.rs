@@ -5,6 +5,7 @@ mod codes;
 mod cuts;
 mod forecast;
 mod prepare;
+mod ranks;
 mod reach;
 mod work;
 mod zeros;
@@ -25,7 +26,8 @@ use crate::walk::Example;
 use crate::{Error, Result};
 use bits::Harms;
 pub use forecast::{Forecast, forecast};
-use work::Work;
+use reach::Reach;
+use work::{Made, Work};
 
 /// What the user wants.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -278,23 +280,57 @@ pub fn shrink(model: &Model, goal: &Goal, judge: &dyn Judge, cpu: &Cpu) -> Resul
     };
     let mut hint = None;
     let mut frontier = Vec::new();
+    let mut factored = None;
     if can_code && (too_big.is_some() || goal.smallest || goal.frontier) {
         let harms = Harms::new(&work)?;
-        let reach = reach::Reach { work: &work, harms: &harms, goal };
+        let reach = Reach { work: &work, harms: &harms, goal };
         if goal.frontier {
             frontier = reach.frontier(before, &made.model)?;
         }
         if let Some(target) = too_big {
             made = reach.of_size(target)?;
-            hint = reach.nearest(&made.model, (target, eight), before)?;
+            match harms.ranks(&work, target)? {
+                Some(pass) if !judge.out_of_time() => {
+                    judge.progress("trying products of smaller weights");
+                    factored = better(&work, &pass, target, goal, &made)?;
+                }
+                _ => {}
+            }
+            if factored.is_none() {
+                hint = reach.nearest(&made.model, (target, eight), before)?;
+            }
         } else if let (true, Some(bound)) = (goal.smallest, goal.lose) {
             made = reach.smallest(bound, made)?;
         }
     }
-    let mut outcome = work.prove(before, goal, made)?;
+    let mut outcome = match factored {
+        Some((work, made)) => work.prove(before, goal, made)?,
+        None => work.prove(before, goal, made)?,
+    };
     outcome.frontier = frontier;
     outcome.missed.extend(hint.filter(|_| !outcome.missed.is_empty()));
     Ok(outcome)
+}
+
+/// The file of at most so many bytes after a pass more, when its answers are nearer to the original's than those of
+/// `without`.
+fn better<'a>(
+    work: &Work<'a>,
+    pass: &Pass,
+    target: usize,
+    goal: &Goal,
+    without: &Made,
+) -> Result<Option<(Work<'a>, Made)>> {
+    let distance =
+        |made: &Made| Ok::<_, Error>(work.judge.score(&made.model, Part::Search)?.map(|s| s.distance));
+    let mut other = work.clone();
+    other.pass(pass)?;
+    other.calibrate()?;
+    let made = Reach { work: &other, harms: &Harms::new(&other)?, goal }.of_size(target)?;
+    let fits = work.judge.bytes(&made.model)? <= target;
+    let nearer =
+        matches!((distance(&made)?, distance(without)?), (Some(with), Some(without)) if with < without);
+    Ok((fits && nearer).then_some((other, made)))
 }
 
 /// Does to a model what a plan says; the goal is only held against what comes out. The same plan, model and data give

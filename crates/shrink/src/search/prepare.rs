@@ -9,7 +9,7 @@ use super::{Goal, Part};
 use crate::pass::Pass;
 use crate::plan::Choice;
 use crate::prepare::{Method, Preparations, decide};
-use crate::quantize::coded::Form;
+use crate::quantize::coded::{Form, Rounding};
 use crate::quantize::weight_only;
 use crate::weights::Weight;
 use crate::{Error, Result};
@@ -78,10 +78,15 @@ fn choice(bits: &Bits, weight: &Weight) -> Choice {
 /// original's when the weights are in their bits.
 fn measured<'a>(mut work: Work<'a>, goal: &Goal, before: usize) -> Result<Work<'a>> {
     let bits = bits(&mut work, goal, before)?;
+    // Learning to round takes long, and says little about what comes before.
+    let rounding = match goal.rounding {
+        Rounding::Learned => Rounding::Sweep,
+        other => other,
+    };
     let distance = |work: &mut Work| -> Result<Option<f64>> {
         work.calibrate()?;
         let choices: Vec<Choice> = work.weights.iter().map(|w| choice(&bits, w)).collect();
-        let made = work.make(&choices, goal.rounding, goal.ranges)?;
+        let made = work.make(&choices, rounding, goal.ranges)?;
         Ok(work.judge.score(&made.model, Part::Search)?.map(|score| score.distance))
     };
     let none = || {
