@@ -533,6 +533,44 @@ fn what_is_carried_in_files_changes_no_byte_and_leaves_none() {
 }
 
 #[test]
+fn preparations_are_lines_of_a_plan_that_repeats_them_byte_by_byte() {
+    let place = Place::new();
+    let receipt = digits(&place, &["--prepare", "equalize,smooth"]).json();
+    let passes = receipt["plan"]["passes"].as_array().unwrap();
+    let methods: Vec<&str> = passes.iter().map(|p| p["method"].as_str().unwrap()).collect();
+    assert_eq!(methods, ["equalize", "smooth"]);
+    assert_eq!(receipt["changes"][0]["pass"], "equalize");
+    assert!(
+        receipt["changes"][1]["error"].as_f64().unwrap() < 1e-8,
+        "the model computes the same: {receipt}"
+    );
+    assert!(receipt["quality"]["after"]["value"].as_f64().unwrap() > 98.0);
+    let plain = Place::new();
+    digits(&plain, &[]).json();
+    let bytes = |path: String| std::fs::read(path).unwrap();
+    assert!(bytes(plain.path("small.onnx")) != bytes(place.path("small.onnx")));
+    let (model, data) = (example("digits.onnx"), example("test.npz"));
+    let (plan, again) = (place.path("small.toml"), place.path("again.onnx"));
+    for n in ["1", "2"] {
+        let args = ["apply", &model, &plan, "--data", &data, "-o", &again, "--json", "--threads", n];
+        lessen(&args).json();
+        assert!(bytes(place.path("small.onnx")) == bytes(again.clone()), "{n} threads");
+    }
+}
+
+#[test]
+fn preparations_that_cannot_be_fail_in_one_line() {
+    let place = Place::new();
+    let (model, out) = (example("digits.onnx"), place.path("small.onnx"));
+    let unknown = lessen(&["shrink", &model, "--prepare", "sooth"]);
+    assert!(unknown.code == 1 && unknown.err.contains("\"sooth\"") && unknown.err.contains("measured"));
+    lessen(&["shrink", &model, "-o", &out, "--prepare", "smooth"]).fails(&["smooth", "--data"]);
+    lessen(&["shrink", &model, "-o", &out, "--prepare", "measured"]).fails(&["--data"]);
+    digits(&place, &["--prepare", "rotate"]).fails(&["residual stream", "no norm"]);
+    assert!(!std::path::Path::new(&out).exists());
+}
+
+#[test]
 fn passes_that_are_done_are_not_done_again_by_a_run_after_one_that_was_killed() {
     let place = Place::new();
     let (model, data) = (example("digits.onnx"), example("test.npz"));

@@ -8,6 +8,7 @@ use learn::data::Dataset;
 use learn::fit::{Loss, Recipe};
 use meter::{Machine, Stopwatch};
 use serde::Serialize;
+pub use shrink::prepare::Preparations;
 pub use shrink::prune::pattern::Pattern;
 pub use shrink::prune::zeros::Rule;
 pub use shrink::quantize::coded::{Form, Ranges, Rounding};
@@ -328,6 +329,8 @@ pub struct Request<'a> {
     pub zeros: Option<Sparse>,
     /// Weights are trained to answer as the original does.
     pub tune: Option<Tuning<'a>>,
+    /// What makes the weights easier to put in few bits, after all else that changes the graph.
+    pub prepare: Preparations,
     /// Time that the search may take; what is left to measure then is guessed or left out.
     pub time: Option<Duration>,
     /// How weights of few bits go to their codes.
@@ -434,6 +437,7 @@ pub fn shrink(
         without: request.without,
         zeros: request.zeros,
         tune: request.tune.map(|tune| tune.tune(original.inner(), judge.task())),
+        prepare: request.prepare.clone(),
         rounding,
         ranges,
     };

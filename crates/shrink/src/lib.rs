@@ -16,6 +16,7 @@ pub mod obs;
 pub mod observe;
 pub mod pass;
 pub mod plan;
+pub mod prepare;
 pub mod prune;
 pub mod quantize;
 pub mod repair;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::carry::Examples;
 use crate::factor;
+use crate::prepare::{self, Prepare};
 use crate::prune::{blocks, channels, vocabulary, zeros};
 use crate::repair::tune;
 use crate::weights::weights;
@@ -68,6 +69,8 @@ pub enum Pass {
     Vocabulary(vocabulary::Cut),
     /// Weights that are trained to answer as the original does.
     Tune(tune::Tune),
+    /// Numbers that move from one weight to the next, so that few bits do less harm; the model computes the same.
+    Prepare(Prepare),
 }
 
 impl Pass {
@@ -80,6 +83,7 @@ impl Pass {
             Pass::Rank { .. } => "rank",
             Pass::Vocabulary(_) => "vocabulary",
             Pass::Tune(_) => "tune",
+            Pass::Prepare(prepare) => prepare.method().name(),
         }
     }
 
@@ -87,12 +91,13 @@ impl Pass {
     fn measure(&self) -> &'static str {
         match self {
             Pass::Tune(_) => "loss left",
+            Pass::Prepare(_) => "rounding",
             _ => "squared error",
         }
     }
 
     /// Changes the graph, which stays plain f32. Gives the relative squared error that was made, of what the pass
-    /// touched; of a training, the loss that is left. The same pass on the same graph and data gives the same graph.
+    /// touched; of a training, the loss that is left; of a preparation, what rounding does to the outputs. The same pass on the same graph and data gives the same graph.
     ///
     /// # Errors
     /// [`crate::Error::Plan`] when the graph does not have what the pass names; when the graph cannot be run or
@@ -114,6 +119,7 @@ impl Pass {
             }
             Pass::Vocabulary(cut) => vocabulary::apply(graph, cut, cx),
             Pass::Tune(tune) => Ok(tune::apply(graph, tune, cx)?.after),
+            Pass::Prepare(prepare) => prepare::apply(graph, prepare, cx),
         }
     }
 }
@@ -128,9 +134,9 @@ pub struct Change {
     /// The pass's name.
     pub pass: String,
     /// The relative squared error that it made, of what it touched; of a training, the loss that is left on examples
-    /// that were held out of it.
+    /// that were held out of it; of a preparation, what rounding does to the outputs.
     pub error: f64,
-    /// Which of both that is, in words.
+    /// Which of them that is, in words.
     pub measure: &'static str,
     /// Elements of weights that are not 0: before and after.
     pub elements: (usize, usize),

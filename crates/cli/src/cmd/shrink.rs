@@ -9,7 +9,8 @@ use lessen::answer::Task;
 use lessen::data::{self, Dataset};
 use lessen::receipt::{Number, bytes};
 use lessen::shrink::{
-    Choice, Lose, Pattern, Quality, Ranges, Receipt, Request, Rounding, Rule, Shares, Sparse, Tuning, shrink,
+    Choice, Lose, Pattern, Preparations, Quality, Ranges, Receipt, Request, Rounding, Rule, Shares, Sparse,
+    Tuning, shrink,
 };
 
 use super::{Done, table};
@@ -107,6 +108,10 @@ pub struct Shrink {
     /// Train only what is added to products, and the factors of norms.
     #[arg(long, requires = "tune")]
     small: bool,
+    /// Move numbers from one weight to the next so that few bits do less harm: equalize, smooth, awq, rotate, or several
+    /// with commas between; measured keeps those that help. The model computes the same.
+    #[arg(long, value_name = "NAME[,NAME...]")]
+    prepare: Option<Preparations>,
     /// Time that the search may take: 90s, 10m, 2h.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     time: Option<Duration>,
@@ -248,6 +253,7 @@ impl Shrink {
                 rate: self.rate.map(|r| r as f32),
                 small: self.small,
             }),
+            prepare: self.prepare.clone().unwrap_or_default(),
             time: self.time,
             rounding: self.rounding,
             ranges: self.ranges,

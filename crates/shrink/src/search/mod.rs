@@ -4,6 +4,7 @@ mod bits;
 mod codes;
 mod cuts;
 mod forecast;
+mod prepare;
 mod ranks;
 mod reach;
 mod work;
@@ -17,6 +18,7 @@ use kernel::Cpu;
 use crate::job::{Key, Store};
 use crate::pass::{Change, Pass};
 use crate::plan::Plan;
+use crate::prepare::Preparations;
 use crate::prune::pattern::Pattern;
 use crate::prune::zeros::Rule;
 use crate::quantize::coded::{Ranges, Rounding};
@@ -52,6 +54,8 @@ pub struct Goal {
     pub zeros: Option<Sparse>,
     /// The weights are trained to answer as the original does, after all else that changes the graph.
     pub tune: Option<Tune>,
+    /// What makes the weights easier to put in few bits, last of all.
+    pub prepare: Preparations,
     /// How weights of few bits go to their codes.
     pub rounding: Rounding,
     /// How the scales of weights of few bits are found.
@@ -277,6 +281,7 @@ pub fn shrink(model: &Model, goal: &Goal, judge: &dyn Judge, cpu: &Cpu) -> Resul
     if let Some(tune) = &goal.tune {
         work.tune(tune)?;
     }
+    work = prepare::prepare(work, goal, before)?;
     work.calibrate()?;
     let mut made = work.eight_bits(goal.lose)?;
     let eight = judge.bytes(&made.model)?;

@@ -184,7 +184,7 @@ impl<'a> Work<'a> {
         is_product(weight.used.kind) && convolutional && weight.used.input == 1
     }
 
-    fn defaults(&self) -> Vec<Choice> {
+    pub(super) fn defaults(&self) -> Vec<Choice> {
         let choose = |w: &Weight| match w.used.kind {
             _ if self.is_static(w) && self.reached(w) => Choice::Int8Static,
             WeightKind::MatMul if matmul_dynamic::fits(&self.base.graph, w) => Choice::Int8Dynamic,
