@@ -2,7 +2,7 @@
 
 Prints a table. Needs what bench/quality.py needs. Each file is judged by `lessen eval` on real examples: all 10,000 test
 images of CIFAR-10 (of which `--data` has seen half in calibration and search), all 1,379 test pairs of STS-B (`--data` is
-STS-B's training set). `agree` is the share of examples of which both models name the same class, `apart` how far their
+STS-B's training set). `agree` is the share of examples of which both models name the same class (not for texts), `apart` how far their
 outputs are apart, relative to the original's.
 """
 
@@ -22,12 +22,12 @@ def rows(name, model, opening, data, test, goals):
             flags = ["--data", data] if flags is None else flags
             receipt, seconds, _ = lessen("shrink", model, *opening, *flags, *goal, "--force", "-o", small)
             tokenizer = ["--tokenizer", MINILM] if model == MINILM else opening
-            value = lessen("eval", small, *tokenizer, "--data", test)[0]["value"]["value"]
+            value = lessen("eval", small, *tokenizer, "--data", test)[0]["value"]
             alike = lessen("compare", model, small, *opening, "--data", test, "--task", "agree")[0]
-            agree = f"{alike['agreement']['value']:.2f} %" if alike["agreement"] else ""
+            agree = f"{alike['agreement']['value']:.2f} %" if value["unit"] == "%" else ""
             apart = alike["distance"]["relative"]["value"]
             times, goal_name = receipt["smaller"]["value"], " ".join(goal) or "8 bits"
-            print(f"| {name} | {goal_name} | {way} | {times:.2f}x | {value:.4f} | {agree} | {apart:.3f} | {seconds:.0f} s |", flush=True)
+            print(f"| {name} | {goal_name} | {way} | {times:.2f}x | {value['value']:.4f} | {agree} | {apart:.3f} | {seconds:.0f} s |", flush=True)
 
 
 def main():

@@ -1,5 +1,5 @@
 //! Pictures in the way of "dead leaves": shapes of all sizes, small ones most often, that lie over one another on a
-//! ground of noise whose energy is the same in each octave. Both have the spectrum 1/f of natural images, and the shapes
+//! ground of noise with less in each finer octave. Together they have the spectrum of natural images, 1/f, and the shapes
 //! have their edges. A. Lee, D. Mumford and J. Huang, *Occlusion models for natural images*, 2001; the use of such
 //! pictures in the place of photographs: M. Baradad et al., *Learning to see by looking at noise*, 2021.
 
@@ -9,15 +9,17 @@ use super::random;
 use crate::random::Random;
 
 /// Brightness of a picture: the mean of its mean and how that varies, as parts of white.
-const LIGHT: (f64, f64) = (0.46, 0.14);
+const LIGHT: (f64, f64) = (0.47, 0.09);
 /// How far colours vary around a picture's mean: in brightness, between red and blue, between green and both.
-const COLOURS: [f64; 3] = [0.24, 0.07, 0.035];
+const COLOURS: [f64; 3] = [0.26, 0.09, 0.045];
 /// The smallest radius of a shape, in pixels of a picture whose shorter side has 32.
-const LEAST: f64 = 1.0;
+const LEAST: f64 = 2.0;
 /// The greatest radius, as a part of the shorter side.
 const MOST: f64 = 0.6;
 /// Most shapes of a picture.
-const SHAPES: usize = 60;
+const SHAPES: usize = 40;
+/// Brightness of each octave of noise, relative to the one of twice the size.
+const FALL: f64 = 0.72;
 
 /// Picture `index` of this seed, of so many pixels; sides of 0 are taken for 1.
 pub fn picture(seed: u64, index: usize, height: u32, width: u32) -> DynamicImage {
@@ -32,9 +34,9 @@ pub fn picture(seed: u64, index: usize, height: u32, width: u32) -> DynamicImage
         let at = random.below(shapes.len()) + 1;
         shapes.insert(at, Shape::subject(&mut random, height, width));
     }
-    let grain = 0.02 * random.unit();
+    let grain = 0.015 * random.unit();
     let light = (LIGHT.0 + LIGHT.1 * random.normal()).clamp(0.1, 0.9);
-    let contrast = 0.4 + 0.9 * random.unit();
+    let contrast = 0.5 + 0.8 * random.unit();
     let image = RgbImage::from_fn(width, height, |x, y| {
         let mut colour = [0.0; 3];
         for shape in &shapes {
@@ -79,7 +81,9 @@ struct Shape {
 impl Shape {
     fn ground(random: &mut Random, height: u32, width: u32) -> Shape {
         let ground = Shape::new(random, [height, width], 1.0);
-        Shape { form: Form::Ground, texture: 0.03 + 0.25 * random.unit(), ..ground }
+        let [bright, red, green] = ground.colour;
+        let colour = [0.4 * bright, red, green];
+        Shape { form: Form::Ground, colour, texture: 0.05 + 0.3 * random.unit(), ..ground }
     }
 
     /// A shape whose radius r has a density that falls with the third power of r.
@@ -150,7 +154,7 @@ fn direction(random: &mut Random) -> [f64; 2] {
     }
 }
 
-/// Noise with the same energy in each octave, of deviation 1, about; it goes on at its edges.
+/// Noise with less in each finer octave, of deviation 1, about; it goes on at its edges.
 struct Noise {
     width: usize,
     values: Vec<f64>,
@@ -160,10 +164,11 @@ impl Noise {
     fn new(random: &mut Random, height: usize, width: usize) -> Noise {
         let mut values = vec![0.0; height * width];
         let mut cell = height.max(width);
-        let mut energy = 0.0;
+        let (mut strength, mut energy) = (1.0, 0.0);
         while cell > 0 {
-            octave(random, &mut values, width, cell);
-            energy += 1.0;
+            octave(random, &mut values, width, cell, strength);
+            energy += strength * strength;
+            strength *= FALL;
             cell /= 2;
         }
         let scale = f64::sqrt(1.0 / energy);
@@ -178,10 +183,10 @@ impl Noise {
 }
 
 /// Adds normal numbers on a grid of this many pixels, and what lies between them.
-fn octave(random: &mut Random, values: &mut [f64], width: usize, cell: usize) {
+fn octave(random: &mut Random, values: &mut [f64], width: usize, cell: usize, strength: f64) {
     let height = values.len() / width;
     let (across, down) = (width / cell + 2, height / cell + 2);
-    let grid: Vec<f64> = (0..across * down).map(|_| random.normal()).collect();
+    let grid: Vec<f64> = (0..across * down).map(|_| strength * random.normal()).collect();
     let part = |i: usize| {
         let t = (i % cell) as f64 / cell as f64;
         t * t * (3.0 - 2.0 * t)
@@ -232,7 +237,7 @@ mod tests {
         let (spread, step) = (mean(|r| r.0), mean(|r| r.1));
         assert!((25.0..80.0).contains(&spread), "{spread}");
         // Of white noise the difference would be 1.41 times the deviation.
-        assert!(step < 0.6 * spread && step > 0.1 * spread, "{step} of {spread}");
+        assert!(step < 0.65 * spread && step > 0.1 * spread, "{step} of {spread}");
         let bytes: Vec<u8> = (0..50).flat_map(|i| picture(4, i, 32, 32).to_rgb8().into_raw()).collect();
         let clipped = bytes.iter().filter(|b| **b == 0 || **b == 255).count();
         assert!(clipped * 8 < bytes.len(), "{clipped} of {}", bytes.len());
