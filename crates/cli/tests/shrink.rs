@@ -144,6 +144,30 @@ fn rounding_by_sweeping_beats_the_nearest_code_at_the_same_bytes() {
 }
 
 #[test]
+fn codes_that_are_learnt_together_are_nearer_and_a_plan_learns_them_again() {
+    let place = Place::new();
+    let distance = |receipt: serde_json::Value| receipt["quality"]["distance"].as_f64().unwrap();
+    // Few bits, so that there is something to win.
+    let ten = ["--smaller", "10", "--force"];
+    let swept = distance(digits(&place, &ten).json());
+    let learnt = distance(digits(&place, &[&ten[..], &["--rounding", "learned"]].concat()).json());
+    assert!(learnt < 0.9 * swept, "{learnt} {swept}");
+    let (model, data, plan) = (example("digits.onnx"), example("test.npz"), place.path("small.toml"));
+    assert!(std::fs::read_to_string(&plan).unwrap().contains("rounding = \"learned\""));
+    let again = place.path("again.onnx");
+    for n in ["1", "2"] {
+        let args =
+            ["apply", &model, &plan, "--data", &data, "-o", &again, "--json", "--force", "--threads", n];
+        lessen(&args).json();
+        let bytes = |path: String| std::fs::read(path).unwrap();
+        assert!(bytes(place.path("small.onnx")) == bytes(again.clone()), "{n} threads");
+    }
+    let blind = lessen(&["apply", &model, &plan, "-o", &place.path("blind.onnx")]);
+    blind.fails(&["rounding cannot be learnt without examples", "--data"]);
+    assert!(!std::path::Path::new(&place.path("blind.onnx")).exists());
+}
+
+#[test]
 fn plans_that_do_not_fit_are_refused_with_the_reason() {
     let place = Place::new();
     let (model, data, out) = (example("digits.onnx"), example("test.npz"), place.path("small.onnx"));
@@ -265,7 +289,7 @@ fn zeros_and_channels_go_by_passes_that_plans_repeat() {
 #[test]
 fn the_curve_of_sizes_is_measured_and_the_smallest_file_within_a_loss_found() {
     let place = Place::new();
-    let receipt = digits(&place, &["--lose", "2", "--smallest", "--frontier"]).json();
+    let receipt = digits(&place, &["--lose", "3", "--smallest", "--frontier"]).json();
     let points = receipt["frontier"].as_array().unwrap();
     let bytes: Vec<f64> = points.iter().map(|p| p["bytes"]["value"].as_f64().unwrap()).collect();
     assert!(points.len() > 2 && bytes.windows(2).all(|w| w[0] < w[1]), "{bytes:?}");

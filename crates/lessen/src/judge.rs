@@ -413,14 +413,14 @@ impl Judge for DataJudge<'_> {
         self.spill
     }
 
-    fn kept(&self, key: &Key) -> Option<(graph::Model, f64)> {
+    fn kept_model(&self, key: &Key) -> Option<(graph::Model, f64)> {
         let bytes = self.store.as_ref()?.get(key).ok()??;
         let (number, file) = bytes.split_first_chunk::<8>()?;
         let model = format::onnx::read_bytes(file.to_vec().into()).ok()?;
         Some((model, f64::from_le_bytes(*number)))
     }
 
-    fn keep(&self, key: &Key, model: &graph::Model, number: f64) {
+    fn keep_model(&self, key: &Key, model: &graph::Model, number: f64) {
         if let (Some(store), Ok(file)) = (&self.store, format::onnx::to_bytes(model)) {
             store.keep(key, &[&number.to_le_bytes()[..], &file].concat());
         }

@@ -1,7 +1,6 @@
 //! Examples that lessen makes itself for a model, to calibrate on where the user has no data: pictures, texts, token ids
 //! or numbers, by what the model's inputs are. They are not what the model will see, and prove nothing.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use graph::{Dim, Fact, Graph, Tensor, ValueId};
@@ -50,8 +49,8 @@ enum What {
     Normal,
     Same(f32),
     Positions,
-    /// Any of these.
-    Ids(Range<usize>),
+    /// Any numbers below this one.
+    Ids(usize),
 }
 
 impl Made {
@@ -131,7 +130,7 @@ fn array(graph: &Graph, name: &str, fact: &Fact, role: Option<Role>) -> Result<A
         Some(Role::Ids) => {
             let rows = graph.find(name).and_then(|id| table(graph, id));
             What::Ids(
-                0..rows.filter(|rows| *rows > 0).ok_or_else(|| cannot("its greatest number is not known"))?,
+                rows.filter(|rows| *rows > 0).ok_or_else(|| cannot("its greatest number is not known"))?,
             )
         }
         None if dtype.is_float() => What::Normal,
@@ -182,7 +181,7 @@ impl Array {
                     What::Normal => random.normal(),
                     What::Same(value) => f64::from(*value),
                     What::Positions => (i % width) as f64,
-                    What::Ids(range) => (range.start + random.below(range.len())) as f64,
+                    What::Ids(end) => random.below(*end) as f64,
                 };
             }
             Ok(())
@@ -233,7 +232,7 @@ impl Dataset for Made {
             Kind::Arrays(arrays) => {
                 let of = |array: &Array| match &array.what {
                     What::Normal => Some(format!("normal numbers of {}", by(&array.sizes))),
-                    What::Ids(range) => Some(format!("token ids below {}", range.end)),
+                    What::Ids(end) => Some(format!("token ids below {end}")),
                     _ => None,
                 };
                 arrays.iter().filter_map(of).collect::<Vec<_>>().join(", ")

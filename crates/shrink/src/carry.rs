@@ -203,6 +203,14 @@ impl Examples {
         self.list.len() == 0
     }
 
+    /// The first of them; `None` when there are none.
+    ///
+    /// # Errors
+    /// [`Error::Spill`] when it cannot be read.
+    pub fn first(&self) -> Result<Option<Example>> {
+        if self.is_empty() { Ok(None) } else { self.list.get(0).map(Some) }
+    }
+
     /// All of them, in memory.
     ///
     /// # Errors
@@ -249,12 +257,6 @@ impl From<Vec<Example>> for Examples {
         };
         let items = list.into_iter().map(held).collect();
         Examples { folder: None, list: Carried { files: None, items } }
-    }
-}
-
-impl FromIterator<Example> for Examples {
-    fn from_iter<T: IntoIterator<Item = Example>>(examples: T) -> Examples {
-        examples.into_iter().collect::<Vec<Example>>().into()
     }
 }
 

@@ -97,7 +97,8 @@ impl Pass {
     }
 
     /// Changes the graph, which stays plain f32. Gives the relative squared error that was made, of what the pass
-    /// touched; of a training, the loss that is left; of a preparation, what rounding does to the outputs. The same pass on the same graph and data gives the same graph.
+    /// touched; of a training, the loss that is left; of a preparation, what rounding does to the outputs. The same pass
+    /// on the same graph and data gives the same graph.
     ///
     /// # Errors
     /// [`crate::Error::Plan`] when the graph does not have what the pass names; when the graph cannot be run or

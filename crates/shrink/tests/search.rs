@@ -179,15 +179,57 @@ impl Judge for Runs {
     }
 }
 
+/// Has no data, and counts the bytes of nodes, too: much, beside weights as small as these.
+struct Counts;
+
+impl Judge for Counts {
+    fn calibration(&self, _: &mut dyn FnMut(Vec<(String, Datum)>) -> Result<()>) -> Result<()> {
+        Ok(())
+    }
+
+    fn can_calibrate(&self) -> bool {
+        false
+    }
+
+    fn score(&self, _: &Model, _: Part) -> Result<Option<Score>> {
+        Ok(None)
+    }
+
+    fn bytes(&self, model: &Model) -> Result<usize> {
+        let constants = Knows { harm: Vec::new() }.bytes(model)?;
+        Ok(constants + 50 * model.graph.nodes().count())
+    }
+}
+
+#[test]
+fn a_file_is_as_great_as_it_may_be_though_choices_differ_in_what_stands_beside_them() {
+    let mut g = Graph::new("many");
+    let mut x = g.add_input("x", Fact::tensor(DType::F32, vec![Dim::named("n"), Dim::Is(32)])).unwrap();
+    let mut random = learn::random::Random::new(3);
+    for at in 0..20 {
+        let scale = 1.0 + (at % 7) as f64;
+        let data: Vec<f32> = (0..32 * 32).map(|_| (scale * random.normal()) as f32).collect();
+        let w = g.add_constant(&format!("w{at}"), Tensor::new(&[32, 32], &data).unwrap());
+        x = op(&mut g, "MatMul", &format!("product_{at}"), &[x, w]);
+    }
+    g.outputs.push(x);
+    let model = Model { graph: g, opsets: [(String::new(), 21)].into(), ir_version: 10, ..Model::default() };
+    for tenths in (40..=58).step_by(3) {
+        let asked = f64::from(tenths) / 10.0;
+        let outcome = shrink(&model, &goal(Some(asked), None), &Counts, &cpu()).unwrap();
+        let (before, after) = outcome.bytes;
+        let found = before as f64 / after as f64;
+        let choices: Vec<String> = outcome.plan.steps.iter().map(|s| s.choice.to_string()).collect();
+        assert!(found >= asked && found < 1.08 * asked, "{found} for {asked}: {choices:?}");
+    }
+}
+
 #[test]
 fn a_weight_of_few_directions_becomes_a_product_where_that_is_better() {
     let mut g = Graph::new("two");
     let mut x = g.add_input("x", Fact::tensor(DType::F32, vec![Dim::named("n"), Dim::Is(64)])).unwrap();
-    let mut state = 7u64;
-    let mut next = || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
-    };
+    let mut random = learn::random::Random::new(7);
+    let mut next = || 2.0 * random.unit() as f32 - 1.0;
     let full: Vec<f32> = (0..64 * 64).map(|_| next()).collect();
     let (u, v): (Vec<f32>, Vec<f32>) =
         ((0..64 * 4).map(|_| next()).collect(), (0..64 * 4).map(|_| next()).collect());

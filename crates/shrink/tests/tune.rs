@@ -50,7 +50,18 @@ fn examples(picks: &[usize]) -> Tensor {
     Tensor::new(&[picks.len(), WIDTH], &rows).unwrap()
 }
 
-struct Teaches(usize);
+/// Has so many examples to train on.
+struct Teaches {
+    examples: usize,
+    /// The time is over from the beginning.
+    hurried: bool,
+}
+
+impl Teaches {
+    fn of(examples: usize) -> Teaches {
+        Teaches { examples, hurried: false }
+    }
+}
 
 impl Judge for Teaches {
     fn calibration(&self, _: &mut dyn FnMut(Example) -> Result<()>) -> Result<()> {
@@ -70,7 +81,11 @@ impl Judge for Teaches {
     }
 
     fn training(&self) -> usize {
-        self.0
+        self.examples
+    }
+
+    fn out_of_time(&self) -> bool {
+        self.hurried
     }
 
     fn lesson(&self, picks: &[usize], _: Option<u64>) -> Result<Vec<(Example, usize)>> {
@@ -121,7 +136,7 @@ fn a_damaged_model_learns_from_the_original_and_zeros_stay() {
         let mut graph = damaged(&original);
         let before = distance(&original, &graph);
         let zeros: Vec<bool> = constant(&graph, "w").iter().map(|x| *x == 0.0).collect();
-        let cx = Context { judge: &Teaches(300), original: &original, cpu: &cpu };
+        let cx = Context { judge: &Teaches::of(300), original: &original, cpu: &cpu };
         let fitted = apply(&mut graph, &tune(loss, Which::All), &cx).unwrap();
         assert!(fitted.after < 0.5 * fitted.before, "{between}: {} -> {}", fitted.before, fitted.after);
         assert!(distance(&original, &graph) < before);
@@ -143,7 +158,7 @@ fn a_damaged_model_learns_from_the_original_and_zeros_stay() {
 fn only_the_small_weights_move_when_it_is_asked_for() {
     let (cpu, original) = (Cpu::new(1).unwrap(), layers("Relu", None));
     let mut graph = damaged(&original);
-    let cx = Context { judge: &Teaches(200), original: &original, cpu: &cpu };
+    let cx = Context { judge: &Teaches::of(200), original: &original, cpu: &cpu };
     let fitted = apply(&mut graph, &tune(Loss::Relative, Which::Small), &cx).unwrap();
     assert!(fitted.after < fitted.before);
     assert_eq!(constant(&graph, "v"), constant(&original, "v"));
@@ -159,52 +174,19 @@ fn what_cannot_be_tuned_is_said() {
         let cx = Context { judge, original, cpu: &cpu };
         apply(&mut graph, &tune(Loss::Relative, Which::All), &cx).unwrap_err().to_string()
     };
-    assert!(said(&original, &Teaches(3)).contains("3 examples to tune on are too few"));
+    assert!(said(&original, &Teaches::of(3)).contains("3 examples to tune on are too few"));
     let mut graph = original.clone();
-    let cx = Context { judge: &Teaches(100), original: &original, cpu: &cpu };
+    let cx = Context { judge: &Teaches::of(100), original: &original, cpu: &cpu };
     let wrong = apply(&mut graph, &tune(Loss::CrossEntropy, Which::All), &cx).unwrap_err();
     assert!(wrong.to_string().contains("say distil"));
     // What the judge says comes out as it was.
-    assert_eq!(said(&original, &Teaches(400)), "calibration: example 399 cannot be read");
+    assert_eq!(said(&original, &Teaches::of(400)), "calibration: example 399 cannot be read");
     // A node without a gradient is named.
     let hard = layers("LpNormalization", None);
-    assert!(said(&hard, &Teaches(100)).contains("the_LpNormalization"));
+    assert!(said(&hard, &Teaches::of(100)).contains("the_LpNormalization"));
     let mut none = original.clone();
     none.outputs.clear();
-    assert!(said(&none, &Teaches(100)).contains("no output"));
-}
-
-/// Its time is over from the beginning.
-struct Hurried;
-
-impl Judge for Hurried {
-    fn calibration(&self, _: &mut dyn FnMut(Example) -> Result<()>) -> Result<()> {
-        Ok(())
-    }
-
-    fn can_calibrate(&self) -> bool {
-        false
-    }
-
-    fn score(&self, _: &Model, _: Part) -> Result<Option<Score>> {
-        Ok(None)
-    }
-
-    fn bytes(&self, _: &Model) -> Result<usize> {
-        Ok(0)
-    }
-
-    fn training(&self) -> usize {
-        100
-    }
-
-    fn lesson(&self, picks: &[usize], seed: Option<u64>) -> Result<Vec<(Example, usize)>> {
-        Teaches(100).lesson(picks, seed)
-    }
-
-    fn out_of_time(&self) -> bool {
-        true
-    }
+    assert!(said(&none, &Teaches::of(100)).contains("no output"));
 }
 
 #[test]
@@ -221,7 +203,7 @@ fn a_plan_repeats_a_tuning_that_the_time_cut_short() {
         even: true,
     };
     let goal = Goal { zeros: Some(zeros), tune: Some(tune(Loss::Relative, Which::All)), ..Goal::default() };
-    let cut = shrink(&model, &goal, &Hurried, &cpu).unwrap();
+    let cut = shrink(&model, &goal, &Teaches { examples: 100, hurried: true }, &cpu).unwrap();
     let stop = cut.plan.passes.iter().find_map(|pass| match pass {
         Pass::Tune(tune) => tune.stop,
         _ => None,
@@ -233,8 +215,8 @@ fn a_plan_repeats_a_tuning_that_the_time_cut_short() {
         model.graph.values().filter_map(|(_, v)| constant(v)).collect()
     };
     // Without hurry, and without knowing of it, the plan stops where it stopped.
-    let again = lessen_shrink::apply(&model, &plan, &Goal::default(), &Teaches(100), &cpu).unwrap();
+    let again = lessen_shrink::apply(&model, &plan, &Goal::default(), &Teaches::of(100), &cpu).unwrap();
     assert_eq!(constants(&again.model), constants(&cut.model));
-    let whole = shrink(&model, &goal, &Teaches(100), &cpu).unwrap();
+    let whole = shrink(&model, &goal, &Teaches::of(100), &cpu).unwrap();
     assert_ne!(constants(&whole.model), constants(&cut.model));
 }

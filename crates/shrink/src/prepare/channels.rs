@@ -381,16 +381,20 @@ fn vector(graph: &mut Graph, end: End, by: &[f32]) -> Result<()> {
         return Err(no_weight(graph, node));
     }
     let tensor = Tensor::new(tensor.shape(), &data)?;
-    if let Some(value) = node.input(end.input) {
-        if graph.readers()[value.index()].len() > 1 {
-            let like = graph.value(value).name.clone();
-            let copy = graph.add_constant(&like, tensor);
-            graph.set_input(end.node, end.input, Some(copy));
-        } else {
-            graph.set_constant(value, tensor);
-        }
-    }
+    replace(graph, end, tensor);
     Ok(())
+}
+
+/// Puts a constant in the place of the one at an end; other nodes that read that keep it.
+pub fn replace(graph: &mut Graph, end: End, tensor: Tensor) {
+    let Some(value) = graph.node(end.node).and_then(|node| node.input(end.input)) else { return };
+    if graph.readers()[value.index()].len() > 1 {
+        let like = graph.value(value).name.clone();
+        let copy = graph.add_constant(&like, tensor);
+        graph.set_input(end.node, end.input, Some(copy));
+    } else {
+        graph.set_constant(value, tensor);
+    }
 }
 
 impl Class {

@@ -198,8 +198,8 @@ pub fn apply(graph: &mut Graph, prepare: &Prepare, cx: &Context) -> Result<f64> 
     if found == 0 {
         return Err(nothing(method, looked_for));
     }
-    let change = match cx.examples()?.all()?.first() {
-        Some(example) => change(graph, &new, example, cx.cpu)?,
+    let change = match cx.examples()?.first()? {
+        Some(example) => change(graph, &new, &example, cx.cpu)?,
         None => 0.0,
     };
     if change.is_nan() || change > ROUNDING {

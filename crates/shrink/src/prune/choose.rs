@@ -593,7 +593,7 @@ mod tests {
                 (0..8 * 108).map(|i| ((i * i + 7 * i * k + 31 * k) % 97) as f32 / 48.0 - 1.0).collect();
             vec![("x".to_string(), Datum::Tensor(Tensor::new(&[8, 3, 6, 6], &data).unwrap()))]
         };
-        (1..5).map(one).collect()
+        (1..5).map(one).collect::<Vec<_>>().into()
     }
 
     #[test]

@@ -10,7 +10,6 @@ use super::Part;
 use super::codes::{Candidate, Code, candidates, matrix_of, nearest_of};
 use super::ranks::{self, Spectra};
 use super::work::Work;
-use crate::Result;
 use crate::allocate::{Offer, allocate};
 use crate::factor::project::Projection;
 use crate::gram::Gram;
@@ -20,11 +19,14 @@ use crate::plan::Choice;
 use crate::quantize::coded::Ranges;
 use crate::walk::{Stop, walk};
 use crate::weights::Weight;
+use crate::{Error, Result};
 
 /// The number of bits at which the harm of a weight is measured.
 const ANCHOR: u32 = 3;
 /// Most rounds of correcting the budget by the size of the file.
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 8;
+/// A file is as great as it may be when it lacks less than one part in so many.
+const NEAR: usize = 500;
 
 /// Mean square of the inputs of weights, one list for each group of a weight's rows; nothing for weights that no
 /// example reached.
@@ -49,6 +51,7 @@ impl<'a> Harms<'a> {
             Ok(())
         })?;
         measure(work, &mut candidates, &importance)?;
+        surcharge(work, &mut candidates)?;
         Ok(Harms { candidates, spectra })
     }
 
@@ -149,20 +152,62 @@ fn measure(work: &Work, candidates: &mut [Candidate], importance: &Importance) -
         work.judge.progress(&format!("measuring the harm of few bits, weight {} of {count}", at + 1));
         let matrix = matrix_of(work, c)?;
         let weigh: &[Vec<f64>] = importance.get(&c.weight.value).map_or(&[], Vec::as_slice);
-        let mut errors = Vec::new();
+        let mut kept = Vec::new();
         let mut scale = 0.0;
-        for (form, _) in &c.offers {
-            let Some(coding) = nearest_of(work, c, &matrix, weigh, *form, Ranges::Searched) else { continue };
+        for &(form, offer) in &c.offers {
+            let Some(coding) = nearest_of(work, c, &matrix, weigh, form, Ranges::Searched) else { continue };
             let decoded = coding.decode();
-            errors.push(error(&c.layout, weigh, &matrix, &decoded));
+            let harm = error(&c.layout, weigh, &matrix, &decoded);
             if matches!(form, Choice::Bits(form) if form.bits == ANCHOR) {
                 scale = harm_per_error(work, c.weight, (&c.layout, weigh), (&matrix, &decoded), &mut guess)?;
             }
+            kept.push((form, Offer { harm, ..offer }));
         }
+        kept.iter_mut().for_each(|(_, offer)| offer.harm *= scale);
+        c.offers = kept;
         c.whole = scale * error(&c.layout, weigh, &matrix, &Matrix::zeros(matrix.rows, matrix.cols));
-        for ((_, offer), error) in c.offers.iter_mut().zip(errors) {
-            offer.harm = scale * error;
-        }
+    }
+    Ok(())
+}
+
+/// Bytes of the file with these offers.
+fn bytes_of(work: &Work, candidates: &[Candidate], chosen: &[usize]) -> Result<usize> {
+    // Weights that differ: equal ones would be kept once.
+    let sample = |(at, (c, &i)): (usize, (&Candidate, &usize))| {
+        Some((c.weight.value, Code::sample(c.offers[i].0, &c.layout, at)?))
+    };
+    let codes = candidates.iter().zip(chosen).enumerate().filter_map(sample).collect();
+    let (model, _) = work.build(&choices(work, candidates, chosen), &codes)?;
+    work.judge.bytes(&work.finish(model)?)
+}
+
+fn sum(candidates: &[Candidate], chosen: &[usize]) -> usize {
+    candidates.iter().zip(chosen).map(|(c, &i)| c.offers[i].1.bytes).sum()
+}
+
+/// Adds to the offers of tables what looking up takes beside the codes: nodes of their own for each weight.
+fn surcharge(work: &Work, candidates: &mut [Candidate]) -> Result<()> {
+    let place = |c: &Candidate, table: bool| {
+        let same =
+            |choice: &Choice| choice.bits() == Some(ANCHOR) && matches!(choice, Choice::Table(_)) == table;
+        c.offers.iter().position(|(choice, _)| same(choice))
+    };
+    let grids: Option<Vec<usize>> = candidates.iter().map(|c| place(c, false)).collect();
+    let Some(grids) = grids else { return Ok(()) };
+    let tables: Vec<usize> =
+        candidates.iter().zip(&grids).map(|(c, &grid)| place(c, true).unwrap_or(grid)).collect();
+    let count = grids.iter().zip(&tables).filter(|(a, b)| a != b).count();
+    if count == 0 {
+        return Ok(());
+    }
+    let beside = |chosen: &[usize]| {
+        Ok::<_, Error>(bytes_of(work, candidates, chosen)?.saturating_sub(sum(candidates, chosen)))
+    };
+    let more = beside(&tables)?.saturating_sub(beside(&grids)?).div_ceil(count);
+    for c in candidates {
+        let tables = c.offers.iter_mut().filter(|(choice, _)| matches!(choice, Choice::Table(_)));
+        tables.for_each(|(_, offer)| offer.bytes += more);
+        c.offers.sort_by_key(|(_, offer)| offer.bytes);
     }
     Ok(())
 }
@@ -171,30 +216,35 @@ fn measure(work: &Work, candidates: &mut [Candidate], importance: &Importance) -
 fn share_out(work: &Work, candidates: &[Candidate], target: usize) -> Result<Vec<usize>> {
     let offers: Vec<Vec<Offer>> =
         candidates.iter().map(|c| c.offers.iter().map(|(_, offer)| *offer).collect()).collect();
+    let harm = |chosen: &[usize]| offers.iter().zip(chosen).map(|(o, &i)| o[i].harm).sum::<f64>();
     let smallest = vec![0; candidates.len()];
-    let sum = |chosen: &[usize]| offers.iter().zip(chosen).map(|(o, &i)| o[i].bytes).sum::<usize>();
-    let mut chosen = smallest.clone();
-    let mut best: Option<(f64, Vec<usize>)> = None;
+    let bytes = bytes_of(work, candidates, &smallest)?;
+    if bytes > target {
+        return Ok(smallest);
+    }
+    let (mut low, mut high) = (sum(candidates, &smallest), target);
+    // What stands beside the codes differs from choice to choice: it is taken from the last file, and where that leads
+    // astray the middle of what is left to look at is taken.
+    let mut budget = target.saturating_sub(bytes.saturating_sub(low));
+    let mut best = (harm(&smallest), smallest);
     for _ in 0..ROUNDS {
-        // Weights that differ: equal ones would be kept once.
-        let sample = |(at, (c, &i)): (usize, (&Candidate, &usize))| {
-            Some((c.weight.value, Code::sample(c.offers[i].0, &c.layout, at)?))
-        };
-        let codes = candidates.iter().zip(&chosen).enumerate().filter_map(sample).collect();
-        let (model, _) = work.build(&choices(work, candidates, &chosen), &codes)?;
-        let bytes = work.judge.bytes(&work.finish(model)?)?;
-        if bytes <= target {
-            let harm: f64 = offers.iter().zip(&chosen).map(|(o, &i)| o[i].harm).sum();
-            if best.as_ref().is_none_or(|b| harm < b.0) {
-                best = Some((harm, chosen.clone()));
-            }
+        if budget <= low || budget > high {
+            budget = low + (high - low).div_ceil(2);
         }
-        let rest = bytes.saturating_sub(sum(&chosen));
-        let next = allocate(&offers, target.saturating_sub(rest)).unwrap_or_else(|| smallest.clone());
-        if next == chosen {
+        let Some(chosen) = allocate(&offers, budget) else { break };
+        let bytes = bytes_of(work, candidates, &chosen)?;
+        if bytes <= target {
+            low = budget;
+            if harm(&chosen) < best.0 {
+                best = (harm(&chosen), chosen.clone());
+            }
+        } else {
+            high = budget - 1;
+        }
+        if low >= high || bytes <= target && target - bytes < target / NEAR {
             break;
         }
-        chosen = next;
+        budget = target.saturating_sub(bytes.saturating_sub(sum(candidates, &chosen)));
     }
-    Ok(best.map_or(smallest, |b| b.1))
+    Ok(best.1)
 }

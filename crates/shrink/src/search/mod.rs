@@ -166,13 +166,13 @@ pub trait Judge {
     }
 
     /// A model that was kept under this key in an earlier run, and the number beside it.
-    fn kept(&self, key: &Key) -> Option<(Model, f64)> {
+    fn kept_model(&self, key: &Key) -> Option<(Model, f64)> {
         let _ = key;
         None
     }
 
     /// Keeps a model for another run, and a number beside it.
-    fn keep(&self, key: &Key, model: &Model, number: f64) {
+    fn keep_model(&self, key: &Key, model: &Model, number: f64) {
         let _ = (key, model, number);
     }
 
@@ -304,7 +304,7 @@ pub fn shrink(model: &Model, goal: &Goal, judge: &dyn Judge, cpu: &Cpu) -> Resul
             match harms.ranks(&work, target)? {
                 Some(pass) if !judge.out_of_time() => {
                     judge.progress("trying products of smaller weights");
-                    factored = better(&work, &pass, target, goal, &made)?;
+                    factored = nearer(&work, &pass, target, goal, &made)?;
                 }
                 _ => {}
             }
@@ -326,7 +326,7 @@ pub fn shrink(model: &Model, goal: &Goal, judge: &dyn Judge, cpu: &Cpu) -> Resul
 
 /// The file of at most so many bytes after a pass more, when its answers are nearer to the original's than those of
 /// `without`.
-fn better<'a>(
+fn nearer<'a>(
     work: &Work<'a>,
     pass: &Pass,
     target: usize,
@@ -340,9 +340,9 @@ fn better<'a>(
     other.calibrate()?;
     let made = Reach { work: &other, harms: &Harms::new(&other)?, goal }.of_size(target)?;
     let fits = work.judge.bytes(&made.model)? <= target;
-    let nearer =
+    let is_nearer =
         matches!((distance(&made)?, distance(without)?), (Some(with), Some(without)) if with < without);
-    Ok((fits && nearer).then_some((other, made)))
+    Ok((fits && is_nearer).then_some((other, made)))
 }
 
 /// Does to a model what a plan says; the goal is only held against what comes out. The same plan, model and data give

@@ -93,14 +93,14 @@ impl<'a> Work<'a> {
         let key =
             || Ok::<_, Error>(self.key(&Plan { passes: vec![pass.clone()], ..Plan::default() }.write()?));
         let key = self.judge.store().map(|_| key()).transpose()?;
-        if let Some((model, error)) = key.and_then(|key| self.judge.kept(&key)) {
+        if let Some((model, error)) = key.and_then(|key| self.judge.kept_model(&key)) {
             return self.passed(model.graph, pass.clone(), error, before);
         }
         let mut graph = self.base.graph.clone();
         let error = pass.apply(&mut graph, &self.context())?;
         self.passed(graph, pass.clone(), error, before)?;
         if let Some(key) = key {
-            self.judge.keep(&key, &self.base, error);
+            self.judge.keep_model(&key, &self.base, error);
         }
         Ok(())
     }
