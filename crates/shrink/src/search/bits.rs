@@ -16,6 +16,7 @@ use crate::gram::Gram;
 use crate::matrix::{Layout, Matrix};
 use crate::pass::Pass;
 use crate::plan::Choice;
+use crate::quantize::bias;
 use crate::quantize::coded::Ranges;
 use crate::walk::{Stop, walk};
 use crate::weights::Weight;
@@ -174,7 +175,12 @@ fn measure(work: &Work, candidates: &mut [Candidate], importance: &Importance) -
 fn bytes_of(work: &Work, candidates: &[Candidate], chosen: &[usize]) -> Result<usize> {
     // Weights that differ: equal ones would be kept once.
     let sample = |(at, (c, &i)): (usize, (&Candidate, &usize))| {
-        Some((c.weight.value, Code::sample(c.offers[i].0, &c.layout, at)?))
+        let mut code = Code::sample(c.offers[i].0, &c.layout, at)?;
+        // Products without a bias will get one.
+        if work.judge.can_calibrate() && bias::fits(&work.base.graph, c.weight) {
+            code.shift = vec![1.0 + at as f32; c.layout.rows];
+        }
+        Some((c.weight.value, code))
     };
     let codes = candidates.iter().zip(chosen).enumerate().filter_map(sample).collect();
     let (model, _) = work.build(&choices(work, candidates, chosen), &codes)?;
