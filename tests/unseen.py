@@ -2,7 +2,7 @@
 non-maximum suppression, shape arithmetic, loops, quantised and fused graphs. The models have random weights.
 
 Run by tests/run. Models of exporters that cannot be imported are skipped, and it is said. Words given as arguments
-select cases by name.
+select cases by name. LESSEN is the command, if it is not that of the release build.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ import onnxruntime as ort
 from onnx import numpy_helper, parser
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+LESSEN = os.environ.get("LESSEN", ROOT / "target/release/lessen")
 warnings.filterwarnings("ignore")
 logging.disable(logging.WARNING)
 ort.set_default_logger_severity(4)
@@ -40,8 +40,7 @@ def boxes(n):
 
 
 def lessen(*args):
-    run = subprocess.run([str(TARGET / "release/lessen"), *map(str, args), "--json", "--quiet"], capture_output=True,
-                         text=True)
+    run = subprocess.run([str(LESSEN), *map(str, args), "--json", "--quiet"], capture_output=True, text=True)
     assert run.returncode == 0, f"exit code {run.returncode}: {run.stderr.strip()}"
     return json.loads(run.stdout)
 

@@ -126,7 +126,8 @@ pub struct Shrink {
     /// What the model is for: classify, similarity or agree [default: what the data are for].
     #[arg(long, value_name = "TASK")]
     task: Option<Task>,
-    /// How weights of few bits go to their codes: sweep; learned, which takes longer; nearest, for comparison.
+    /// How weights of few bits go to their codes: sweep; learned, which takes longer; nearest, or gptq as it was
+    /// published, for comparison.
     #[arg(long, value_name = "HOW", default_value = "sweep", value_parser = rounding)]
     rounding: Rounding,
     /// How the scales of weights of few bits are found; min-max is for comparison.
@@ -144,8 +145,9 @@ fn rounding(text: &str) -> std::result::Result<Rounding, String> {
     match text {
         "sweep" => Ok(Rounding::Sweep),
         "learned" => Ok(Rounding::Learned),
+        "gptq" => Ok(Rounding::Gptq),
         "nearest" => Ok(Rounding::Nearest),
-        _ => Err("say sweep, learned or nearest".into()),
+        _ => Err("say sweep, learned, gptq or nearest".into()),
     }
 }
 

@@ -737,7 +737,7 @@ mod tests {
         };
         for bits in [2, 3] {
             let grid = coded::Form { bits, group: 0 };
-            let a = affine(&cpu(), &w, &gram, grid, Ranges::Searched, DAMP, false).unwrap();
+            let a = affine(&cpu(), &w, &gram, grid, Ranges::Searched, false, false).unwrap();
             let form = Form { codes: grid, table: Table::Shared };
             let b = gptq(&cpu(), &w, &gram, form, DAMP).unwrap();
             let plain = nearest(&cpu(), &w, &gram.importance(), form);

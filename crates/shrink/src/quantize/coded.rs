@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::grid::{Grid, Kind, search};
 use crate::Result;
-use crate::gram::Gram;
+use crate::gram::{DAMP, Gram};
 use crate::matrix::Matrix;
 use crate::obs::{Zeros, sweep};
 
@@ -176,9 +176,12 @@ pub enum Ranges {
 pub enum Rounding {
     /// Each to the nearest code.
     Nearest,
-    /// Column by column, the free ones making up for the errors: GPTQ.
+    /// Column by column, the free ones making up for the errors: GPTQ, columns in the order of falling importance, and
+    /// biases take what is lost on the mean.
     #[default]
     Sweep,
+    /// GPTQ as it was published, for comparison: columns in their own order, biases left alone.
+    Gptq,
     /// That, and then all codes of the model together, by gradients: see [`learned`](super::learned).
     Learned,
 }
@@ -209,8 +212,8 @@ pub fn nearest(cpu: &Cpu, w: &Matrix, importance: &[f64], form: Form, ranges: Ra
 }
 
 /// Columns go to codes one after the other, and the free ones make up for the errors: GPTQ on grids that were found
-/// before the sweep, columns in the order of falling importance, so that the result is an ordinary weight in groups.
-/// Elements that are 0 in `w` stay 0 when `keep_zeros` is set.
+/// before the sweep, so that the result is an ordinary weight in groups. Columns go in the order of falling importance
+/// unless `in_place` is set. Elements that are 0 in `w` stay 0 when `keep_zeros` is set.
 ///
 /// # Errors
 /// When the statistics cannot be factored.
@@ -220,14 +223,16 @@ pub fn gptq(
     gram: &Gram,
     form: Form,
     ranges: Ranges,
-    damp: f64,
+    in_place: bool,
     keep_zeros: bool,
 ) -> Result<Coded> {
     let importance = gram.importance();
     let grids = grids(cpu, w, &importance, form, ranges);
     let mut order: Vec<usize> = (0..w.cols).collect();
-    order.sort_by(|&a, &b| importance[b].total_cmp(&importance[a]).then(a.cmp(&b)));
-    let factor = gram.inverse_factor(damp, &order)?;
+    if !in_place {
+        order.sort_by(|&a, &b| importance[b].total_cmp(&importance[a]).then(a.cmp(&b)));
+    }
+    let factor = gram.inverse_factor(DAMP, &order)?;
     let (group, groups) = (form.group_of(w.cols), form.groups(w.cols));
     let mask: Vec<bool> = if keep_zeros { w.data.iter().map(|x| *x != 0.0).collect() } else { Vec::new() };
     let zeros = if keep_zeros { Zeros::Mask(&mask) } else { Zeros::Free };
@@ -239,7 +244,6 @@ pub fn gptq(
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::gram::DAMP;
     use crate::gram::tests::{cpu, known_gram, known_weights};
 
     fn relative(gram: &Gram, old: &Matrix, new: &Matrix) -> f64 {
@@ -302,11 +306,13 @@ pub(crate) mod tests {
             let importance = gram.importance();
             let plain = of(nearest(&cpu(), &w, &[], form, Ranges::MinMax));
             let weighed = of(nearest(&cpu(), &w, &importance, form, Ranges::Searched));
-            let swept = of(gptq(&cpu(), &w, &gram, form, Ranges::MinMax, DAMP, false).unwrap());
-            let best = of(gptq(&cpu(), &w, &gram, form, Ranges::Searched, DAMP, false).unwrap());
+            let swept = of(gptq(&cpu(), &w, &gram, form, Ranges::MinMax, false, false).unwrap());
+            let best = of(gptq(&cpu(), &w, &gram, form, Ranges::Searched, false, false).unwrap());
+            let published = of(gptq(&cpu(), &w, &gram, form, Ranges::MinMax, true, false).unwrap());
             assert!(weighed < 0.6 * plain, "{bits}: {weighed} {plain}");
             assert!(swept < 0.6 * plain, "{bits}: {swept} {plain}");
             assert!(best < swept && best < 0.6 * weighed, "{bits}: {best} {swept} {weighed}");
+            assert!(published < plain && best < 0.5 * published, "{bits}: {best} {published} {plain}");
         }
     }
 
@@ -326,7 +332,7 @@ pub(crate) mod tests {
         w.data.iter_mut().step_by(3).for_each(|x| *x = 0.0);
         for (bits, group) in [(1, 0), (3, 32), (8, 0), (4, 1000)] {
             let form = Form { bits, group };
-            let coded = gptq(&cpu(), &w, &gram, form, Ranges::Searched, DAMP, true).unwrap();
+            let coded = gptq(&cpu(), &w, &gram, form, Ranges::Searched, false, true).unwrap();
             assert!(coded.codes.iter().all(|&c| u32::from(c) < 1 << bits));
             assert_eq!(coded.scales.len(), 8 * form.groups(100));
             let back = coded.decode();

@@ -232,17 +232,24 @@ pub(super) fn matrix_of(work: &Work, c: &Candidate) -> Result<Matrix> {
 }
 
 /// The codes of a matrix, from an earlier run when it is kept.
-fn swept(work: &Work, old: &Matrix, gram: &Gram, choice: Choice, ranges: Ranges) -> Result<Option<Coding>> {
+fn swept(
+    work: &Work,
+    old: &Matrix,
+    gram: &Gram,
+    choice: Choice,
+    (rounding, ranges): (Rounding, Ranges),
+) -> Result<Option<Coding>> {
     let (store, cpu) = (work.judge.store(), work.cpu);
+    let in_place = rounding == Rounding::Gptq;
     let sparse = is_sparse(old);
     let key = || {
-        let what = format!("sweep {choice} {ranges:?} {DAMP} {sparse} {:?}", cpu.isa());
+        let what = format!("sweep {choice} {ranges:?} {DAMP} {in_place} {sparse} {:?}", cpu.isa());
         Key::of(&[what.as_bytes()]).matrix(old, gram)
     };
     Ok(match choice {
         Choice::Bits(form) => {
             let read = |bytes: &[u8]| Coded::read(form, old.rows, old.cols, bytes);
-            let sweep = || gptq(cpu, old, gram, form, ranges, DAMP, sparse);
+            let sweep = || gptq(cpu, old, gram, form, ranges, in_place, sparse);
             Some(Coding::Grid(kept(store, key, read, Coded::write, sweep)?))
         }
         Choice::Table(form) => {
@@ -289,12 +296,14 @@ fn sweep(
             work.judge.progress(&format!("sweeping weight {seen} of {}", weights.len()));
             let form = forms[&stop.weight.value];
             let (mut parts, mut harm, mut energy) = (Vec::new(), 0.0, 0.0);
-            let biased = bias::fits(&work.base.graph, stop.weight);
+            let biased = rounding != Rounding::Gptq && bias::fits(&work.base.graph, stop.weight);
             for (group, gram) in stop.grams.iter().enumerate() {
                 let old = stop.layout.part(&stop.matrix, group);
                 // The bias takes the mean of what is apart.
                 let felt = if biased { &gram.centred() } else { gram };
-                let Some(coding) = swept(work, &old, felt, form, ranges)? else { return Ok(None) };
+                let Some(coding) = swept(work, &old, felt, form, (rounding, ranges))? else {
+                    return Ok(None);
+                };
                 let decoded = coding.decode();
                 harm += felt.harm(work.cpu, &old, &decoded).0;
                 energy += gram.energy(work.cpu, &old);
