@@ -228,7 +228,9 @@ fn what_few_bits_do_becomes_less_and_plans_repeat_it() {
             assert!(numbers(&again.model) == numbers(&better.model), "{name}, {threads} threads");
         }
         let found = shrink(&model, &goal("measured"), &judge, &cpu(1)).unwrap();
-        assert!(!found.plan.passes.is_empty() && even(&found) < before, "{name}: {:?}", found.plan.passes);
+        // The whole file is held against one without, whose bits are shared out in another way.
+        assert!(distance(&found) <= distance(&plain), "{name}: {:?}", found.plan.passes);
+        assert!(!found.plan.passes.is_empty() || distance(&plain) < distance(&better), "{name}");
     }
 }
 

@@ -10,8 +10,9 @@ use kernel::Cpu;
 use serde::{Deserialize, Serialize};
 
 use super::coded::{self, Coded};
+use super::descend::{descend, products};
 use crate::Result;
-use crate::gram::Gram;
+use crate::gram::{DAMP, Gram};
 use crate::matrix::Matrix;
 use crate::obs::{Zeros, sweep};
 
@@ -579,14 +580,15 @@ pub fn nearest(cpu: &Cpu, w: &Matrix, importance: &[f64], form: Form) -> Codeboo
 ///
 /// # Errors
 /// When the statistics cannot be factored.
-pub fn gptq(cpu: &Cpu, w: &Matrix, gram: &Gram, form: Form, damp: f64) -> Result<Codebook> {
+pub fn gptq(cpu: &Cpu, w: &Matrix, gram: &Gram, form: Form) -> Result<Codebook> {
     let importance = gram.importance();
     let books = Books::new(cpu, w, &importance, form);
     let mut order: Vec<usize> = (0..w.cols).collect();
     order.sort_by(|&a, &b| importance[b].total_cmp(&importance[a]).then(a.cmp(&b)));
-    let factor = gram.inverse_factor(damp, &order)?;
+    let factor = gram.inverse_factor(DAMP, &order)?;
     let mut fixed = w.clone();
     sweep(cpu, &mut fixed, &factor, &order, Zeros::Free, &|row, col, x| books.round(row, col, x));
+    descend(cpu, w, &mut fixed, &products(gram, DAMP), &|row, col, x, _| books.round(row, col, x));
     Ok(books.finish(&fixed))
 }
 
@@ -595,7 +597,6 @@ mod tests {
     use kernel::Isa;
 
     use super::*;
-    use crate::gram::DAMP;
     use crate::gram::tests::cpu;
     use crate::quantize::coded::tests::layer;
     use crate::quantize::coded::{Ranges, gptq as affine};
@@ -623,7 +624,7 @@ mod tests {
         let (gram, w) = layer(16, 32, 200);
         for text in ["k3", "k2-g16", "k4-rows", "nf4-g16", "iq4-g32"] {
             let form: Form = text.parse().unwrap();
-            let book = gptq(&cpu(), &w, &gram, form, DAMP).unwrap();
+            let book = gptq(&cpu(), &w, &gram, form).unwrap();
             let bytes = book.write();
             assert_eq!(Codebook::read(form, w.rows, w.cols, &bytes).as_ref(), Some(&book), "{text}");
             for end in [0, 7, 8, bytes.len() / 2, bytes.len() - 1] {
@@ -739,7 +740,7 @@ mod tests {
             let grid = coded::Form { bits, group: 0 };
             let a = affine(&cpu(), &w, &gram, grid, Ranges::Searched, false, false).unwrap();
             let form = Form { codes: grid, table: Table::Shared };
-            let b = gptq(&cpu(), &w, &gram, form, DAMP).unwrap();
+            let b = gptq(&cpu(), &w, &gram, form).unwrap();
             let plain = nearest(&cpu(), &w, &gram.importance(), form);
             let (a, b, plain) = (relative(&a.decode()), relative(&b.decode()), relative(&plain.decode()));
             assert!(b < a && b < 0.7 * plain, "{bits}: {b} {a} {plain}");
@@ -754,7 +755,7 @@ mod tests {
             assert_eq!(form.to_string().parse(), Ok(form));
             let of = |threads| {
                 let cpu = Cpu::with_isa(Isa::best(), threads).unwrap();
-                gptq(&cpu, &w, &gram, form, DAMP).unwrap()
+                gptq(&cpu, &w, &gram, form).unwrap()
             };
             assert_eq!(of(1), of(3));
             assert!(of(1).coded.codes.iter().all(|&c| u32::from(c) < 1 << form.codes.bits));

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use kernel::Cpu;
 use serde::{Deserialize, Serialize};
 
+use super::descend::{descend, products, stretch};
 use super::grid::{Grid, Kind, search};
 use crate::Result;
 use crate::gram::{DAMP, Gram};
@@ -170,6 +171,9 @@ pub enum Ranges {
     Searched,
 }
 
+/// Times that scales are fitted to the codes, and codes to the scales, after a sweep.
+const STRETCHES: usize = 2;
+
 /// How weights go to their grids.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -227,7 +231,7 @@ pub fn gptq(
     keep_zeros: bool,
 ) -> Result<Coded> {
     let importance = gram.importance();
-    let grids = grids(cpu, w, &importance, form, ranges);
+    let mut grids = grids(cpu, w, &importance, form, ranges);
     let mut order: Vec<usize> = (0..w.cols).collect();
     if !in_place {
         order.sort_by(|&a, &b| importance[b].total_cmp(&importance[a]).then(a.cmp(&b)));
@@ -237,7 +241,21 @@ pub fn gptq(
     let mask: Vec<bool> = if keep_zeros { w.data.iter().map(|x| *x != 0.0).collect() } else { Vec::new() };
     let zeros = if keep_zeros { Zeros::Mask(&mask) } else { Zeros::Free };
     let mut fixed = w.clone();
-    sweep(cpu, &mut fixed, &factor, &order, zeros, &|row, col, x| grids[row * groups + col / group].round(x));
+    let at = |row: usize, col: usize| row * groups + col / group;
+    sweep(cpu, &mut fixed, &factor, &order, zeros, &|row, col, x| grids[at(row, col)].round(x));
+    if !in_place {
+        let products = products(gram, DAMP);
+        for round in 0..=STRETCHES {
+            descend(cpu, w, &mut fixed, &products, &|row, col, x, others| {
+                let free = !keep_zeros || w.row(row)[col] != 0.0;
+                if free { grids[at(row, col)].round(x) } else { others[col] }
+            });
+            if round < STRETCHES && ranges == Ranges::Searched {
+                let factors = stretch(cpu, w, &mut fixed, &products, group);
+                grids.iter_mut().zip(factors).for_each(|(grid, factor)| grid.scale *= factor);
+            }
+        }
+    }
     Ok(Coded::new(form, w, &grids, &fixed))
 }
 

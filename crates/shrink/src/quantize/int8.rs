@@ -9,7 +9,7 @@ use graph::{Graph, Tensor, ValueId};
 use kernel::Cpu;
 
 use super::bias;
-use super::descend::descend;
+use super::descend::{descend, products};
 use super::grid::{Grid, PAIR, pair_codes, search_pairs, search_s8};
 use crate::Result;
 use crate::gram::Gram;
@@ -165,9 +165,7 @@ fn one(cpu: &Cpu, old: &Matrix, gram: &Gram, layout: &Layout, sums: Sums) -> (Ma
             new.row_mut(row)[j] = f32::from(code) * grid.scale;
         }
     }
-    let all: Vec<usize> = (0..n).collect();
-    let products: Vec<f32> = gram.damped(DAMP, &all).into_iter().map(|p| p as f32).collect();
-    descend(cpu, old, &mut new, &products, &|row, j, x, others| {
+    descend(cpu, old, &mut new, &products(gram, DAMP), &|row, j, x, others| {
         // What is 0 stays so: zeros may be there on purpose.
         if old.row(row)[j] == 0.0 {
             return 0.0;

@@ -243,7 +243,8 @@ fn swept(
     let in_place = rounding == Rounding::Gptq;
     let sparse = is_sparse(old);
     let key = || {
-        let what = format!("sweep {choice} {ranges:?} {DAMP} {in_place} {sparse} {:?}", cpu.isa());
+        let what =
+            format!("sweep and descent {choice} {ranges:?} {DAMP} {in_place} {sparse} {:?}", cpu.isa());
         Key::of(&[what.as_bytes()]).matrix(old, gram)
     };
     Ok(match choice {
@@ -254,7 +255,7 @@ fn swept(
         }
         Choice::Table(form) => {
             let read = |bytes: &[u8]| Codebook::read(form, old.rows, old.cols, bytes);
-            let sweep = || codebook::gptq(cpu, old, gram, form, DAMP);
+            let sweep = || codebook::gptq(cpu, old, gram, form);
             Some(Coding::Table(kept(store, key, read, Codebook::write, sweep)?))
         }
         _ => None,

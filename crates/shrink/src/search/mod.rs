@@ -281,19 +281,49 @@ pub fn shrink(model: &Model, goal: &Goal, judge: &dyn Judge, cpu: &Cpu) -> Resul
     if let Some(tune) = &goal.tune {
         work.tune(tune)?;
     }
+    let plain = (goal.prepare == Preparations::Measured).then(|| work.clone());
     work = prepare::prepare(work, goal, before)?;
-    work.calibrate()?;
-    let mut made = work.eight_bits(goal.lose)?;
-    let eight = judge.bytes(&made.model)?;
-    let can_code = work.version >= weight_only::MIN_OPSET;
-    let too_big = match goal.bytes(before) {
-        Some(target) if target > 0 && eight > target => Some(target),
-        _ => None,
-    };
-    let mut hint = None;
-    let mut frontier = Vec::new();
-    let mut factored = None;
-    if can_code && (too_big.is_some() || goal.smallest || goal.frontier) {
+    let done = work.passes.len();
+    let mut found = Found::search(work, goal, before)?;
+    // Preparations were measured in the bits of the model without them; now each has the bits that suit it.
+    if let Some(plain) = plain.filter(|plain| plain.passes.len() < done && !judge.out_of_time()) {
+        judge.progress("holding the prepared file against one that is not");
+        let without = Found::search(plain, goal, before)?;
+        if without.beats(&found, goal, before)? {
+            found = without;
+        }
+    }
+    let Found { work, made, frontier, hint } = found;
+    let mut outcome = work.prove(before, goal, made)?;
+    outcome.frontier = frontier;
+    outcome.missed.extend(hint.filter(|_| !outcome.missed.is_empty()));
+    Ok(outcome)
+}
+
+/// The bits of all weights that were found for a goal.
+struct Found<'a> {
+    work: Work<'a>,
+    made: Made,
+    frontier: Vec<Point>,
+    hint: Option<String>,
+}
+
+impl<'a> Found<'a> {
+    /// Puts the weights in 8 bits, and in fewer when the goal asks for that.
+    fn search(mut work: Work<'a>, goal: &Goal, before: usize) -> Result<Found<'a>> {
+        work.calibrate()?;
+        let judge = work.judge;
+        let mut made = work.eight_bits(goal.lose)?;
+        let eight = judge.bytes(&made.model)?;
+        let can_code = work.version >= weight_only::MIN_OPSET;
+        let too_big = match goal.bytes(before) {
+            Some(target) if target > 0 && eight > target => Some(target),
+            _ => None,
+        };
+        let (mut frontier, mut hint) = (Vec::new(), None);
+        if !can_code || (too_big.is_none() && !goal.smallest && !goal.frontier) {
+            return Ok(Found { work, made, frontier, hint });
+        }
         let harms = Harms::new(&work)?;
         let reach = Reach { work: &work, harms: &harms, goal };
         if goal.frontier {
@@ -301,27 +331,38 @@ pub fn shrink(model: &Model, goal: &Goal, judge: &dyn Judge, cpu: &Cpu) -> Resul
         }
         if let Some(target) = too_big {
             made = reach.of_size(target)?;
-            match harms.ranks(&work, target)? {
-                Some(pass) if !judge.out_of_time() => {
-                    judge.progress("trying products of smaller weights");
-                    factored = nearer(&work, &pass, target, goal, &made)?;
+            if let Some(pass) = harms.ranks(&work, target)?.filter(|_| !judge.out_of_time()) {
+                judge.progress("trying products of smaller weights");
+                if let Some((work, made)) = nearer(&work, &pass, target, goal, &made)? {
+                    return Ok(Found { work, made, frontier, hint });
                 }
-                _ => {}
             }
-            if factored.is_none() {
-                hint = reach.nearest(&made.model, (target, eight), before)?;
-            }
+            hint = reach.nearest(&made.model, (target, eight), before)?;
         } else if let (true, Some(bound)) = (goal.smallest, goal.lose) {
             made = reach.smallest(bound, made)?;
         }
+        drop(harms);
+        Ok(Found { work, made, frontier, hint })
     }
-    let mut outcome = match factored {
-        Some((work, made)) => work.prove(before, goal, made)?,
-        None => work.prove(before, goal, made)?,
-    };
-    outcome.frontier = frontier;
-    outcome.missed.extend(hint.filter(|_| !outcome.missed.is_empty()));
-    Ok(outcome)
+
+    /// Is this file rather what the goal asks for? The size comes first, then how near the answers are to the
+    /// original's.
+    fn beats(&self, other: &Found, goal: &Goal, before: usize) -> Result<bool> {
+        let judge = self.work.judge;
+        let bytes = (judge.bytes(&self.made.model)?, judge.bytes(&other.made.model)?);
+        let fits = |bytes| goal.bytes(before).is_none_or(|target| bytes <= target);
+        if fits(bytes.0) != fits(bytes.1) {
+            return Ok(fits(bytes.0));
+        }
+        if goal.smallest && bytes.0 != bytes.1 {
+            return Ok(bytes.0 < bytes.1);
+        }
+        let distance =
+            |made: &Made| Ok::<_, Error>(judge.score(&made.model, Part::Search)?.map(|s| s.distance));
+        Ok(
+            matches!((distance(&self.made)?, distance(&other.made)?), (Some(own), Some(theirs)) if own < theirs),
+        )
+    }
 }
 
 /// The file of at most so many bytes after a pass more, when its answers are nearer to the original's than those of

@@ -38,7 +38,7 @@ pub(super) struct Work<'a> {
     /// The graph before all passes.
     original: Graph,
     pub(super) weights: Vec<Weight>,
-    passes: Vec<Pass>,
+    pub(super) passes: Vec<Pass>,
     changes: Vec<Change>,
     stats: Stats,
     /// The weights of 8 bits with fixed grids around them, once they are wanted.
