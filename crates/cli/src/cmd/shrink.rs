@@ -109,8 +109,8 @@ pub struct Shrink {
     #[arg(long, requires = "tune")]
     small: bool,
     /// Move numbers from one weight to the next so that few bits do less harm: equalize, smooth, awq, rotate, or several
-    /// with commas between; measured tries each in the bits that weights would have without, and keeps those that
-    /// bring the answers nearer. The model computes the same.
+    /// with commas between; measured tries each in the bits that weights would have without, keeps those that bring the
+    /// answers nearer, and holds the whole file against one without. The model computes the same.
     #[arg(long, value_name = "NAME[,NAME...]")]
     prepare: Option<Preparations>,
     /// Time that the search may take: 90s, 10m, 2h.
