@@ -1,8 +1,8 @@
 """Compares the lessen command with onnxruntime on real models: the same outputs in f32, the same accuracy in int8.
 
 Run by tests/run, which prepares target/models. Data and models that are not here are skipped, and it is said.
-With words as arguments only the checks are made whose names have one of them. LESSEN is the command, if it is not that of the
-release build.
+With words as arguments only the checks are made whose names have one of them. LESSEN is the command, if it is not that
+of the release build.
 """
 
 import json

@@ -141,6 +141,10 @@ fn rounding_by_sweeping_beats_the_nearest_code_at_the_same_bytes() {
     let (same, further) = of(lessen(&apply).json());
     assert_eq!(bytes, same);
     assert!(distance < 0.5 * further, "{distance} {further}");
+    let published = of(seven(&place, &["--force", "--rounding", "gptq", "--ranges", "min-max"]).json()).1;
+    assert!(distance < published && published < further, "{distance} {published} {further}");
+    lessen(&["shrink", &example("digits.onnx"), "--rounding", "up"])
+        .fails(&["sweep, learned, gptq or nearest"]);
 }
 
 #[test]

@@ -184,7 +184,8 @@ pub enum Rounding {
     /// biases take what is lost on the mean.
     #[default]
     Sweep,
-    /// GPTQ as it was published, for comparison: columns in their own order, biases left alone.
+    /// GPTQ as it was published, for comparison: columns in their own order, biases left alone. Tables are swept as
+    /// ever. Frantar et al., "GPTQ" (2022).
     Gptq,
     /// That, and then all codes of the model together, by gradients: see [`learned`](super::learned).
     Learned,
@@ -216,8 +217,9 @@ pub fn nearest(cpu: &Cpu, w: &Matrix, importance: &[f64], form: Form, ranges: Ra
 }
 
 /// Columns go to codes one after the other, and the free ones make up for the errors: GPTQ on grids that were found
-/// before the sweep, so that the result is an ordinary weight in groups. Columns go in the order of falling importance
-/// unless `in_place` is set. Elements that are 0 in `w` stay 0 when `keep_zeros` is set.
+/// before the sweep, so that the result is an ordinary weight in groups. `published` leaves columns in their own
+/// order and codes as the sweep left them; else columns go in the order of falling importance, and then codes move and
+/// the scales of searched ranges stretch as long as the outputs' error falls. Elements that are 0 in `w` stay 0 when `keep_zeros` is set.
 ///
 /// # Errors
 /// When the statistics cannot be factored.
@@ -227,13 +229,13 @@ pub fn gptq(
     gram: &Gram,
     form: Form,
     ranges: Ranges,
-    in_place: bool,
+    published: bool,
     keep_zeros: bool,
 ) -> Result<Coded> {
     let importance = gram.importance();
     let mut grids = grids(cpu, w, &importance, form, ranges);
     let mut order: Vec<usize> = (0..w.cols).collect();
-    if !in_place {
+    if !published {
         order.sort_by(|&a, &b| importance[b].total_cmp(&importance[a]).then(a.cmp(&b)));
     }
     let factor = gram.inverse_factor(DAMP, &order)?;
@@ -243,7 +245,7 @@ pub fn gptq(
     let mut fixed = w.clone();
     let at = |row: usize, col: usize| row * groups + col / group;
     sweep(cpu, &mut fixed, &factor, &order, zeros, &|row, col, x| grids[at(row, col)].round(x));
-    if !in_place {
+    if !published {
         let products = products(gram, DAMP);
         for round in 0..=STRETCHES {
             descend(cpu, w, &mut fixed, &products, &|row, col, x, others| {

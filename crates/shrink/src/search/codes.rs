@@ -240,17 +240,17 @@ fn swept(
     (rounding, ranges): (Rounding, Ranges),
 ) -> Result<Option<Coding>> {
     let (store, cpu) = (work.judge.store(), work.cpu);
-    let in_place = rounding == Rounding::Gptq;
+    let published = rounding == Rounding::Gptq;
     let sparse = is_sparse(old);
     let key = || {
         let what =
-            format!("sweep and descent {choice} {ranges:?} {DAMP} {in_place} {sparse} {:?}", cpu.isa());
+            format!("sweep and descent {choice} {ranges:?} {DAMP} {published} {sparse} {:?}", cpu.isa());
         Key::of(&[what.as_bytes()]).matrix(old, gram)
     };
     Ok(match choice {
         Choice::Bits(form) => {
             let read = |bytes: &[u8]| Coded::read(form, old.rows, old.cols, bytes);
-            let sweep = || gptq(cpu, old, gram, form, ranges, in_place, sparse);
+            let sweep = || gptq(cpu, old, gram, form, ranges, published, sparse);
             Some(Coding::Grid(kept(store, key, read, Coded::write, sweep)?))
         }
         Choice::Table(form) => {

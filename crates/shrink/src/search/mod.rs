@@ -357,11 +357,7 @@ impl<'a> Found<'a> {
         if goal.smallest && bytes.0 != bytes.1 {
             return Ok(bytes.0 < bytes.1);
         }
-        let distance =
-            |made: &Made| Ok::<_, Error>(judge.score(&made.model, Part::Search)?.map(|s| s.distance));
-        Ok(
-            matches!((distance(&self.made)?, distance(&other.made)?), (Some(own), Some(theirs)) if own < theirs),
-        )
+        is_nearer(&self.work, &self.made, &other.made)
     }
 }
 
@@ -374,16 +370,17 @@ fn nearer<'a>(
     goal: &Goal,
     without: &Made,
 ) -> Result<Option<(Work<'a>, Made)>> {
-    let distance =
-        |made: &Made| Ok::<_, Error>(work.judge.score(&made.model, Part::Search)?.map(|s| s.distance));
     let mut other = work.clone();
     other.pass(pass)?;
     other.calibrate()?;
     let made = Reach { work: &other, harms: &Harms::new(&other)?, goal }.of_size(target)?;
     let fits = work.judge.bytes(&made.model)? <= target;
-    let is_nearer =
-        matches!((distance(&made)?, distance(without)?), (Some(with), Some(without)) if with < without);
-    Ok((fits && is_nearer).then_some((other, made)))
+    Ok((fits && is_nearer(work, &made, without)?).then_some((other, made)))
+}
+
+/// Are the answers of one model nearer to the original's than those of another? Not without data.
+fn is_nearer(work: &Work, one: &Made, other: &Made) -> Result<bool> {
+    Ok(matches!((work.distance(one)?, work.distance(other)?), (Some(one), Some(other)) if one < other))
 }
 
 /// Does to a model what a plan says; the goal is only held against what comes out. The same plan, model and data give

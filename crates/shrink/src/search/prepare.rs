@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
+use super::Goal;
 use super::bits::Harms;
 use super::codes::Codes;
 use super::work::Work;
-use super::{Goal, Part};
 use crate::pass::Pass;
 use crate::plan::Choice;
 use crate::prepare::{Method, Preparations, decide};
@@ -87,7 +87,7 @@ fn measured<'a>(mut work: Work<'a>, goal: &Goal, before: usize) -> Result<Work<'
         work.calibrate()?;
         let choices: Vec<Choice> = work.weights.iter().map(|w| choice(&bits, w)).collect();
         let made = work.make(&choices, rounding, goal.ranges)?;
-        Ok(work.judge.score(&made.model, Part::Search)?.map(|score| score.distance))
+        work.distance(&made)
     };
     let none = || {
         let what = "what preparations do cannot be measured without data; give some with --data";

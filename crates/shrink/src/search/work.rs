@@ -248,6 +248,11 @@ impl<'a> Work<'a> {
         Ok(Made { model: self.finish(model)?, plan, given_back: Vec::new() })
     }
 
+    /// How far the answers are from the original's on the examples that decide; `None` without data.
+    pub(super) fn distance(&self, made: &Made) -> Result<Option<f64>> {
+        Ok(self.judge.score(&made.model, Part::Search)?.map(|score| score.distance))
+    }
+
     /// Measures what was made, and holds it against the goal.
     pub(super) fn prove(&self, before: usize, goal: &Goal, made: Made) -> Result<Outcome> {
         let Made { model, plan, given_back } = made;
