@@ -5,10 +5,8 @@ package nncf as well. Every file is judged in onnxruntime on the same examples: 
 which lessen has calibrated on 256 and decided on 4,872; `held out` is the receipt's figure on the other 4,872), and
 STS-B's test set (1,379 pairs; calibration and decisions took place on STS-B's training set). `distance` is the mean
 squared distance of the outputs from the original's, relative to theirs, on the receipt's held-out examples.
-EfficientNet-Lite0 is judged by how often it names the same of ImageNet's 1,000 classes as in f32, on 1,000 of CIFAR-10's
-photographs made 224 pixels wide, which are blurred, and on 1,000 pieces of the two photographs that come with
-scikit-learn; lessen has calibrated and decided on 400 other pictures of CIFAR-10, onnxruntime's and NNCF's quantizers have
-calibrated on 128 of these.
+EfficientNet-Lite0 is judged by how often it names the same of ImageNet's 1,000 classes as in f32, on squares of
+photographs of which no other was calibrated on; bench/photos.py FOLDER writes them, and --photos says where they are.
 """
 
 import argparse
@@ -167,52 +165,28 @@ def minilm(peers):
     nncf_rows(whole, before)
 
 
-def photographs(begin, end):
-    """CIFAR-10's pictures as EfficientNet-Lite0 takes them."""
-    page = np.asarray(Image.open(IMAGES / "test_0.png").convert("RGB")).reshape(-1, 32, 32, 3)
-    wide = [np.asarray(Image.fromarray(p).resize((224, 224), Image.BICUBIC), np.float32) for p in page[begin:end]]
-    return ((np.stack(wide) - 127) / 128).transpose(0, 3, 1, 2)
-
-
-def pieces(begin, end):
-    """Pieces of scikit-learn's two photographs, 150 to 427 pixels wide."""
-    from sklearn.datasets import load_sample_images
-
-    cut = []
-    for i in range(begin, end):
-        rng = np.random.default_rng(i)
-        photograph = load_sample_images().images[i % 2]
-        side = int(rng.integers(150, 428))
-        y, x = rng.integers(0, photograph.shape[0] - side + 1), rng.integers(0, photograph.shape[1] - side + 1)
-        piece = Image.fromarray(photograph[y:y + side, x:x + side])
-        cut.append(np.asarray(piece.resize((224, 224), Image.BICUBIC), np.float32))
-    return ((np.stack(cut) - 127) / 128).transpose(0, 3, 1, 2)
-
-
-def named(path, pictures, begin):
-    """The class of each of 1,000 pictures."""
-    model = session(path)
-    name = model.get_inputs()[0].name
-    return np.concatenate([model.run(None, {name: pictures(i, i + 50)})[0].reshape(50, -1).argmax(1)
-                           for i in range(begin, begin + 1000, 50)])
-
-
-def efficientnet(peers):
-    model, before, data = EFFICIENTNET, EFFICIENTNET.stat().st_size, work / "photographs.npz"
-    calibration = photographs(0, 400)
+def efficientnet(photos, peers):
+    model, before, data = EFFICIENTNET, EFFICIENTNET.stat().st_size, photos / "calibrate.npz"
+    calibration, judge = (np.load(photos / f"{part}.npz")["input"] for part in ["calibrate", "judge"])
     name = onnx.load(model).graph.input[0].name
-    np.savez(data, **{name: calibration})
-    whole = {pictures: named(model, pictures, begin) for pictures, begin in [(photographs, 400), (pieces, 0)]}
-    alike = lambda path, pictures, begin: 100 * float((named(path, pictures, begin) == whole[pictures]).mean())
-    agreement = lambda path: alike(path, photographs, 400)
-    pieced = lambda path: f"{alike(path, pieces, 0):.2f} % of pieces"
+
+    def named(path):
+        run = session(path).run
+        return np.concatenate([run(None, {name: judge[i:i + 16]})[0].argmax(1) for i in range(0, len(judge), 16)])
+
+    whole = named(model)
+    agreement = lambda path: 100 * float((named(path) == whole).mean())
     what = "EfficientNet-Lite0"
+    print(f"{len(judge)} squares to judge on, {len(calibration)} to calibrate and decide on")
     row(what, "f32", before, model, agreement)
     if not peers:
         small, plan = work / "effnet.onnx", work / "depthwise.toml"
-        receipt, seconds, peak = lessen("shrink", model, "--data", data, "--force", "-o", small)
-        row(what, "lessen, 8 bits", before, small, agreement, pieced(small), receipt["quality"]["distance"], seconds,
-            peak)
+
+        def shrunk(how, *command):
+            receipt, seconds, peak = lessen(*command, "--data", data, "--force", "-o", small)
+            row(what, how, before, small, agreement, "", receipt["quality"]["distance"], seconds, peak)
+
+        shrunk("lessen, 8 bits", "shrink", model)
         narrow = {n.input[1] for n in onnx.load(model).graph.node if n.op_type == "Conv"
                   and any(a.name == "group" and a.i > 1 for a in n.attribute)}
         steps = small.with_suffix(".toml").read_text().split("[[steps]]")
@@ -227,17 +201,13 @@ def efficientnet(peers):
             plan.write_text("[[steps]]".join(out))
             rest = "the others in f32" if others == "keep" else "the others 8"
             how = f"depthwise weights {choice[1]} bits, {rest}"
-            receipt, seconds, peak = lessen("apply", model, plan, "--data", data, "--force", "-o", small)
-            row(what, f"lessen apply, {how}", before, small, agreement, pieced(small),
-                receipt["quality"]["distance"], seconds, peak)
-            receipt, seconds, peak = lessen("apply", model, plainly(plan, plan), "--data", data, "--force", "-o", small)
-            row(what, f"{how}, nearest codes of the range", before, small, agreement, pieced(small),
-                receipt["quality"]["distance"], seconds, peak)
-    onnxruntime_static_row(what, model, name, calibration[:128], before, agreement, pieced)
-    nncf_static_row(what, model, name, calibration[:128], before, agreement, pieced)
+            shrunk(f"lessen apply, {how}", "apply", model, plan)
+            shrunk(f"{how}, nearest codes of the range", "apply", model, plainly(plan, plan))
+    onnxruntime_static_row(what, model, name, calibration[::2], before, agreement)
+    nncf_static_row(what, model, name, calibration[::2], before, agreement)
 
 
-def onnxruntime_static_row(what, model, name, calibration, before, metric, held_out):
+def onnxruntime_static_row(what, model, name, calibration, before, metric):
     """onnxruntime's own quantizer of weights and activations, a scale for each channel."""
     import onnxruntime.quantization as quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -254,10 +224,10 @@ def onnxruntime_static_row(what, model, name, calibration, before, metric, held_
     for method in ["MinMax", "Entropy"]:
         quantization.quantize_static(str(ready), str(small), Reader(), per_channel=True,
                                      calibrate_method=getattr(quantization.CalibrationMethod, method))
-        row(what, f"onnxruntime quantize_static, {method}", before, small, metric, held_out(small))
+        row(what, f"onnxruntime quantize_static, {method}", before, small, metric)
 
 
-def nncf_static_row(what, model, name, calibration, before, metric, held_out):
+def nncf_static_row(what, model, name, calibration, before, metric):
     try:
         import nncf
     except ImportError:
@@ -266,7 +236,7 @@ def nncf_static_row(what, model, name, calibration, before, metric, held_out):
     small = work / "nncf-static.onnx"
     dataset = nncf.Dataset([{name: x[None]} for x in calibration])
     onnx.save(nncf.quantize(onnx.load(model), dataset, subset_size=len(calibration)), small)
-    row(what, f"NNCF {nncf.__version__} quantize", before, small, metric, held_out(small))
+    row(what, f"NNCF {nncf.__version__} quantize", before, small, metric)
 
 
 def onnxruntime_rows(whole, before):
@@ -318,12 +288,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="resnet, minilm or efficientnet")
     parser.add_argument("--peers", action="store_true", help="only the rows of other quantizers")
+    parser.add_argument("--photos", type=pathlib.Path, help="the folder that bench/photos.py has written")
     options = parser.parse_args()
     print("| model | how | size of the file | in onnxruntime | held out, in lessen | distance | time, peak memory |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    for name, run in [("resnet", resnet), ("minilm", minilm), ("efficientnet", efficientnet)]:
+    for name, run in [("resnet", resnet), ("minilm", minilm)]:
         if options.only in name:
             run(options.peers)
+    if options.only in "efficientnet":
+        if options.photos:
+            efficientnet(options.photos, options.peers)
+        else:
+            print("EfficientNet-Lite0 is left out: no --photos")
 
 
 if __name__ == "__main__":

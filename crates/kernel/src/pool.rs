@@ -151,6 +151,16 @@ impl Pool {
             work(i, unsafe { std::slice::from_raw_parts_mut(base.at(start), count) });
         });
     }
+
+    /// What `work` makes of each number of `0..tasks`, in order. What is called within `work` runs on one thread.
+    ///
+    /// # Panics
+    /// When a task panics.
+    pub fn map<T: Send>(&self, tasks: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+        let mut made: Vec<Option<T>> = (0..tasks).map(|_| None).collect();
+        self.for_chunks_mut(&mut made, 1, |i, made| made[0] = Some(work(i)));
+        made.into_iter().flatten().collect()
+    }
 }
 
 impl fmt::Debug for Pool {

@@ -171,6 +171,11 @@ impl Feeder {
         self.fixed.unwrap_or(self.options.batch).max(1)
     }
 
+    /// Least examples a batch that are run in no more time than one.
+    pub fn least(&self) -> usize {
+        self.fixed.unwrap_or(1).max(1)
+    }
+
     /// Puts examples into batches: those of equal shape together, texts by length so that little is padded.
     ///
     /// # Errors

@@ -11,6 +11,9 @@ use crate::answer::{Options, Task};
 use crate::feed::Feeder;
 use crate::{Model, Result};
 
+/// Batches that the examples of a step come in, which are run side by side.
+const PARTS: usize = 8;
+
 /// Examples to train on.
 pub(crate) struct Training<'a> {
     data: &'a dyn Dataset,
@@ -64,7 +67,8 @@ impl<'a> Training<'a> {
         }
         let mut random = seed.filter(|_| images).map(Random::new);
         let mut batches = Vec::new();
-        for batch in self.feeder.batches_of(&prepared, prepared.len().min(self.feeder.most()))? {
+        let each = prepared.len().div_ceil(PARTS).clamp(self.feeder.least(), self.feeder.most());
+        for batch in self.feeder.batches_of(&prepared, each)? {
             let mut inputs = Inputs::new();
             for (name, mut tensor) in batch.arrays {
                 if let Some(random) = &mut random {

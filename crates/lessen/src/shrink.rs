@@ -268,7 +268,7 @@ pub struct Tuning<'a> {
     pub data: Option<&'a dyn Dataset>,
     /// Times that each example is seen, at most.
     pub epochs: Option<usize>,
-    /// The greatest step.
+    /// The greatest step, as a part of what a weight measures.
     pub rate: Option<f32>,
     /// Only what is added to products, and the factors of norms.
     pub small: bool,
@@ -280,13 +280,13 @@ impl Tuning<'_> {
     fn tune(&self, model: &graph::Model, task: Task) -> Tune {
         let convolutional = model.graph.nodes().any(|(_, n)| n.kind() == "Conv");
         let usual = Recipe::default();
-        let rate = if convolutional { 3e-4 } else { 1e-4 };
+        let rate = if convolutional { 3e-3 } else { 2e-3 };
         let loss = match task {
             Task::Classify => Loss::Distil { temperature: TEMPERATURE },
             Task::Similarity | Task::Agree => Loss::Relative,
         };
-        let recipe =
-            Recipe { epochs: self.epochs.unwrap_or(usual.epochs), rate: self.rate.unwrap_or(rate), ..usual };
+        let (epochs, rate) = (self.epochs.unwrap_or(usual.epochs), self.rate.unwrap_or(rate));
+        let recipe = Recipe { epochs, rate, relative: true, ..usual };
         let weights = if self.small { Which::Small } else { Which::All };
         Tune { weights, loss, recipe, stop: None }
     }

@@ -18,6 +18,7 @@ pub use optimizer::{Optimizer, cosine};
 use crate::random::Random;
 use crate::{Error, Result};
 use checkpoint::State;
+use optimizer::sizes;
 
 /// How a network is trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +30,9 @@ pub struct Recipe {
     pub batch: usize,
     /// The greatest step.
     pub rate: f32,
+    /// Rates are parts of what a weight's slices along its first axis measure, so that one fits small and great weights, as
+    /// those that norms went into are.
+    pub relative: bool,
     /// Part of all steps over which the rate rises.
     pub warmup: f32,
     /// How the weights are moved.
@@ -48,6 +52,7 @@ impl Default for Recipe {
             epochs: 10,
             batch: 64,
             rate: 1e-3,
+            relative: false,
             warmup: 0.05,
             optimizer: Optimizer::default(),
             clip: 1.0,
@@ -122,19 +127,12 @@ pub fn fit(
     let steps_each = lessons.len().div_ceil(recipe.batch) as u64;
     let steps = steps_each * recipe.epochs as u64;
     let exam = lessons.exam()?;
-    let held_out = |network: &Network| -> Result<f64> {
-        let mut total = (0f64, 0usize);
-        for (inputs, count) in &exam {
-            total = (total.0 + network.loss(inputs)? * *count as f64, total.1 + count);
-        }
-        Ok(total.0 / total.1.max(1) as f64)
-    };
     let saved =
         checkpoints.as_ref().and_then(|c| c.load()).and_then(|bytes| State::read(&bytes, network, recipe));
     let mut state = match saved {
         Some(state) => state,
         None => {
-            let before = held_out(network)?;
+            let before = network.mean_loss(&exam)?;
             if !before.is_finite() {
                 return Err(Error::input(format!("the loss of the untrained network is {before}")));
             }
@@ -155,7 +153,7 @@ pub fn fit(
             total = (total.0 + loss, total.1 + count);
         }
         let loss = total.0 / total.1.max(1) as f64;
-        let after = if exam.is_empty() { loss } else { held_out(network)? };
+        let after = if exam.is_empty() { loss } else { network.mean_loss(&exam)? };
         let progress = Progress { epoch: epoch + 1, loss, held_out: after };
         tracing::info!(epoch = progress.epoch, loss, held_out = after, "training");
         state.epoch_over(network, progress)?;
@@ -180,22 +178,8 @@ fn advance(
     steps: u64,
 ) -> Result<(f64, usize)> {
     let all: usize = batches.iter().map(|b| b.1).sum();
-    let (mut total, mut sums): (f64, Vec<Vec<f32>>) = (0.0, Vec::new());
-    for (inputs, count) in batches {
-        let (loss, grads) = network.gradients(inputs)?;
-        let part = *count as f32 / all.max(1) as f32;
-        total += loss * *count as f64;
-        if sums.is_empty() {
-            sums = network.weights.iter().map(|w| vec![0.0; w.tensor.len()]).collect();
-        }
-        for (sum, grad) in sums.iter_mut().zip(&grads) {
-            let grad = grad.as_slice::<f32>()?;
-            if grad.len() != sum.len() {
-                return Err(Error::input("a gradient has not the size of its weight"));
-            }
-            sum.iter_mut().zip(grad).for_each(|(s, g)| *s += part * g);
-        }
-    }
+    let (loss, mut sums) = network.mean_gradients(batches)?;
+    let total = loss * all as f64;
     let norm = sums.iter().flatten().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
     if !norm.is_finite() {
         tracing::warn!(step, "a gradient is not finite: the step is left out");
@@ -208,7 +192,12 @@ fn advance(
     let rate = cosine(recipe.rate, step, steps, recipe.warmup);
     for ((weight, grad), moments) in network.weights.iter_mut().zip(&sums).zip(&mut state.moments) {
         let decays = weight.tensor.rank() > 1;
-        recipe.optimizer.step(rate, step + 1, decays, weight.tensor.as_mut_slice()?, grad, moments);
+        let sizes = match recipe.relative {
+            true => sizes(weight.tensor.as_slice()?, weight.tensor.shape()),
+            false => vec![1.0],
+        };
+        let rates: Vec<f32> = sizes.iter().map(|size| rate * size).collect();
+        recipe.optimizer.step(&rates, step + 1, decays, weight.tensor.as_mut_slice()?, grad, moments);
         weight.clear()?;
     }
     Ok((total, all))

@@ -86,6 +86,7 @@ pub struct Network {
     train: Session,
     /// Gives the loss.
     judge: Session,
+    cpu: Cpu,
     pub(super) weights: Vec<Weight>,
 }
 
@@ -145,7 +146,8 @@ impl Network {
             graph.sort()?;
             tidy::run(graph, tidy::RUN, cpu)?;
         }
-        Ok(Network { train: Session::new(train, cpu)?, judge: Session::new(judge, cpu)?, weights: kept })
+        let (train, judge) = (Session::new(train, cpu)?, Session::new(judge, cpu)?);
+        Ok(Network { train, judge, cpu: cpu.clone(), weights: kept })
     }
 
     /// The weights that are trained.
@@ -170,7 +172,53 @@ impl Network {
         let mut outputs = self.train.run(self.with_weights(&self.train, inputs)?)?.into_iter();
         let loss = outputs.next().map(|loss| scalar(&loss)).transpose()?.unwrap_or(f64::NAN);
         let grads = outputs.map(|grad| Ok(grad.into_tensor()?.aligned())).collect::<Result<Vec<_>>>()?;
+        if !grads.iter().map(Tensor::len).eq(self.weights.iter().map(|w| w.tensor.len())) {
+            return Err(Error::input("a gradient has not the size of its weight"));
+        }
         Ok((loss, grads))
+    }
+
+    /// The mean loss on all of these batches, side by side.
+    ///
+    /// # Errors
+    /// When one does not fit.
+    pub fn mean_loss(&self, batches: &[(Inputs, usize)]) -> Result<f64> {
+        let losses = self.cpu.pool().map(batches.len(), |i| self.loss(&batches[i].0));
+        let (mut total, mut all) = (0.0, 0);
+        for (loss, (_, count)) in losses.into_iter().zip(batches) {
+            total += loss? * *count as f64;
+            all += count;
+        }
+        Ok(total / all.max(1) as f64)
+    }
+
+    /// The mean loss on all of these batches, and the gradient of each weight. Batches are run side by side, each on one
+    /// thread; sums do not depend on the number of threads.
+    ///
+    /// # Errors
+    /// When one does not fit.
+    pub fn mean_gradients(&self, batches: &[(Inputs, usize)]) -> Result<(f64, Vec<Vec<f32>>)> {
+        let pool = self.cpu.pool();
+        let all = batches.iter().map(|b| b.1).sum::<usize>().max(1);
+        let mut total = 0.0;
+        let mut sums: Vec<Vec<f32>> = self.weights.iter().map(|w| vec![0.0; w.tensor.len()]).collect();
+        // As many at a time as there are threads, so that no more gradients are held.
+        for wave in batches.chunks(pool.threads()) {
+            let found = pool.map(wave.len(), |i| self.gradients(&wave[i].0));
+            let found = found.into_iter().collect::<Result<Vec<_>>>()?;
+            let mut grads = Vec::new();
+            for ((loss, found), (_, count)) in found.iter().zip(wave) {
+                total += loss * *count as f64;
+                let slices = found.iter().map(|grad| Ok(grad.as_slice::<f32>()?));
+                grads.push((*count as f32 / all as f32, slices.collect::<Result<Vec<_>>>()?));
+            }
+            pool.for_chunks_mut(&mut sums, 1, |at, sums| {
+                for (part, grads) in &grads {
+                    sums[0].iter_mut().zip(grads[at]).for_each(|(s, g)| *s += part * g);
+                }
+            });
+        }
+        Ok((total / all as f64, sums))
     }
 
     fn with_weights<'a>(&'a self, session: &Session, inputs: &'a Inputs) -> Result<Vec<(&'a str, Datum)>> {

@@ -155,6 +155,44 @@ fn a_network_learns_what_another_does() {
 }
 
 #[test]
+fn relative_rates_fit_weights_of_any_size() {
+    let held_out = |relative: bool, rate: f32| {
+        let mut network = network(7, Loss::Relative, &Hold::Free);
+        let recipe = Recipe { relative, rate, ..recipe() };
+        fit(&mut network, &recipe, &Batches(24), None, &mut |_| true).unwrap().after
+    };
+    assert!(held_out(true, 0.05) < 0.05);
+    assert_ne!(held_out(true, 0.05), held_out(false, 0.05));
+}
+
+#[test]
+fn batches_side_by_side_give_the_same_on_any_number_of_threads() {
+    let batches: Vec<(Inputs, usize)> = (0..7).map(|i| (inputs(i), ROWS)).collect();
+    let (g, weights, y, target) = layers(7);
+    let made = |threads: usize| {
+        let mut g = g.clone();
+        let loss = Loss::Squared.add(&mut g, y, target).unwrap();
+        let weights: Vec<_> = weights.iter().map(|&w| (w, Hold::Free)).collect();
+        let network = Network::new(&g, loss, &weights, &Cpu::new(threads).unwrap()).unwrap();
+        (network.mean_loss(&batches).unwrap(), network.mean_gradients(&batches).unwrap())
+    };
+    let one = made(1);
+    assert!((one.0 - one.1.0).abs() < 1e-6, "both are the mean loss");
+    for threads in [2, 3, 5] {
+        assert_eq!(made(threads), one, "{threads} threads");
+    }
+    let network = network(7, Loss::Squared, &Hold::Free);
+    let mut mean = vec![0f32; network.weights()[0].tensor.len()];
+    for (inputs, _) in &batches {
+        let (_, grads) = network.gradients(inputs).unwrap();
+        mean.iter_mut().zip(grads[0].as_slice::<f32>().unwrap()).for_each(|(m, g)| *m += g / 7.0);
+    }
+    for (mean, sum) in mean.iter().zip(&one.1.1[0]) {
+        assert!((mean - sum).abs() < 1e-6, "{mean} {sum}");
+    }
+}
+
+#[test]
 fn zeros_stay_and_grids_are_kept() {
     let mut sparse = network(7, Loss::Squared, &Hold::Zeros);
     let before = sparse.weights[0].tensor.as_slice::<f32>().unwrap().to_vec();

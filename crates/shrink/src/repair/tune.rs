@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use graph::op::WeightKind;
 use graph::ops::softmax::{Kind, Softmax};
 use graph::run::Session;
-use graph::{DType, Datum, Dim, Graph, ValueId, tidy};
+use graph::{DType, Dim, Graph, ValueId, tidy};
 use learn::fit::{Checkpoints, Fitted, Hold, Inputs, Lessons, Loss, Network, Recipe, fit, weighted};
 use serde::{Deserialize, Serialize};
 
@@ -223,10 +223,13 @@ impl<'a> Pupil<'a> {
 
     fn batches(&self, examples: &[usize], seed: Option<u64>) -> Result<Vec<(Inputs, usize)>> {
         let mut batches = self.cx.judge.lesson(examples, seed)?;
-        for (inputs, _) in &mut batches {
-            let named = inputs.iter().map(|(name, datum)| (name.as_str(), datum.clone())).collect();
-            let answers: Vec<Datum> = self.teacher.run(named)?;
-            inputs.extend(self.targets.iter().cloned().zip(answers));
+        let (teacher, questions) = (&self.teacher, &batches);
+        let answers = self.cx.cpu.pool().map(batches.len(), |i| {
+            let named = questions[i].0.iter().map(|(name, datum)| (name.as_str(), datum.clone()));
+            teacher.run(named.collect())
+        });
+        for ((inputs, _), answers) in batches.iter_mut().zip(answers) {
+            inputs.extend(self.targets.iter().cloned().zip(answers?));
         }
         Ok(batches)
     }
