@@ -316,6 +316,8 @@ fn plan_looks_ahead_and_writes_nothing() {
         found["sizes"].as_array().unwrap().iter().map(|s| s["bytes"]["value"].as_f64().unwrap()).collect();
     assert!(sizes.len() == 6 && sizes.windows(2).all(|w| w[0] > w[1]), "{sizes:?}");
     assert!(found["time"]["value"].as_f64().unwrap() > 0.0 && found["goal"].is_string());
+    let made = lessen(&["plan", &model, "--self-made", "--json"]).json();
+    assert!(made["time"]["value"].as_f64().unwrap() > 0.0);
     let far = lessen(&["plan", &model, "--size", "100", "--json"]).json();
     assert!(far["goal"].as_str().unwrap().contains("out of reach") && far["time"].is_null());
     assert!(std::fs::read_dir(place.path("")).unwrap().next().is_none());

@@ -8,9 +8,10 @@ use serde::Serialize;
 
 use crate::answer::Answerer;
 use crate::inspect::inspect;
-use crate::judge::{DataJudge, Needs};
+use crate::judge::{CALIBRATION, DataJudge, Needs};
+use crate::made::Made;
 use crate::receipt::Number;
-use crate::shrink::{Goal, Request, ready};
+use crate::shrink::{DECIDING, Goal, Request, ready};
 use crate::{Cpu, Model, Result};
 
 /// Power of one busy core and its share of the rest of the machine, in watts: what small servers take. Not measured.
@@ -33,11 +34,11 @@ pub struct Forecast {
     pub sizes: Vec<Size>,
     /// What the goal comes to, in words.
     pub goal: Option<String>,
-    /// Time of one run of the original on one example, measured once; `None` without data.
+    /// Time of one run of the original on one example, measured once; `None` without examples.
     pub run: Option<Number>,
     /// Memory of one run of the original: weights and activations, estimated from the shapes.
     pub memory: Option<Number>,
-    /// Time that shrinking to few bits takes, estimated; `None` without data.
+    /// Time that shrinking to few bits takes, estimated; `None` without examples.
     pub time: Option<Number>,
     /// Memory that it takes, estimated.
     pub work_memory: Number,
@@ -56,21 +57,15 @@ pub struct Size {
     pub smaller: Number,
 }
 
-/// Looks ahead. Nothing is changed or written; one example is run when there are data.
+/// Looks ahead. Nothing is changed or written; one example is run, of the data or, when asked for, made up.
 ///
 /// # Errors
-/// When the data do not fit the model, or a weight is damaged.
+/// When the data do not fit the model, no examples can be made for it, or a weight is damaged.
 pub fn forecast(model: &Model, request: &Request, cpu: &Cpu) -> Result<Forecast> {
     let original = ready(model, true, None)?;
-    let judge = DataJudge::new(
-        &original,
-        request.data,
-        request.task,
-        &request.options,
-        cpu,
-        Needs::default(),
-        &|_| {},
-    )?;
+    let made = request.self_made.then(|| Made::new(&original, CALIBRATION + DECIDING)).transpose()?;
+    let needs = Needs { made: made.as_ref(), ..Needs::default() };
+    let judge = DataJudge::new(&original, request.data, request.task, &request.options, cpu, needs, &|_| {})?;
     let goal = Goal { smaller: request.smaller, size: request.size, ..Goal::default() };
     let found = shrink::forecast(original.inner(), &goal, &judge, cpu)?;
     let bytes = |n: usize| Number::exact(n as f64, "bytes");
@@ -95,7 +90,8 @@ pub fn forecast(model: &Model, request: &Request, cpu: &Cpu) -> Result<Forecast>
     let cost = inspect(&original, &[], cpu)?.cost;
     let activations = cost.map(|c| c.peak_activation_bytes as usize);
     let weights = found.before;
-    let run = match (request.data, judge.shares()) {
+    let data = request.data.or(made.as_ref().map(|made| made as &dyn Dataset));
+    let run = match (data, judge.shares()) {
         (Some(data), Some(shares)) => Some((seconds(&original, data, request, cpu, &judge)?, shares)),
         _ => None,
     };

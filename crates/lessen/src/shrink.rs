@@ -31,7 +31,7 @@ use crate::{Cpu, Error, Model, Result};
 /// Most examples that calibration looks at where channels are cut, which refits many weights.
 const CUTTING: usize = 1024;
 /// Examples made by lessen that decisions are taken on.
-const DECIDING: usize = 256;
+pub(crate) const DECIDING: usize = 256;
 /// What the scores of classes are divided by when they are learnt from.
 const TEMPERATURE: f32 = 4.0;
 /// Models become this many times smaller by weights of 8 bits, however small they are.

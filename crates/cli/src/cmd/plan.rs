@@ -30,6 +30,9 @@ pub struct Plan {
     /// Examples, as for shrink.
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
+    /// Without data: look ahead to shrinking on examples that lessen makes itself.
+    #[arg(long, conflicts_with = "data")]
+    self_made: bool,
     /// The file is to become at least this many times smaller.
     #[arg(long, value_name = "TIMES", value_parser = positive)]
     smaller: Option<f64>,
@@ -54,6 +57,7 @@ impl Plan {
             self.data.as_deref().map(|path| data::open(path, &self.columns.options(&model))).transpose()?;
         let request = Request {
             data: data.as_deref().map(|d| d as &dyn Dataset),
+            self_made: self.self_made,
             smaller: self.smaller,
             size: self.size,
             task: self.task,
@@ -81,7 +85,7 @@ impl Plan {
                 "shrinking to few bits: about {time:.0}, {energy:.0} (estimated, {WATTS} W for each thread)\n"
             );
         } else {
-            text += "time and energy are not known without data (--data PATH)\n";
+            text += "time and energy are not known without examples (--data PATH or --self-made)\n";
         }
         text += &format!("memory: about {} to shrink", big(found.work_memory.value));
         if let Some(memory) = &found.memory {

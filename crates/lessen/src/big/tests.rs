@@ -1,6 +1,11 @@
-use super::*;
-
+use format::safetensors::compressed::pack_scales;
+use format::safetensors::shard::{Piece, write_shard};
+use format::safetensors::{Checkpoint, ElementType, read_json};
 use kernel::Isa;
+use serde_json::json;
+
+use super::work::block_of;
+use super::*;
 
 fn cpu(threads: usize) -> Cpu {
     Cpu::with_isa(Isa::best(), threads).unwrap()
