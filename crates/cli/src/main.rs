@@ -11,6 +11,7 @@ use clap::Parser;
 mod cmd;
 mod flags;
 mod page;
+mod parse;
 
 use cmd::{Command, Done};
 

@@ -8,8 +8,9 @@ use lessen::answer::Task;
 use lessen::shrink::{Lose, Plan, Request};
 
 use super::Done;
-use super::shrink::{Source, make, positive};
+use super::shrink::{Source, make};
 use crate::flags::{Columns, Common, Opening, Showing};
+use crate::parse::positive;
 
 /// Most bytes of a plan that are read.
 const MOST: u64 = 64 << 20;

@@ -10,9 +10,9 @@ use lessen::forecast::{WATTS, forecast};
 use lessen::receipt::bytes;
 use lessen::shrink::Request;
 
-use super::shrink::{positive, size};
 use super::{Done, table};
 use crate::flags::{Columns, Common, Opening, Showing};
+use crate::parse::{positive, size};
 
 /// Look ahead: sizes that can be had, memory, time and energy that shrinking would take. Nothing is changed or written.
 #[derive(Debug, Args)]

@@ -52,7 +52,7 @@ pub struct Quantize {
     #[arg(long, value_name = "TEXT")]
     keep: Vec<String>,
     /// Most gigabytes of a shard.
-    #[arg(long, value_name = "GB", default_value_t = 5.0, value_parser = super::shrink::positive)]
+    #[arg(long, value_name = "GB", default_value_t = 5.0, value_parser = crate::parse::positive)]
     shard: f64,
     /// Say what the same would take with this many blocks.
     #[arg(long, value_name = "BLOCKS")]

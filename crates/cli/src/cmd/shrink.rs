@@ -16,6 +16,7 @@ use lessen::shrink::{
 use super::{Done, table};
 use crate::flags::{Columns, Common, Opening, Showing};
 use crate::page;
+use crate::parse::{duration, positive, ranges, rounding, rule, share, size};
 
 /// Exit code when a goal is missed.
 const MISSED: u8 = 2;
@@ -139,89 +140,6 @@ pub struct Shrink {
     opening: Opening,
     #[command(flatten)]
     showing: Showing,
-}
-
-fn rounding(text: &str) -> std::result::Result<Rounding, String> {
-    match text {
-        "sweep" => Ok(Rounding::Sweep),
-        "learned" => Ok(Rounding::Learned),
-        "gptq" => Ok(Rounding::Gptq),
-        "nearest" => Ok(Rounding::Nearest),
-        _ => Err("say sweep, learned, gptq or nearest".into()),
-    }
-}
-
-fn ranges(text: &str) -> std::result::Result<Ranges, String> {
-    match text {
-        "searched" => Ok(Ranges::Searched),
-        "min-max" => Ok(Ranges::MinMax),
-        _ => Err("say searched or min-max".into()),
-    }
-}
-
-fn rule(text: &str) -> std::result::Result<Rule, String> {
-    match text {
-        "magnitude" => Ok(Rule::Magnitude),
-        "wanda" => Ok(Rule::Wanda),
-        "surgeon" => Ok(Rule::Surgeon),
-        "best" => Ok(Rule::Best),
-        _ => Err("say best, wanda, surgeon or magnitude".into()),
-    }
-}
-
-/// A number and its unit, the longest that fits.
-fn unit(text: &str, units: &[(&str, f64)]) -> Option<f64> {
-    let text = text.trim();
-    let (number, factor) = units.iter().find_map(|(unit, factor)| {
-        let end = text.len().checked_sub(unit.len())?;
-        let fits = text.is_char_boundary(end) && text[end..].eq_ignore_ascii_case(unit);
-        fits.then(|| (text[..end].trim(), *factor))
-    })?;
-    number.parse::<f64>().ok().map(|n| n * factor).filter(|n| n.is_finite() && *n > 0.0)
-}
-
-/// Bytes: 25MB, 25 MiB, 25000.
-pub(super) fn size(text: &str) -> std::result::Result<usize, String> {
-    let units = [
-        ("kib", 1024.0),
-        ("mib", 1048576.0),
-        ("gib", 1073741824.0),
-        ("kb", 1e3),
-        ("mb", 1e6),
-        ("gb", 1e9),
-        ("k", 1e3),
-        ("m", 1e6),
-        ("g", 1e9),
-        ("b", 1.0),
-        ("", 1.0),
-    ];
-    match unit(text, &units) {
-        Some(n) if (1.0..1e18).contains(&n) => Ok(n as usize),
-        _ => Err(format!("{text:?} is no size; say 25MB or 800kB")),
-    }
-}
-
-/// A time: 90s, 10m, 2h.
-pub(super) fn duration(text: &str) -> std::result::Result<Duration, String> {
-    match unit(text, &[("s", 1.0), ("m", 60.0), ("min", 60.0), ("h", 3600.0)]) {
-        Some(n) if n < 1e9 => Ok(Duration::from_secs_f64(n)),
-        _ => Err(format!("{text:?} is no time; say 90s, 10m or 2h")),
-    }
-}
-
-/// A share: 50% or 0.5.
-fn share(text: &str) -> std::result::Result<f64, String> {
-    match unit(text, &[("%", 0.01), ("", 1.0)]) {
-        Some(n) if n < 1.0 => Ok(n),
-        _ => Err(format!("{text:?} is no share; say 50% or 0.5")),
-    }
-}
-
-pub(super) fn positive(text: &str) -> std::result::Result<f64, String> {
-    match text.trim_end_matches(['x', 'X']).parse::<f64>() {
-        Ok(n) if n.is_finite() && n > 0.0 => Ok(n),
-        _ => Err(format!("{text:?} is not a number above 0")),
-    }
 }
 
 impl Shrink {

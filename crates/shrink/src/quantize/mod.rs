@@ -7,6 +7,7 @@ pub mod descend;
 pub mod embedding;
 pub mod grid;
 pub mod int8;
+pub mod kmeans;
 pub mod learned;
 pub mod matmul_dynamic;
 pub mod qdq;
