@@ -1,5 +1,6 @@
-use graph::Dim;
+use graph::op::Reader;
 use graph::run::Session;
+use graph::{Attrs, DType, Dim, Fact, Node, Tensor};
 
 use super::*;
 use crate::gram::tests::cpu;
