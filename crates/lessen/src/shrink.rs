@@ -280,7 +280,7 @@ impl Tuning<'_> {
     fn tune(&self, model: &graph::Model, task: Task) -> Tune {
         let convolutional = model.graph.nodes().any(|(_, n)| n.kind() == "Conv");
         let usual = Recipe::default();
-        let rate = if convolutional { 3e-3 } else { 2e-3 };
+        let rate = if convolutional { 3e-3 } else { 1e-3 };
         let loss = match task {
             Task::Classify => Loss::Distil { temperature: TEMPERATURE },
             Task::Similarity | Task::Agree => Loss::Relative,
