@@ -3,7 +3,7 @@
 mod here;
 
 use graph::Dim;
-use here::{Place, example, lessen, lessen_into};
+use here::{Place, example, lessen, lessen_into, run};
 use lessen::Tensor;
 
 fn relu(place: &Place) -> String {
@@ -159,6 +159,26 @@ fn full_disks() {
     lessen(&["run", &model, "--input", &input, "-o", "/dev/full"]).fails(&["/dev/full", "No space left"]);
     let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
     lessen_into(&["ops"], full()).fails(&["stdout"]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn disks_that_fill_up_while_shrinking() {
+    let (place, spill) = (Place::new(), Place::new());
+    let out = place.path("small.onnx");
+    // Files may have 512 bytes: as on a full disk, but for the words of the system.
+    let shrink = |flags: &[&str]| {
+        let (model, data) = (example("digits.onnx"), example("test.npz"));
+        let args = [&["shrink", &model, "--data", &data, "--smaller", "6", "-o", &out], flags].concat();
+        let shell = r#"trap '' XFSZ; ulimit -f 1; exec "$0" "$@""#;
+        let command = ["-c", shell, env!("CARGO_BIN_EXE_lessen")].into_iter().chain(args);
+        run("sh", &command.collect::<Vec<_>>())
+    };
+    shrink(&["--spill", &spill.path("")]).fails(&["cannot be kept", "make room", "--spill"]);
+    shrink(&[]).fails(&["small.onnx", "cannot be written"]);
+    let left: Vec<String> = place.names();
+    assert!(left.iter().all(|name| name.ends_with(".partial")), "{left:?}");
+    assert!(spill.names().is_empty(), "{:?}", spill.names());
 }
 
 #[cfg(unix)]

@@ -49,8 +49,12 @@ impl Answer {
 }
 
 pub fn lessen(args: &[&str]) -> Answer {
-    let command = Command::new(env!("CARGO_BIN_EXE_lessen")).args(args).stdin(Stdio::null()).output();
-    Answer::of(command.unwrap())
+    run(env!("CARGO_BIN_EXE_lessen"), args)
+}
+
+/// Any program.
+pub fn run(program: &str, args: &[&str]) -> Answer {
+    Answer::of(Command::new(program).args(args).stdin(Stdio::null()).output().unwrap())
 }
 
 /// The command with its stdout going into this file.
