@@ -586,7 +586,8 @@ mod tests {
             let least = harm(&fixed);
             assert!(least < 0.97 * harm(&start.decode()), "{form}: {least} {}", harm(&start.decode()));
             let found = books.finish(&fixed);
-            assert_eq!((&found.coded.codes, found.decode()), (&start.coded.codes, fixed), "{form}");
+            assert_eq!(found.coded.codes, start.coded.codes, "{form}");
+            assert!((harm(&found.decode()) / least - 1.0).abs() < 1e-4, "{form}");
             if form == "nf4-g20" {
                 assert_eq!(found.values, NF4);
             }
