@@ -6,7 +6,8 @@ which lessen has calibrated on 256 and decided on 4,872; `held out` is the recei
 STS-B's test set (1,379 pairs; calibration and decisions took place on STS-B's training set). `distance` is the mean
 squared distance of the outputs from the original's, relative to theirs, on the receipt's held-out examples.
 EfficientNet-Lite0 is judged by how often it names the same of ImageNet's 1,000 classes as in f32, on squares of
-photographs of which no other was calibrated on; bench/photos.py FOLDER writes them, and --photos says where they are.
+photographs none of which was calibrated on, with an interval of 95 % in the place of `held out`; bench/photos.py FOLDER
+writes them, and --photos says where they are.
 """
 
 import argparse
@@ -176,6 +177,13 @@ def efficientnet(photos, peers):
 
     whole = named(model)
     agreement = lambda path: 100 * float((named(path) == whole).mean())
+
+    def between(path):
+        """Wilson's interval of 95 %, were the squares independent."""
+        same, n, z = float((named(path) == whole).mean()), len(whole), 1.96
+        middle, half = same + z * z / 2 / n, z * (same * (1 - same) / n + (z / 2 / n) ** 2) ** 0.5
+        return " to ".join(f"{100 * (middle + side) / (1 + z * z / n):.1f}" for side in (-half, half)) + " %"
+
     what = "EfficientNet-Lite0"
     print(f"{len(judge)} squares to judge on, {len(calibration)} to calibrate and decide on")
     row(what, "f32", before, model, agreement)
@@ -184,7 +192,7 @@ def efficientnet(photos, peers):
 
         def shrunk(how, *command):
             receipt, seconds, peak = lessen(*command, "--data", data, "--force", "-o", small)
-            row(what, how, before, small, agreement, "", receipt["quality"]["distance"], seconds, peak)
+            row(what, how, before, small, agreement, between(small), receipt["quality"]["distance"], seconds, peak)
 
         shrunk("lessen, 8 bits", "shrink", model)
         narrow = {n.input[1] for n in onnx.load(model).graph.node if n.op_type == "Conv"
@@ -203,11 +211,11 @@ def efficientnet(photos, peers):
             how = f"depthwise weights {choice[1]} bits, {rest}"
             shrunk(f"lessen apply, {how}", "apply", model, plan)
             shrunk(f"{how}, nearest codes of the range", "apply", model, plainly(plan, plan))
-    onnxruntime_static_row(what, model, name, calibration[::2], before, agreement)
-    nncf_static_row(what, model, name, calibration[::2], before, agreement)
+    onnxruntime_static_row(what, model, name, calibration[::2], before, agreement, between)
+    nncf_static_row(what, model, name, calibration[::2], before, agreement, between)
 
 
-def onnxruntime_static_row(what, model, name, calibration, before, metric):
+def onnxruntime_static_row(what, model, name, calibration, before, metric, between):
     """onnxruntime's own quantizer of weights and activations, a scale for each channel."""
     import onnxruntime.quantization as quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -224,10 +232,10 @@ def onnxruntime_static_row(what, model, name, calibration, before, metric):
     for method in ["MinMax", "Entropy"]:
         quantization.quantize_static(str(ready), str(small), Reader(), per_channel=True,
                                      calibrate_method=getattr(quantization.CalibrationMethod, method))
-        row(what, f"onnxruntime quantize_static, {method}", before, small, metric)
+        row(what, f"onnxruntime quantize_static, {method}", before, small, metric, between(small))
 
 
-def nncf_static_row(what, model, name, calibration, before, metric):
+def nncf_static_row(what, model, name, calibration, before, metric, between):
     try:
         import nncf
     except ImportError:
@@ -236,7 +244,7 @@ def nncf_static_row(what, model, name, calibration, before, metric):
     small = work / "nncf-static.onnx"
     dataset = nncf.Dataset([{name: x[None]} for x in calibration])
     onnx.save(nncf.quantize(onnx.load(model), dataset, subset_size=len(calibration)), small)
-    row(what, f"NNCF {nncf.__version__} quantize", before, small, metric)
+    row(what, f"NNCF {nncf.__version__} quantize", before, small, metric, between(small))
 
 
 def onnxruntime_rows(whole, before):

@@ -166,7 +166,7 @@ fn full_disks() {
 fn disks_that_fill_up_while_shrinking() {
     let (place, spill) = (Place::new(), Place::new());
     let out = place.path("small.onnx");
-    // Files may have 512 bytes: as on a full disk, but for the words of the system.
+    // Files may have one block: as on a full disk, but for the words of the system.
     let shrink = |flags: &[&str]| {
         let (model, data) = (example("digits.onnx"), example("test.npz"));
         let args = [&["shrink", &model, "--data", &data, "--smaller", "6", "-o", &out], flags].concat();

@@ -152,10 +152,10 @@ impl Pool {
         });
     }
 
-    /// What `work` makes of each number of `0..tasks`, in order. What is called within `work` runs on one thread.
+    /// What `work` makes of each number of `0..tasks`, in order, in parallel as [`Pool::run`].
     ///
     /// # Panics
-    /// When a task panics.
+    /// As [`Pool::run`].
     pub fn map<T: Send>(&self, tasks: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
         let mut made: Vec<Option<T>> = (0..tasks).map(|_| None).collect();
         self.for_chunks_mut(&mut made, 1, |i, made| made[0] = Some(work(i)));
@@ -430,6 +430,10 @@ mod tests {
             let mut data = vec![0usize; 103];
             pool.for_chunks_mut(&mut data, 10, |i, chunk| chunk.fill(i + 1));
             assert!(data.iter().enumerate().all(|(i, &v)| v == i / 10 + 1));
+            for tasks in [0, 1, 50] {
+                let squares: Vec<String> = (0..tasks).map(|i| (i * i).to_string()).collect();
+                assert_eq!(pool.map(tasks, |i| (i * i).to_string()), squares);
+            }
         }
     }
 }

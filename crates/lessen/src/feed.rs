@@ -171,7 +171,7 @@ impl Feeder {
         self.fixed.unwrap_or(self.options.batch).max(1)
     }
 
-    /// Least examples a batch that are run in no more time than one.
+    /// Fewest examples a batch: fewer would be filled up by a model that insists on a batch size.
     pub fn least(&self) -> usize {
         self.fixed.unwrap_or(1).max(1)
     }

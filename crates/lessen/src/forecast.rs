@@ -8,10 +8,10 @@ use serde::Serialize;
 
 use crate::answer::Answerer;
 use crate::inspect::inspect;
-use crate::judge::{CALIBRATION, DataJudge, Needs};
+use crate::judge::{CALIBRATION, DECIDING, DataJudge, Needs};
 use crate::made::Made;
 use crate::receipt::Number;
-use crate::shrink::{DECIDING, Goal, Request, ready};
+use crate::shrink::{Goal, Request, ready};
 use crate::{Cpu, Model, Result};
 
 /// Power of one busy core and its share of the rest of the machine, in watts: what small servers take. Not measured.
@@ -60,8 +60,9 @@ pub struct Size {
 /// Looks ahead. Nothing is changed or written; one example is run, of the data or, when asked for, made up.
 ///
 /// # Errors
-/// When the data do not fit the model, no examples can be made for it, or a weight is damaged.
+/// When there are data and examples are to be made as well, the data do not fit the model, no examples can be made for it, or a weight is damaged.
 pub fn forecast(model: &Model, request: &Request, cpu: &Cpu) -> Result<Forecast> {
+    request.check_examples()?;
     let original = ready(model, true, None)?;
     let made = request.self_made.then(|| Made::new(&original, CALIBRATION + DECIDING)).transpose()?;
     let needs = Needs { made: made.as_ref(), ..Needs::default() };

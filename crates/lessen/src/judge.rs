@@ -25,6 +25,8 @@ use crate::{Cpu, Error, Model, Result, provenance};
 
 /// Most examples that calibration looks at.
 pub(crate) const CALIBRATION: usize = 256;
+/// Examples made by lessen that decisions are taken on.
+pub(crate) const DECIDING: usize = 256;
 /// Share of the examples to train on, when there are no others.
 const TRAINING: f64 = 0.4;
 /// Most examples that the harm of each single weight is measured on.

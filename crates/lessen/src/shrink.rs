@@ -19,7 +19,7 @@ use shrink::{Pass, Score};
 use crate::answer::{Options, Task};
 use crate::caveats::{Course, caveats};
 use crate::eval::SEED;
-use crate::judge::{CALIBRATION, DataJudge, Needs, TrainOn};
+use crate::judge::{CALIBRATION, DECIDING, DataJudge, Needs, TrainOn};
 use crate::kept;
 use crate::made::Made;
 use crate::provenance::{self, Provenance};
@@ -30,8 +30,6 @@ use crate::{Cpu, Error, Model, Result};
 
 /// Most examples that calibration looks at where channels are cut, which refits many weights.
 const CUTTING: usize = 1024;
-/// Examples made by lessen that decisions are taken on.
-pub(crate) const DECIDING: usize = 256;
 /// What the scores of classes are divided by when they are learnt from.
 const TEMPERATURE: f32 = 4.0;
 /// Models become this many times smaller by weights of 8 bits, however small they are.
@@ -345,6 +343,18 @@ pub struct Request<'a> {
     pub options: Options,
 }
 
+impl Request<'_> {
+    /// Fails when there are data, and examples are to be made as well.
+    pub(crate) fn check_examples(&self) -> Result<()> {
+        if self.self_made && self.data.is_some() {
+            return Err(Error::input(
+                "there are data, and examples made by lessen are asked for as well; leave out one of them",
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// Shrinks a model. `progress` is told what is being done.
 ///
 /// # Errors
@@ -398,11 +408,7 @@ pub fn shrink(
         Some(plan) => plan.calibration_data,
         None => request.self_made.then_some(CalibrationData::SelfMade),
     };
-    if request.self_made && data.is_some() {
-        return Err(Error::input(
-            "there are data, and examples made by lessen are asked for as well; leave out one of them",
-        ));
-    }
+    request.check_examples()?;
     let made = calibration_data.map(|CalibrationData::SelfMade| Made::new(&original, most + DECIDING));
     let made = made.transpose()?;
     if made.is_some() && data.is_none() && task.is_some_and(|task| task != Task::Agree) {

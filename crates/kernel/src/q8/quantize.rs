@@ -97,10 +97,9 @@ fn loops(isa: Isa) -> &'static Loops {
 /// The least and the greatest number of `x`, NaN left out; `(inf, -inf)` when there is none.
 pub fn min_max(cpu: &Cpu, x: &[f32]) -> (f32, f32) {
     let loops = loops(cpu.isa());
-    let mut parts = vec![(0.0, 0.0); x.len().div_ceil(GRAIN)];
-    cpu.pool().for_chunks_mut(&mut parts, 1, |i, part| {
+    let parts = cpu.pool().map(x.len().div_ceil(GRAIN), |i| {
         // SAFETY: `cpu` has the instruction set.
-        part[0] = unsafe { (loops.range)(&x[i * GRAIN..x.len().min((i + 1) * GRAIN)]) };
+        unsafe { (loops.range)(&x[i * GRAIN..x.len().min((i + 1) * GRAIN)]) }
     });
     let start = (f32::INFINITY, f32::NEG_INFINITY);
     let (lo, hi) = parts.iter().fold(start, |(lo, hi), part| (part.0.min(lo), part.1.max(hi)));

@@ -35,14 +35,13 @@ pub fn refit(cpu: &Cpu, w: &Matrix, mask: &[bool], gram: &Gram, damp: f64) -> Re
     }
     let mut groups: Vec<(&[bool], Vec<usize>)> = alike.into_iter().collect();
     groups.sort_by_key(|(_, rows)| rows[0]);
-    let mut solved: Vec<Option<Result<Vec<f64>>>> = groups.iter().map(|_| None).collect();
-    cpu.pool().for_chunks_mut(&mut solved, 1, |at, out| {
+    let solved = cpu.pool().map(groups.len(), |at| {
         let (mask, rows) = &groups[at];
-        out[0] = Some(solve(w, mask, rows, gram, damp));
+        solve(w, mask, rows, gram, damp)
     });
     let mut out = Matrix::zeros(w.rows, w.cols);
     for ((mask, rows), solved) in groups.iter().zip(solved) {
-        let Some(solved) = solved.transpose()? else { continue };
+        let solved = solved?;
         let kept: Vec<usize> = (0..w.cols).filter(|&j| mask[j]).collect();
         for (row, values) in rows.iter().zip(solved.chunks(kept.len().max(1))) {
             for (&j, &value) in kept.iter().zip(values) {

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use kernel::Cpu;
 use serde::{Deserialize, Serialize};
 
-use super::coded::{self, Coded};
+use super::coded::{self, Coded, STRETCHES};
 use super::descend::{descend, products, stretch};
 use super::kmeans::kmeans;
 use crate::Result;
@@ -214,8 +214,6 @@ impl Levels {
 
 /// Most values of a table that are fitted after a sweep.
 const FITTED: usize = 16;
-/// Times that scales and values are fitted to codes, and codes to them.
-const ROUNDS: usize = 2;
 /// The part of the mean of the diagonal that holds values to what they were.
 const HOLD: f64 = 1e-6;
 
@@ -271,7 +269,7 @@ impl Levels {
         let gap = |of: &dyn Fn(usize) -> f64, k: usize| of(k + 1) - of(k);
         let old = |k: usize| f64::from(self.values[k]);
         let part = |k: usize| match (gap(&old, k), gap(&|k| first[k], k)) {
-            (before, after) if after <= 0.0 => CLOSER * before / (before - after).max(f64::MIN_POSITIVE),
+            (before, after) if before > 0.0 && after <= 0.0 => CLOSER * before / (before - after),
             _ => 1.0,
         };
         let part = (1..size).map(|k| part(k - 1)).fold(1.0, f64::min);
@@ -352,11 +350,8 @@ impl Books {
         let size = 1usize << form.codes.bits;
         let books = |tables: Vec<Levels>, scales| Books { form, tables, scales, cols: w.cols };
         if form.table == Table::Rows {
-            let mut tables: Vec<Vec<f32>> = vec![Vec::new(); w.rows];
-            cpu.pool().for_chunks_mut(&mut tables, 1, |row, out| {
-                out[0] = kmeans(w.row(row), importance, size);
-            });
-            return books(tables.iter().map(|t| Levels::new(t)).collect(), Vec::new());
+            let table = |row| Levels::new(&kmeans(w.row(row), importance, size));
+            return books(cpu.pool().map(w.rows, table), Vec::new());
         }
         let part = |g: usize| g * group..((g + 1) * group).min(w.cols);
         let search = |table: &Levels| -> Vec<f32> {
@@ -488,9 +483,9 @@ pub fn gptq(cpu: &Cpu, w: &Matrix, gram: &Gram, form: Form) -> Result<Codebook> 
     let mut fixed = w.clone();
     sweep(cpu, &mut fixed, &factor, &order, Zeros::Free, &|row, col, x| books.round(row, col, x));
     let products = products(gram, DAMP);
-    for round in 0..=ROUNDS {
+    for round in 0..=STRETCHES {
         descend(cpu, w, &mut fixed, &products, &|row, col, x, _| books.round(row, col, x));
-        if round < ROUNDS {
+        if round < STRETCHES {
             books.fit(cpu, w, &mut fixed, &products)?;
         }
     }
@@ -510,7 +505,7 @@ mod tests {
     #[test]
     fn codes_and_tables_are_read_as_they_are_written() {
         let (gram, w) = layer(16, 32, 200);
-        for text in ["k3", "k2-g16", "k4-rows", "nf4-g16", "iq4-g32"] {
+        for text in ["k3", "k2-g16", "k4-rows", "k5", "nf4-g16", "iq4-g32"] {
             let form: Form = text.parse().unwrap();
             let book = gptq(&cpu(), &w, &gram, form).unwrap();
             let bytes = book.write();

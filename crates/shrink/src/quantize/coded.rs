@@ -172,7 +172,7 @@ pub enum Ranges {
 }
 
 /// Times that scales are fitted to the codes, and codes to the scales, after a sweep.
-const STRETCHES: usize = 2;
+pub(super) const STRETCHES: usize = 2;
 
 /// How weights go to their grids.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -149,12 +149,10 @@ fn one(cpu: &Cpu, old: &Matrix, gram: &Gram, layout: &Layout, sums: Sums) -> (Ma
         }
     }
     let mut new = old.clone();
-    let mut grids: Vec<Option<Grid>> = vec![None; old.rows];
-    cpu.pool().for_chunks_mut(&mut grids, 1, |row, out| {
+    let grids: Vec<Grid> = cpu.pool().map(old.rows, |row| {
         let weights: Vec<f32> = order.iter().map(|&j| old.row(row)[j]).collect();
-        out[0] = Some(sums.search(&weights, 0.0).0);
+        sums.search(&weights, 0.0).0
     });
-    let grids: Vec<Grid> = grids.into_iter().flatten().collect();
     for (row, grid) in grids.iter().enumerate() {
         let weights: Vec<f32> = order.iter().map(|&j| old.row(row)[j]).collect();
         let codes = match sums {

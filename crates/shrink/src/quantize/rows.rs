@@ -281,8 +281,7 @@ impl Solver {
         };
         let group = coded.form.group_of(w.cols);
         let groups = coded.form.groups(w.cols);
-        let mut losses = vec![Loss::default(); rows];
-        cpu.pool().for_chunks_mut(&mut losses, 1, |row, out| {
+        let losses = cpu.pool().map(rows, |row| {
             let old = w.row(row);
             let codes = &coded.codes[row * w.cols..][..w.cols];
             let new: Vec<f32> = (0..w.cols)
@@ -291,7 +290,7 @@ impl Solver {
                     (f32::from(codes[j]) - f32::from(coded.zeros[g])) * coded.scales[g]
                 })
                 .collect();
-            out[0] = self.loss_of(old, &new);
+            self.loss_of(old, &new)
         });
         losses.into_iter().fold(Loss::default(), |mut sum, loss| {
             sum.add(loss);
