@@ -47,8 +47,8 @@ def row(name, *args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("epochs", type=int, nargs="*", default=[3, 8], help="rows of training on 50,000 images")
-    parser.add_argument("--rate", type=float, default=0.003)
+    parser.add_argument("epochs", type=int, nargs="*", default=[6], help="rows of training on 50,000 images")
+    parser.add_argument("--rate", type=float, default=0.015)
     parser.add_argument("--only-others", action="store_true", help="only these rows")
     options = parser.parse_args()
     print("| ResNet-56, half the multiply-adds, int8 | held out, % | points lost (95 %) | examples | all, % | x smaller "

@@ -32,6 +32,9 @@ use crate::{Cpu, Error, Model, Result};
 const CUTTING: usize = 1024;
 /// What the scores of classes are divided by when they are learnt from.
 const TEMPERATURE: f32 = 4.0;
+/// What the values between blocks count beside the scores of classes. They say far more than the scores: on ResNet-56 with
+/// half of its channels, a short training came twice as near with 1,000 as with 0, and no nearer with more.
+const HINTS: f32 = 1000.0;
 /// Models become this many times smaller by weights of 8 bits, however small they are.
 const INT8: f64 = 3.5;
 
@@ -278,15 +281,15 @@ impl Tuning<'_> {
     fn tune(&self, model: &graph::Model, task: Task) -> Tune {
         let convolutional = model.graph.nodes().any(|(_, n)| n.kind() == "Conv");
         let usual = Recipe::default();
-        let rate = if convolutional { 3e-3 } else { 1e-3 };
-        let loss = match task {
-            Task::Classify => Loss::Distil { temperature: TEMPERATURE },
-            Task::Similarity | Task::Agree => Loss::Relative,
+        let rate = if convolutional { 0.015 } else { 1e-3 };
+        let (loss, hints) = match task {
+            Task::Classify => (Loss::Distil { temperature: TEMPERATURE }, HINTS),
+            Task::Similarity | Task::Agree => (Loss::Relative, 0.0),
         };
         let (epochs, rate) = (self.epochs.unwrap_or(usual.epochs), self.rate.unwrap_or(rate));
         let recipe = Recipe { epochs, rate, relative: true, ..usual };
         let weights = if self.small { Which::Small } else { Which::All };
-        Tune { weights, loss, recipe, stop: None }
+        Tune { weights, loss, hints, recipe, stop: None }
     }
 }
 

@@ -98,7 +98,7 @@ impl Judge for Teaches {
 
 fn tune(loss: Loss, weights: Which) -> Tune {
     let recipe = Recipe { epochs: 25, batch: 20, rate: 0.01, patience: 25, ..Recipe::default() };
-    Tune { weights, loss, recipe, stop: None }
+    Tune { weights, loss, hints: 0.0, recipe, stop: None }
 }
 
 fn constant(g: &Graph, name: &str) -> Vec<f32> {
@@ -111,6 +111,30 @@ fn damaged(g: &Graph) -> Graph {
     let w: Vec<f32> =
         constant(&g, "w").iter().enumerate().map(|(i, &x)| if i % 3 == 0 { 0.0 } else { x }).collect();
     g.set_constant(g.find("w").unwrap(), Tensor::new(&[WIDTH, WIDTH], &w).unwrap());
+    g
+}
+
+/// The same with every fourth value between the products cut out.
+fn narrow(g: &Graph) -> Graph {
+    let mut g = g.clone();
+    let kept = |i: &usize| i % 4 != 1;
+    let columns = |name: &str| -> Vec<f32> {
+        constant(&g, name).iter().enumerate().filter(|(i, _)| kept(&(i % WIDTH))).map(|(_, x)| *x).collect()
+    };
+    let left = (0..WIDTH).filter(kept).count();
+    let w = Tensor::new(&[WIDTH, left], &columns("w")).unwrap();
+    let b = Tensor::vector(&columns("b"));
+    let rows: Vec<f32> = constant(&g, "v")
+        .chunks(WIDTH)
+        .enumerate()
+        .filter(|(i, _)| kept(i))
+        .flat_map(|(_, r)| r.to_vec())
+        .collect();
+    let v = Tensor::new(&[left, WIDTH], &rows).unwrap();
+    for (name, tensor) in [("w", w), ("b", b), ("v", v)] {
+        g.set_constant(g.find(name).unwrap(), tensor);
+    }
+    g.infer().unwrap();
     g
 }
 
@@ -155,6 +179,44 @@ fn a_damaged_model_learns_from_the_original_and_zeros_stay() {
 }
 
 #[test]
+fn hints_bring_the_values_between_blocks_near_as_well() {
+    let (cpu, original) = (Cpu::new(1).unwrap(), layers("Relu", None));
+    // What the values after the activation of the first graph are away from those of the second.
+    let between = |graph: &Graph, cut: bool| {
+        let mut first = graph.clone();
+        first.outputs = vec![first.find("Relu").unwrap()];
+        let mut second = match cut {
+            true => narrow(&original),
+            false => original.clone(),
+        };
+        second.outputs = vec![second.find("Relu").unwrap()];
+        distance(&first, &second)
+    };
+    let mut blurred = original.clone();
+    let w: Vec<f32> =
+        constant(&original, "w").iter().enumerate().map(|(i, x)| x * (0.5 + (i % 3) as f32 / 2.0)).collect();
+    blurred.set_constant(blurred.find("w").unwrap(), Tensor::new(&[WIDTH, WIDTH], &w).unwrap());
+    for cut in [false, true] {
+        let changed = match cut {
+            true => narrow(&blurred),
+            false => blurred.clone(),
+        };
+        let tuned = |hints: f32| {
+            let mut graph = changed.clone();
+            let cx = Context { judge: &Teaches::of(300), original: &original, cpu: &cpu };
+            let recipe = Tune { hints, ..tune(Loss::Relative, Which::All) };
+            let fitted = apply(&mut graph, &recipe, &cx).unwrap();
+            (between(&graph, cut), fitted)
+        };
+        let ((without, plain), (with, hinted)) = (tuned(0.0), tuned(10.0));
+        assert!(with < 0.7 * without, "{cut}: {with}, {without} without, {} before", between(&changed, cut));
+        // What is judged is the answers alone, whatever the hints.
+        assert!((plain.before - hinted.before).abs() < 1e-6 * plain.before);
+        assert!(hinted.after < 0.8 * hinted.before, "{cut}: {} -> {}", hinted.before, hinted.after);
+    }
+}
+
+#[test]
 fn only_the_small_weights_move_when_it_is_asked_for() {
     let (cpu, original) = (Cpu::new(1).unwrap(), layers("Relu", None));
     let mut graph = damaged(&original);
@@ -179,6 +241,11 @@ fn what_cannot_be_tuned_is_said() {
     let cx = Context { judge: &Teaches::of(100), original: &original, cpu: &cpu };
     let wrong = apply(&mut graph, &tune(Loss::CrossEntropy, Which::All), &cx).unwrap_err();
     assert!(wrong.to_string().contains("say distil"));
+    for hints in [-1.0, f32::NAN, f32::INFINITY] {
+        let recipe = Tune { hints, ..tune(Loss::Relative, Which::All) };
+        let wrong = apply(&mut graph, &recipe, &cx).unwrap_err().to_string();
+        assert!(wrong.contains("hints must be 0 or greater"), "{wrong}");
+    }
     // What the judge says comes out as it was.
     assert_eq!(said(&original, &Teaches::of(400)), "calibration: example 399 cannot be read");
     // A node without a gradient is named.

@@ -103,7 +103,7 @@ pub struct Shrink {
     /// Times that each example is seen, at most [default: 10].
     #[arg(long, value_name = "COUNT", requires = "tune", value_parser = clap::value_parser!(u32).range(1..100_000))]
     epochs: Option<u32>,
-    /// The greatest step of the training, as a part of a weight's size [default: 0.003 for convolutions, 0.001 for others].
+    /// The greatest step of the training, as a part of a weight's size [default: 0.015 for convolutions, 0.001 for others].
     #[arg(long, value_name = "RATE", requires = "tune", value_parser = positive)]
     rate: Option<f64>,
     /// Train only what is added to products, and the factors of norms.

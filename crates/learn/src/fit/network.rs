@@ -84,20 +84,26 @@ impl Weight {
 pub struct Network {
     /// Gives the loss, then a gradient for each weight.
     train: Session,
-    /// Gives the loss.
+    /// Gives what is judged.
     judge: Session,
     cpu: Cpu,
     pub(super) weights: Vec<Weight>,
 }
 
 impl Network {
-    /// Makes the constants `weights` of a graph trainable; `loss` is a scalar of it. Weights on which the loss does not
-    /// depend are left out.
+    /// Makes the constants `weights` of a graph trainable. `loss` is the scalar of it that gradients are of, `judged` the one
+    /// that [`Network::loss`] gives. Weights on which the loss does not depend are left out.
     ///
     /// # Errors
     /// When a weight is no constant of type f32, an operator between a weight and the loss has no gradient (the node is
     /// named), or the loss depends on no weight.
-    pub fn new(graph: &Graph, loss: ValueId, weights: &[(ValueId, Hold)], cpu: &Cpu) -> Result<Network> {
+    pub fn new(
+        graph: &Graph,
+        loss: ValueId,
+        judged: ValueId,
+        weights: &[(ValueId, Hold)],
+        cpu: &Cpu,
+    ) -> Result<Network> {
         let mut train = graph.clone();
         train.infer()?;
         let mut found = Vec::new();
@@ -120,6 +126,7 @@ impl Network {
         }
         train.outputs = vec![loss];
         let mut judge = train.clone();
+        judge.outputs = vec![judged];
         let seed = train.add_constant("seed", Tensor::scalar(1f32));
         let ids: Vec<ValueId> = found.iter().map(|w| w.value).collect();
         let grads = gradients(&mut train, loss, seed, &ids)?;
@@ -144,8 +151,13 @@ impl Network {
         }
         for graph in [&mut train, &mut judge] {
             graph.sort()?;
+            tidy::remove_dead(graph);
             tidy::run(graph, tidy::RUN, cpu)?;
         }
+        // Nobody has to give what only the loss reads.
+        let readers = judge.readers();
+        let needed = |v: &ValueId| !readers[v.index()].is_empty() || kept.iter().any(|w| w.value == *v);
+        judge.inputs.retain(needed);
         let (train, judge) = (Session::new(train, cpu)?, Session::new(judge, cpu)?);
         Ok(Network { train, judge, cpu: cpu.clone(), weights: kept })
     }
@@ -155,7 +167,7 @@ impl Network {
         &self.weights
     }
 
-    /// The loss on these examples.
+    /// What is judged, on these examples.
     ///
     /// # Errors
     /// When they do not fit.
@@ -178,7 +190,7 @@ impl Network {
         Ok((loss, grads))
     }
 
-    /// The mean loss on all of these batches, side by side.
+    /// The mean of what is judged, on all of these batches, side by side.
     ///
     /// # Errors
     /// When one does not fit.

@@ -47,7 +47,7 @@ fn network(seed: u64, loss: Loss, hold: &Hold) -> Network {
     let (mut g, weights, y, target) = layers(seed);
     let loss = loss.add(&mut g, y, target).unwrap();
     let weights: Vec<_> = weights.into_iter().map(|w| (w, hold.clone())).collect();
-    Network::new(&g, loss, &weights, &cpu()).unwrap()
+    Network::new(&g, loss, loss, &weights, &cpu()).unwrap()
 }
 
 fn inputs(seed: u64) -> Inputs {
@@ -189,7 +189,7 @@ fn batches_side_by_side_give_the_same_on_any_number_of_threads() {
         let mut g = g.clone();
         let loss = Loss::Squared.add(&mut g, y, target).unwrap();
         let weights: Vec<_> = weights.iter().map(|&w| (w, Hold::Free)).collect();
-        let network = Network::new(&g, loss, &weights, &Cpu::new(threads).unwrap()).unwrap();
+        let network = Network::new(&g, loss, loss, &weights, &Cpu::new(threads).unwrap()).unwrap();
         (network.mean_loss(&batches).unwrap(), network.mean_gradients(&batches).unwrap())
     };
     let one = made(1);
@@ -217,7 +217,7 @@ fn zeros_stay_and_grids_are_kept() {
     let half: Vec<f32> = before.iter().enumerate().map(|(i, &x)| if i % 2 == 0 { 0.0 } else { x }).collect();
     g.set_constant(weights[0], Tensor::new(&[WIDTH, 8], &half).unwrap());
     let loss = Loss::Squared.add(&mut g, y, target).unwrap();
-    sparse = Network::new(&g, loss, &[(weights[0], Hold::Zeros)], &cpu()).unwrap();
+    sparse = Network::new(&g, loss, loss, &[(weights[0], Hold::Zeros)], &cpu()).unwrap();
     let fitted = fit(&mut sparse, &recipe(), &Batches(8), None, &mut |_| true).unwrap();
     assert!(fitted.after < fitted.before);
     let after = sparse.weights[0].tensor.as_slice::<f32>().unwrap();
@@ -294,13 +294,13 @@ fn what_cannot_be_trained_is_said() {
     let (mut g, weights, y, target) = layers(7);
     let loss = Loss::Squared.add(&mut g, y, target).unwrap();
     let input = g.find("x").unwrap();
-    let of = |g: &Graph, w: ValueId| Network::new(g, loss, &[(w, Hold::Free)], &cpu()).map(|_| ());
+    let of = |g: &Graph, w: ValueId| Network::new(g, loss, loss, &[(w, Hold::Free)], &cpu()).map(|_| ());
     assert!(of(&g, input).unwrap_err().to_string().contains("\"x\" is no weight"));
     let apart = g.add_constant("apart", Tensor::vector(&[1f32, 2.0]));
     assert!(of(&g, apart).unwrap_err().to_string().contains("depends on none"));
     // Weights that do not matter are left out and stay as they were.
     let both = [(apart, Hold::Free), (weights[0], Hold::Free)];
-    let network = Network::new(&g, loss, &both, &cpu()).unwrap();
+    let network = Network::new(&g, loss, loss, &both, &cpu()).unwrap();
     assert_eq!(network.weights().len(), 1);
     let mut hot = layers(7).0;
     let (y, target) = (hot.outputs[0], hot.find("target").unwrap());

@@ -74,7 +74,7 @@ pub fn learn(
         student.set_constant(item.value, item.layout.write(&start(&old, item.coded))?);
         weights.push((item.value, Hold::To(Arc::new(move |elements: &mut [f32]| spread.round(elements)))));
     }
-    let mut network = Network::new(&student, loss, &weights, cpu)?;
+    let mut network = Network::new(&student, loss, loss, &weights, cpu)?;
     let lessons = Batches::new(original, pairs.iter().map(|p| p.1).collect(), targets, examples, cpu)?;
     let epochs = (STEPS / lessons.len().max(1)).clamp(EPOCHS.0, EPOCHS.1);
     let optimizer = Optimizer::AdamW { beta1: 0.9, beta2: 0.99, epsilon: 1e-12, decay: 0.0 };

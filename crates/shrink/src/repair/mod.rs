@@ -1,3 +1,4 @@
 //! Repair: what was lost is won back.
 
+mod hints;
 pub mod tune;

@@ -14,10 +14,14 @@ use crate::job::{Key, Store};
 use crate::pass::Context;
 use crate::{Error, Result};
 
+use super::hints::hints;
+
 /// One example in so many is held out, to say when to stop.
 const EXAM: usize = 10;
 /// Most examples that are held out.
 const MOST_EXAM: usize = 512;
+/// Most examples on which it is found out which values of two models are the same.
+const HINTED: usize = 64;
 /// Least examples to tune on.
 const LEAST: usize = 16;
 
@@ -29,6 +33,10 @@ pub struct Tune {
     pub weights: Which,
     /// How far answers are from the original's.
     pub loss: Loss,
+    /// What the values between the model's blocks count, in which the changed model is to be near to the original as well,
+    /// beside its answers; relative squares (SquareHead; Kurtic et al., 2023). 0 for the answers alone.
+    #[serde(default)]
+    pub hints: f32,
     /// How it is trained.
     #[serde(flatten)]
     pub recipe: Recipe,
@@ -64,10 +72,14 @@ pub fn apply(graph: &mut Graph, tune: &Tune, cx: &Context) -> Result<Fitted> {
         let what = "cross-entropy takes right answers, and a tuning has only the original's: say distil, relative or squared";
         return Err(Error::Plan(what.into()));
     }
+    if !(tune.hints >= 0.0 && tune.hints.is_finite()) {
+        return Err(Error::Plan(format!("hints must be 0 or greater, not {}", tune.hints)));
+    }
     let pupil = Pupil::new(graph, tune, cx, count)?;
     let mut student = graph.clone();
     let mut losses = Vec::new();
-    for (i, (&output, name)) in pupil.outputs.iter().zip(&pupil.targets).enumerate() {
+    for (i, (output, name)) in pupil.outputs.iter().enumerate() {
+        let output = *output;
         let fact = student.value(output).fact.clone();
         let known = fact.shape().and_then(|s| s.last()).and_then(Dim::size).is_some_and(|n| n > 1);
         // Targets are values that nothing makes: inputs beside those of the model.
@@ -76,15 +88,21 @@ pub fn apply(graph: &mut Graph, tune: &Tune, cx: &Context) -> Result<Fitted> {
             Loss::Distil { .. } if !known => Loss::Relative,
             loss => loss,
         };
-        losses.push((loss.add(&mut student, output, target)?, 1.0 / pupil.targets.len() as f32));
+        losses.push((loss.add(&mut student, output, target)?, 1.0 / pupil.outputs.len() as f32));
         tracing::debug!(output = i, ?loss, "tuning");
+    }
+    let judged = weighted(&mut student, &losses)?;
+    for (value, name) in &pupil.hints {
+        let target = student.add_input(name, student.value(*value).fact.clone())?;
+        let loss = Loss::Relative.add(&mut student, *value, target)?;
+        losses.push((loss, tune.hints / pupil.hints.len() as f32));
     }
     let loss = weighted(&mut student, &losses)?;
     let weights: Vec<(ValueId, Hold)> = trainable(graph, tune.weights);
     if weights.is_empty() {
         return Err(Error::Plan("the model has no weights that could be tuned".into()));
     }
-    let mut network = Network::new(&student, loss, &weights, cx.cpu)?;
+    let mut network = Network::new(&student, loss, judged, &weights, cx.cpu)?;
     let epochs = tune.recipe.epochs;
     let mut watch = |p: &learn::fit::Progress| {
         cx.progress(&format!(
@@ -177,9 +195,10 @@ fn trainable(graph: &Graph, which: Which) -> Vec<(ValueId, Hold)> {
 struct Pupil<'a> {
     cx: &'a Context<'a>,
     /// The outputs of the changed graph that are compared, and the names of their targets.
-    outputs: Vec<ValueId>,
-    targets: Vec<String>,
-    /// The original up to the same outputs.
+    outputs: Vec<(ValueId, String)>,
+    /// The same of values between blocks.
+    hints: Vec<(ValueId, String)>,
+    /// The original up to the same outputs, then values.
     teacher: Session,
     train: Vec<usize>,
     exam: Vec<usize>,
@@ -211,16 +230,33 @@ impl<'a> Pupil<'a> {
         if outputs.is_empty() {
             return Err(Error::Plan("the model has no output of type f32 that could be learnt from".into()));
         }
-        teacher.outputs = theirs;
-        tidy::run(&mut teacher, tidy::RUN, cx.cpu)?;
-        let targets = (0..outputs.len()).map(|i| graph.fresh_name(&format!("target.{i}"))).collect();
         let mut order: Vec<usize> = (0..count).collect();
         learn::random::Random::new(tune.recipe.seed).shuffle(&mut order);
         let exam = order.split_off(count - (count / EXAM).clamp(1, MOST_EXAM));
+        let mut compared = Vec::new();
+        if tune.hints > 0.0 {
+            let examples = cx.judge.lesson(&exam[..exam.len().min(HINTED)], None)?;
+            let Some((examples, _)) = examples.first() else {
+                return Err(Error::Calibration("there are no examples to compare the models on".into()));
+            };
+            for hint in hints(graph, cx.original, &outputs, examples, cx.cpu)? {
+                theirs.push(hint.add(&mut teacher)?);
+                compared.push(hint.own);
+            }
+        }
+        tracing::debug!(hints = compared.len(), "tuning");
+        teacher.outputs = theirs;
+        tidy::run(&mut teacher, tidy::RUN, cx.cpu)?;
+        let named = |values: Vec<ValueId>, like: &str| -> Vec<(ValueId, String)> {
+            let name = |(i, value)| (value, graph.fresh_name(&format!("{like}.{i}")));
+            values.into_iter().enumerate().map(name).collect()
+        };
+        let (outputs, hints) = (named(outputs, "target"), named(compared, "hint"));
         let teacher = Session::new(teacher, cx.cpu)?;
-        Ok(Pupil { cx, outputs, targets, teacher, train: order, exam, failed: RefCell::default() })
+        Ok(Pupil { cx, outputs, hints, teacher, train: order, exam, failed: RefCell::default() })
     }
 
+    /// Examples with the original's answers; in an exam without the values between blocks.
     fn batches(&self, examples: &[usize], seed: Option<u64>) -> Result<Vec<(Inputs, usize)>> {
         let mut batches = self.cx.judge.lesson(examples, seed)?;
         let (teacher, questions) = (&self.teacher, &batches);
@@ -229,7 +265,9 @@ impl<'a> Pupil<'a> {
             teacher.run(named.collect())
         });
         for ((inputs, _), answers) in batches.iter_mut().zip(answers) {
-            inputs.extend(self.targets.iter().cloned().zip(answers?));
+            let hints = if seed.is_some() { self.hints.as_slice() } else { &[] };
+            let names = self.outputs.iter().chain(hints).map(|(_, name)| name.clone());
+            inputs.extend(names.zip(answers?));
         }
         Ok(batches)
     }
