@@ -6,7 +6,7 @@ which lessen has calibrated on 256 and decided on 4,872; `held out` is the recei
 STS-B's test set (1,379 pairs; calibration and decisions took place on STS-B's training set). `distance` is the mean
 squared distance of the outputs from the original's, relative to theirs, on the receipt's held-out examples.
 EfficientNet-Lite0 is judged by how often it names the same of ImageNet's 1,000 classes as in f32, on squares of
-photographs none of which was calibrated on, with an interval of 95 % in the place of `held out`; bench/photos.py FOLDER
+photographs none of which was calibrated on; bench/photos.py FOLDER
 writes them, and --photos says where they are.
 """
 
@@ -66,12 +66,32 @@ def cifar():
     return images.transpose(0, 3, 1, 2).astype(np.float32), labels
 
 
-def accuracy(path):
+class Judge:
+    """Judges files on the same examples, each beside the original, which comes first."""
+
+    def __init__(self, answers, score, text):
+        self.answers, self.score, self.text, self.original = answers, score, text, None
+
+    def __call__(self, path):
+        """The score, and what is lost of the original's with its interval of 95 %, from 2,000 paired resamples."""
+        values = self.answers(path)
+        if self.original is None:
+            self.original = values
+            return self.text.format(self.score(values)), ""
+        draws = np.random.default_rng(1).integers(0, len(values), (2000, len(values)))
+        lost = lambda index: self.score(self.original[index]) - self.score(values[index])
+        low, high = np.percentile([lost(index) for index in draws], [2.5, 97.5])
+        numbers = [self.text.format(x).split()[0] for x in (lost(slice(None)), low, high)]
+        return self.text.format(self.score(values)), "{} ({} to {})".format(*numbers)
+
+
+def right(path):
+    """Whether each image of CIFAR-10's test set gets its class."""
     images, labels = cifar()
     model = session(path)
     name = model.get_inputs()[0].name
     answers = [model.run(None, {name: images[i:i + 100]})[0].argmax(1) for i in range(0, len(images), 100)]
-    return 100 * float((np.concatenate(answers) == labels).mean())
+    return np.concatenate(answers) == labels
 
 
 def ranks(values):
@@ -99,24 +119,40 @@ def batches(texts):
         yield texts[i:i + 32], {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
 
 
-def spearman(path):
+def cosines(path):
+    """The cosine of each pair of STS-B's test set."""
     model, vectors, test = session(path), {}, pairs("test")
     for texts, feeds in batches(t for row in test for t in row[:2]):
         vectors.update(zip(texts, model.run(["sentence_embedding"], feeds)[0]))
     cosine = lambda a, b: float(a @ b) / float(np.linalg.norm(a) * np.linalg.norm(b))
-    cosines = [cosine(vectors[r[0]], vectors[r[1]]) for r in test]
-    return float(np.corrcoef(ranks(cosines), ranks([float(r[2]) for r in test]))[0, 1])
+    gold = np.array([float(r[2]) for r in test])
+    return np.stack([[cosine(vectors[r[0]], vectors[r[1]]) for r in test], gold], 1)
 
 
-def row(what, how, before, path, metric, held_out="", distance=None, seconds=None, peak=0):
+def spearman(values):
+    return float(np.corrcoef(ranks(values[:, 0]), ranks(values[:, 1]))[0, 1])
+
+
+def percent(values):
+    return 100 * float(values.mean())
+
+
+def row(what, how, before, path, judge, held_out="", distance=None, seconds=None, peak=0):
     size = pathlib.Path(path).stat().st_size
-    value = metric(path)
-    number = f"{value:.4f}" if metric is spearman else f"{value:.2f} %"
+    number, lost = judge(path)
     cost = "" if seconds is None else f"{seconds:.0f} s, {peak:.0f} MB"
     apart = "" if distance is None else f"{distance:.4f}"
-    line = f"| {what} | {how} | {size / 1e6:.3f} MB ({before / size:.2f}x) | {number} | {held_out} | {apart} | {cost} |"
+    line = f"| {what} | {how} | {size / 1e6:.3f} MB ({before / size:.2f}x) | {number} | {lost} | {held_out} | {apart} | {cost} |"
     rows.append(line)
     print(line, flush=True)
+
+
+def held_out(receipt):
+    """What the receipt says of the examples held out."""
+    quality, lost = receipt["quality"], receipt["quality"]["lost"]
+    digits = 2 if quality["after"]["unit"] == "%" else 4
+    numbers = [quality["after"]["value"], lost["value"], lost["low"], lost["high"]]
+    return "{}, lost {} ({} to {})".format(*(f"{x:.{digits}f}" for x in numbers))
 
 
 def plainly(plan, path):
@@ -127,72 +163,96 @@ def plainly(plan, path):
     return path
 
 
-def lessen_rows(what, model, before, metric, data, flags, sizes, lose):
+def lessen_rows(what, model, before, judge, data, flags, sizes, lose):
     for size in sizes:
         small = work / f"{what}-{size}.onnx"
         receipt, seconds, peak = lessen("shrink", model, "--data", data, *flags, "--smaller", size, "--lose", lose,
                                         "--force", "-o", small)
         onnx.checker.check_model(str(small))
-        quality = receipt["quality"]
-        digits = 2 if quality["after"]["unit"] == "%" else 4
-        lost = quality["lost"]
-        held = (f"{quality['after']['value']:.{digits}f}, lost {lost['value']:.{digits}f} "
-                f"({lost['low']:.{digits}f} to {lost['high']:.{digits}f})")
-        row(what, f"lessen --smaller {size}", before, small, metric, held, quality["distance"], seconds, peak)
+        row(what, f"lessen --smaller {size}", before, small, judge, held_out(receipt), receipt["quality"]["distance"],
+            seconds, peak)
         plan = small.with_suffix(".toml")
         if "w" in "".join(s["choice"][0] for s in receipt["plan"]["steps"]):
             plain = work / f"{what}-{size}-nearest.onnx"
             receipt, _, _ = lessen("apply", model, plainly(plan, work / "plain.toml"), "--data", data, *flags,
                                    "--force", "-o", plain)
-            row(what, "the same bits, nearest codes of the range", before, plain, metric, "",
+            row(what, "the same bits, nearest codes of the range", before, plain, judge, held_out(receipt),
                 receipt["quality"]["distance"])
 
 
 def resnet(peers):
-    before = RESNET.stat().st_size
-    row("ResNet-56", "f32", before, RESNET, accuracy)
+    before, judge = RESNET.stat().st_size, Judge(right, percent, "{:.2f} %")
+    row("ResNet-56", "f32", before, RESNET, judge)
+    images, name = cifar()[0][:256], onnx.load(RESNET).graph.input[0].name
+    onnxruntime_static_row("ResNet-56", RESNET, name, images, before, judge)
+    nncf_static_row("ResNet-56", RESNET, name, images, before, judge)
     if not peers:
-        lessen_rows("ResNet-56", RESNET, before, accuracy, IMAGES, ["--preprocess", CIFAR], [4, 7, 10], 2)
+        lessen_rows("ResNet-56", RESNET, before, judge, IMAGES, ["--preprocess", CIFAR], [4, 7, 10], 2)
 
 
 def minilm(peers):
     whole = work / "minilm.onnx"
     lessen("convert", MINILM, whole, "--opset", 21)
-    before = whole.stat().st_size
-    row("MiniLM-L6", "f32", before, whole, spearman)
+    before, judge = whole.stat().st_size, Judge(cosines, spearman, "{:.4f}")
+    row("MiniLM-L6", "f32", before, whole, judge)
     if not peers:
-        lessen_rows("MiniLM-L6", MINILM, before, spearman, STSB / "stsb-en-train.csv.gz", [], [4, 7, 10], 2)
-    onnxruntime_rows(whole, before)
-    nncf_rows(whole, before)
+        lessen_rows("MiniLM-L6", MINILM, before, judge, STSB / "stsb-en-train.csv.gz", [], [4, 7, 10], 2)
+        uniform(work / "MiniLM-L6-7.toml", before, judge)
+    onnxruntime_rows(whole, before, judge)
+    nncf_rows(whole, before, judge)
+
+
+def uniform(plan, before, judge):
+    """The same bits for all weights, in groups of 128: codes swept as GPTQ does, and the nearest ones."""
+    every, small, texts = work / "every.toml", work / "every.onnx", STSB / "stsb-en-train.csv.gz"
+    for bits, how, data, flags in [(4, "", texts, []), (4, ", on 128 texts of 128 tokens", long_texts(), ["--max-tokens", 128]),
+                                   (3, ", nearest codes of the range", texts, [])]:
+        every.write_text(re.sub(r'choice = ".*"', f'choice = "w{bits}-g128"', plan.read_text()))
+        if "nearest" in how:
+            plainly(every, every)
+        receipt, seconds, peak = lessen("apply", MINILM, every, "--data", data, *flags, "--force", "-o", small)
+        seen = held_out(receipt) if data == texts else ""
+        row("MiniLM-L6", f"lessen apply, {bits} bits for all, groups of 128{how}", before, small, judge, seen,
+            receipt["quality"]["distance"], seconds, peak)
+
+
+def long_texts():
+    """128 texts of at least 128 tokens from WikiText-2."""
+    lines = gzip.open(SHARED / "data/wikitext-2/wiki.valid.tokens.gz", "rt", encoding="utf-8")
+    texts = [line.strip() for line in lines if len(line.split()) > 128][:128]
+    assert len(texts) == 128
+    path = work / "long.txt"
+    path.write_text("\n".join(texts))
+    return path
 
 
 def efficientnet(photos, peers):
     model, before, data = EFFICIENTNET, EFFICIENTNET.stat().st_size, photos / "calibrate.npz"
-    calibration, judge = (np.load(photos / f"{part}.npz")["input"] for part in ["calibrate", "judge"])
+    calibration, squares = (np.load(photos / f"{part}.npz")["input"] for part in ["calibrate", "judge"])
     name = onnx.load(model).graph.input[0].name
 
     def named(path):
         run = session(path).run
-        return np.concatenate([run(None, {name: judge[i:i + 16]})[0].argmax(1) for i in range(0, len(judge), 16)])
+        return np.concatenate([run(None, {name: squares[i:i + 16]})[0].argmax(1) for i in range(0, len(squares), 16)])
 
     whole = named(model)
-    agreement = lambda path: 100 * float((named(path) == whole).mean())
 
-    def between(path):
-        """Wilson's interval of 95 %, were the squares independent."""
+    def judge(path):
+        """How often the classes are the same, with Wilson's interval of 95 %, were the squares independent."""
         same, n, z = float((named(path) == whole).mean()), len(whole), 1.96
         middle, half = same + z * z / 2 / n, z * (same * (1 - same) / n + (z / 2 / n) ** 2) ** 0.5
-        return " to ".join(f"{100 * (middle + side) / (1 + z * z / n):.1f}" for side in (-half, half)) + " %"
+        ends = (100 * (1 - (middle + side) / (1 + z * z / n)) for side in (half, -half))
+        return f"{100 * same:.2f} %", "{:.2f} ({:.1f} to {:.1f})".format(100 * (1 - same), *ends)
 
     what = "EfficientNet-Lite0"
-    print(f"{len(judge)} squares to judge on, {len(calibration)} to calibrate and decide on")
-    row(what, "f32", before, model, agreement)
+    print(f"{len(squares)} squares to judge on, {len(calibration)} to calibrate and decide on")
+    row(what, "f32", before, model, judge)
     if not peers:
         small, plan = work / "effnet.onnx", work / "depthwise.toml"
 
         def shrunk(how, *command):
             receipt, seconds, peak = lessen(*command, "--data", data, "--force", "-o", small)
-            row(what, how, before, small, agreement, between(small), receipt["quality"]["distance"], seconds, peak)
+            row(what, how, before, small, judge, "", receipt["quality"]["distance"], seconds, peak)
 
         shrunk("lessen, 8 bits", "shrink", model)
         narrow = {n.input[1] for n in onnx.load(model).graph.node if n.op_type == "Conv"
@@ -211,11 +271,11 @@ def efficientnet(photos, peers):
             how = f"depthwise weights {choice[1]} bits, {rest}"
             shrunk(f"lessen apply, {how}", "apply", model, plan)
             shrunk(f"{how}, nearest codes of the range", "apply", model, plainly(plan, plan))
-    onnxruntime_static_row(what, model, name, calibration[::2], before, agreement, between)
-    nncf_static_row(what, model, name, calibration[::2], before, agreement, between)
+    onnxruntime_static_row(what, model, name, calibration[::2], before, judge)
+    nncf_static_row(what, model, name, calibration[::2], before, judge)
 
 
-def onnxruntime_static_row(what, model, name, calibration, before, metric, between):
+def onnxruntime_static_row(what, model, name, calibration, before, judge):
     """onnxruntime's own quantizer of weights and activations, a scale for each channel."""
     import onnxruntime.quantization as quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -232,10 +292,10 @@ def onnxruntime_static_row(what, model, name, calibration, before, metric, betwe
     for method in ["MinMax", "Entropy"]:
         quantization.quantize_static(str(ready), str(small), Reader(), per_channel=True,
                                      calibrate_method=getattr(quantization.CalibrationMethod, method))
-        row(what, f"onnxruntime quantize_static, {method}", before, small, metric, between(small))
+        row(what, f"onnxruntime quantize_static, {method}", before, small, judge)
 
 
-def nncf_static_row(what, model, name, calibration, before, metric, between):
+def nncf_static_row(what, model, name, calibration, before, judge):
     try:
         import nncf
     except ImportError:
@@ -244,10 +304,10 @@ def nncf_static_row(what, model, name, calibration, before, metric, between):
     small = work / "nncf-static.onnx"
     dataset = nncf.Dataset([{name: x[None]} for x in calibration])
     onnx.save(nncf.quantize(onnx.load(model), dataset, subset_size=len(calibration)), small)
-    row(what, f"NNCF {nncf.__version__} quantize", before, small, metric, between(small))
+    row(what, f"NNCF {nncf.__version__} quantize", before, small, judge)
 
 
-def onnxruntime_rows(whole, before):
+def onnxruntime_rows(whole, before, judge):
     """onnxruntime's own quantizer of matrix products and tables, 4 bits in groups of 128."""
     from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 
@@ -262,12 +322,12 @@ def onnxruntime_rows(whole, before):
                 onnx.load(whole), op_types_to_quantize=("MatMul", "Gather"), **config)
             quantizer.process()
             quantizer.model.save_model_to_file(str(path), False)
-            row("MiniLM-L6", f"onnxruntime MatMulNBits, 4 bits, {name}", before, path, spearman)
+            row("MiniLM-L6", f"onnxruntime MatMulNBits, 4 bits, {name}", before, path, judge)
         except Exception as error:
             print(f"onnxruntime, {name}: {type(error).__name__}: {error}", flush=True)
 
 
-def nncf_rows(whole, before):
+def nncf_rows(whole, before, judge):
     try:
         import nncf
     except ImportError:
@@ -287,7 +347,7 @@ def nncf_rows(whole, before):
         try:
             model = onnx.load(whole)
             onnx.save(nncf.compress_weights(model, **options), path)
-            row("MiniLM-L6", f"NNCF {nncf.__version__}, {name}", before, path, spearman)
+            row("MiniLM-L6", f"NNCF {nncf.__version__}, {name}", before, path, judge)
         except Exception as error:
             print(f"nncf, {name}: {type(error).__name__}: {str(error)[:200]}", flush=True)
 
@@ -298,8 +358,8 @@ def main():
     parser.add_argument("--peers", action="store_true", help="only the rows of other quantizers")
     parser.add_argument("--photos", type=pathlib.Path, help="the folder that bench/photos.py has written")
     options = parser.parse_args()
-    print("| model | how | size of the file | in onnxruntime | held out, in lessen | distance | time, peak memory |")
-    print("|---|---|---|---|---|---|---|", flush=True)
+    print("| model | how | size of the file | in onnxruntime | lost there (95 %) | held out, in lessen | distance | time, peak memory |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     for name, run in [("resnet", resnet), ("minilm", minilm)]:
         if options.only in name:
             run(options.peers)
