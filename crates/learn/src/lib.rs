@@ -9,7 +9,9 @@
 pub mod data;
 pub mod error;
 pub mod fit;
+pub mod head;
 pub mod image;
+pub mod linear;
 pub mod made;
 pub mod random;
 pub mod score;

@@ -5,8 +5,6 @@ use faer::linalg::triangular_solve::{solve_lower_triangular_in_place, solve_uppe
 use faer::prelude::ReborrowMut;
 use faer::{Mat, MatMut, MatRef, Par, Side};
 
-use crate::{Error, Result};
-
 /// A symmetric positive definite matrix, factored: `L L^T`.
 pub struct Cholesky(Mat<f64>);
 
@@ -54,18 +52,14 @@ pub fn inverse_factor(matrix: &[f64], n: usize) -> Option<Vec<f32>> {
     Some(upper)
 }
 
-/// Eigenvalues in descending order, and the eigenvectors as rows, of a symmetric matrix.
-///
-/// # Errors
-/// When the iteration does not converge, as with numbers that are not finite.
-pub fn eigen(matrix: &[f64], n: usize) -> Result<(Vec<f64>, Vec<f64>)> {
-    let found = MatRef::from_row_major_slice(matrix, n, n)
-        .self_adjoint_eigen(Side::Lower)
-        .map_err(|_| Error::Calibration("the eigenvalues of the statistics do not converge".into()))?;
+/// Eigenvalues in descending order, and the eigenvectors as rows, of a symmetric matrix; `None` when the iteration does
+/// not converge, as with numbers that are not finite.
+pub fn eigen(matrix: &[f64], n: usize) -> Option<(Vec<f64>, Vec<f64>)> {
+    let found = MatRef::from_row_major_slice(matrix, n, n).self_adjoint_eigen(Side::Lower).ok()?;
     let (values, vectors) = (found.S().column_vector(), found.U());
     let order = (0..n).rev();
     let rows = order.clone().flat_map(|j| (0..n).map(move |i| vectors[(i, j)])).collect();
-    Ok((order.map(|j| values[j]).collect(), rows))
+    Some((order.map(|j| values[j]).collect(), rows))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use kernel::Cpu;
 use kernel::f32::{Post, matmul};
 use kernel::matmul::View;
 
-use crate::linear::{self, Cholesky};
+use learn::linear::{self, Cholesky};
 use crate::matrix::Matrix;
 use crate::{Error, Result};
 

@@ -10,7 +10,6 @@ pub mod factor;
 pub mod gram;
 pub mod job;
 pub mod lean;
-pub mod linear;
 pub mod matrix;
 pub mod obs;
 pub mod observe;

@@ -6,7 +6,7 @@ use faer::{Mat, MatRef};
 
 use super::project::{balance, directions, narrow, product, products, times, wide};
 use crate::gram::Gram;
-use crate::linear::Cholesky;
+use learn::linear::Cholesky;
 use crate::matrix::Matrix;
 use crate::{Error, Result};
 

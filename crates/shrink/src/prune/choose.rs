@@ -16,7 +16,7 @@ use super::settle::settle;
 use crate::allocate::{Offer, allocate};
 use crate::carry::Examples;
 use crate::gram::Gram;
-use crate::linear::Cholesky;
+use learn::linear::Cholesky;
 use crate::matrix::{Layout, Matrix};
 use crate::walk::{Example, Stop, walk};
 use crate::weights::{self, Weight};

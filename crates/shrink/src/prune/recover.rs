@@ -14,7 +14,7 @@ use kernel::matmul::View;
 
 use super::groups::{Axis, Kept};
 use crate::carry::Examples;
-use crate::linear::Cholesky;
+use learn::linear::Cholesky;
 use crate::matrix::{Layout, Matrix};
 use crate::walk::{Example, Stages, State};
 use crate::weights::{self, Weight};

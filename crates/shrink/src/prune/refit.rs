@@ -10,7 +10,7 @@ use kernel::matmul::View;
 
 use crate::Result;
 use crate::gram::Gram;
-use crate::linear::Cholesky;
+use learn::linear::Cholesky;
 use crate::matrix::Matrix;
 
 /// Multiply-adds of factors beyond which all rows are solved at once by conjugate gradients.

@@ -13,7 +13,7 @@ use super::descend::{descend, products, stretch};
 use super::kmeans::kmeans;
 use crate::Result;
 use crate::gram::{DAMP, Gram};
-use crate::linear::Cholesky;
+use learn::linear::Cholesky;
 use crate::matrix::Matrix;
 use crate::obs::{Zeros, sweep};
 

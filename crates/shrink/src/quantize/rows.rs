@@ -16,7 +16,7 @@ use kernel::matmul::View;
 use super::coded::{Coded, Form};
 use super::grid::{Grid, Kind, search, search_symmetric};
 use crate::gram::DAMP;
-use crate::linear;
+use learn::linear;
 use crate::matrix::Matrix;
 use crate::obs::{Zeros, sweep};
 use crate::{Error, Result};

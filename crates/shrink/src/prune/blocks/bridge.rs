@@ -8,7 +8,7 @@ use kernel::Cpu;
 use super::{Bridge, Span, changes_shape, vectors};
 use crate::factor::project::{directions, narrow, times};
 use crate::gram::Gram;
-use crate::linear::Cholesky;
+use learn::linear::Cholesky;
 use crate::matrix::Matrix;
 use crate::observe::Observer;
 use crate::walk::Example;

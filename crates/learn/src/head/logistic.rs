@@ -1,0 +1,282 @@
+//! Logistic regression: the softmax or sigmoid of scores, penalties on the squares of weights. It goes from strong penalties
+//! to weak ones, each beginning where the last ended, by L-BFGS (Liu and Nocedal, 1989) along coordinates that are scaled
+//! by how much they vary.
+
+use std::collections::VecDeque;
+
+use kernel::Cpu;
+use kernel::f32::{Post, matmul};
+use kernel::matmul::View;
+
+use super::unseen::{Unseen, joined, others};
+use super::{Fitted, Method, Problem, Truth};
+use crate::{Error, Result};
+
+/// Penalties on the squares of weights, features being of variance 1: 10 to these powers, halved, the strong ones first.
+const POWERS: std::ops::RangeInclusive<i32> = -2..=10;
+/// Steps that curvature is taken from.
+const MEMORY: usize = 10;
+/// Most steps for a penalty.
+const STEPS: usize = 100;
+/// A step that makes the loss smaller by a smaller part is the last.
+const ENOUGH: f64 = 1e-6;
+/// Penalties that are tried after the best.
+const BEYOND: usize = 2;
+
+fn penalty_at(power: i32) -> f64 {
+    10f64.powf(f64::from(-power) / 2.0)
+}
+
+pub(super) fn fit(problem: &Problem) -> Result<Fitted> {
+    let (rows, outputs) = (problem.rows(), problem.truth.outputs());
+    let folds = &problem.folds;
+    let mut paths: Vec<(Examples, Examples, Solver)> = folds
+        .iter()
+        .map(|fold| {
+            let seen = Examples::new(problem, &others(rows, fold));
+            (seen, Examples::new(problem, fold), Solver::new(problem.basis.size(), outputs))
+        })
+        .collect();
+    let mut best: Option<(f64, f64, Unseen)> = None;
+    let mut since = 0;
+    for penalty in POWERS.map(penalty_at) {
+        let mut scores: Vec<Vec<f32>> = vec![Vec::new(); folds.len()];
+        let mut both: Vec<_> = paths.iter_mut().zip(&mut scores).collect();
+        problem.cpu.pool().for_chunks_mut(&mut both, 1, |_, each| {
+            let ((seen, left_out, solver), scores) = &mut each[0];
+            solver.solve(problem, seen, penalty);
+            **scores = solver.scores(problem, left_out);
+        });
+        let unseen = joined(folds, scores, outputs);
+        let loss = unseen.clone().tempered_loss(problem.truth, &problem.masses);
+        if best.as_ref().is_none_or(|(least, ..)| loss < *least) {
+            best = Some((loss, penalty, unseen));
+            since = 0;
+        } else {
+            since += 1;
+        }
+        if since > BEYOND {
+            break;
+        }
+    }
+    drop(paths);
+    let Some((_, penalty, unseen)) = best.filter(|(loss, ..)| loss.is_finite()) else {
+        return Err(Error::input("logistic regression finds no finite weights"));
+    };
+    let all = Examples::new(problem, &(0..rows).collect::<Vec<_>>());
+    let mut solver = Solver::new(problem.basis.size(), outputs);
+    for each in POWERS.map(penalty_at).filter(|each| *each >= penalty) {
+        solver.solve(problem, &all, each);
+    }
+    let (weight, bias) = solver.weights();
+    Ok(Fitted { method: Method::Logistic, penalty: Some(penalty), head: problem.basis.head(&weight, &bias), unseen })
+}
+
+/// Coordinates and targets of some examples.
+struct Examples {
+    rows: usize,
+    coordinates: Vec<f32>,
+    targets: Vec<f32>,
+    masses: Vec<f64>,
+    total: f64,
+}
+
+impl Examples {
+    fn new(problem: &Problem, rows: &[usize]) -> Examples {
+        let masses: Vec<f64> = rows.iter().map(|&i| problem.masses[i]).collect();
+        Examples {
+            rows: rows.len(),
+            coordinates: problem.basis.select(rows),
+            targets: problem.truth.select(rows).targets(),
+            total: masses.iter().sum(),
+            masses,
+        }
+    }
+}
+
+/// Weights `[coordinates, outputs]` and, after them, biases `[outputs]`, on the way to the least loss.
+struct Solver {
+    size: usize,
+    outputs: usize,
+    at: Vec<f64>,
+}
+
+impl Solver {
+    fn new(size: usize, outputs: usize) -> Solver {
+        Solver { size, outputs, at: vec![0.0; (size + 1) * outputs] }
+    }
+
+    /// `[outputs, coordinates]` and `[outputs]`.
+    fn weights(&self) -> (Vec<f64>, Vec<f64>) {
+        let (size, outputs) = (self.size, self.outputs);
+        let weight = (0..outputs * size).map(|k| self.at[k % size * outputs + k / size]).collect();
+        (weight, self.at[size * outputs..].to_vec())
+    }
+
+    fn scores(&self, problem: &Problem, examples: &Examples) -> Vec<f32> {
+        scores(&self.at, self.size, self.outputs, examples, problem.cpu)
+    }
+
+    /// Goes on to the least loss at this penalty.
+    fn solve(&mut self, problem: &Problem, examples: &Examples, penalty: f64) {
+        let outputs = self.outputs;
+        // What a step along each coordinate is to be scaled by: the loss curves by at most a quarter of its variance.
+        let values = problem.basis.values.iter().copied().chain([1.0]);
+        let shape: Vec<f64> =
+            values.map(|v| 1.0 / (v / 4.0 + penalty)).flat_map(|s| std::iter::repeat_n(s, outputs)).collect();
+        let value = |at: &[f64]| loss(problem, examples, at, penalty);
+        let (mut here, mut gradient) = value(&self.at);
+        let mut memory: VecDeque<(Vec<f64>, Vec<f64>, f64)> = VecDeque::new();
+        for _ in 0..STEPS {
+            let step = direction(&gradient, &memory, &shape);
+            let slope = dot(&step, &gradient);
+            if slope >= 0.0 || !slope.is_finite() {
+                break;
+            }
+            // Halved until the loss falls by a part of what the slope promises.
+            let mut length = 1.0;
+            let found = loop {
+                let next: Vec<f64> = self.at.iter().zip(&step).map(|(x, s)| x + length * s).collect();
+                let (there, gradient) = value(&next);
+                if there <= here + 1e-4 * length * slope {
+                    break Some((next, there, gradient));
+                }
+                length /= 2.0;
+                if length < 1e-4 {
+                    break None;
+                }
+            };
+            let Some((next, there, next_gradient)) = found else { break };
+            let moved: Vec<f64> = next.iter().zip(&self.at).map(|(a, b)| a - b).collect();
+            let turned: Vec<f64> = next_gradient.iter().zip(&gradient).map(|(a, b)| a - b).collect();
+            let curve = dot(&moved, &turned);
+            if curve > 1e-12 {
+                memory.push_back((moved, turned, curve));
+                if memory.len() > MEMORY {
+                    memory.pop_front();
+                }
+            }
+            let done = here - there < ENOUGH * here.abs().max(1e-3);
+            (self.at, here, gradient) = (next, there, next_gradient);
+            if done {
+                break;
+            }
+        }
+    }
+}
+
+/// The way to go: minus the gradient, changed by the curvature that the last steps have met.
+fn direction(gradient: &[f64], memory: &VecDeque<(Vec<f64>, Vec<f64>, f64)>, shape: &[f64]) -> Vec<f64> {
+    let mut way: Vec<f64> = gradient.iter().map(|g| -g).collect();
+    let mut parts = Vec::with_capacity(memory.len());
+    for (moved, turned, curve) in memory.iter().rev() {
+        let part = dot(moved, &way) / curve;
+        way.iter_mut().zip(turned).for_each(|(w, t)| *w -= part * t);
+        parts.push(part);
+    }
+    let scale = memory.back().map_or(1.0, |(_, turned, curve)| {
+        curve / turned.iter().zip(shape).map(|(t, s)| t * t * s).sum::<f64>().max(f64::MIN_POSITIVE)
+    });
+    way.iter_mut().zip(shape).for_each(|(w, s)| *w *= s * scale);
+    for ((moved, turned, curve), part) in memory.iter().zip(parts.into_iter().rev()) {
+        let back = part - dot(turned, &way) / curve;
+        way.iter_mut().zip(moved).for_each(|(w, m)| *w += back * m);
+    }
+    way
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn scores(at: &[f64], size: usize, outputs: usize, examples: &Examples, cpu: &Cpu) -> Vec<f32> {
+    let weight: Vec<f32> = at[..size * outputs].iter().map(|&x| x as f32).collect();
+    let bias: Vec<f32> = at[size * outputs..].iter().map(|&x| x as f32).collect();
+    let mut scores = vec![0f32; examples.rows * outputs];
+    let z = View::new(&examples.coordinates, examples.rows, size);
+    let post = Post { bias: kernel::matmul::Bias::Col(&bias), ..Post::default() };
+    matmul(cpu, z, View::new(&weight, size, outputs), &mut scores, outputs, &post);
+    scores
+}
+
+/// The loss with its penalty, and its gradient.
+fn loss(problem: &Problem, examples: &Examples, at: &[f64], penalty: f64) -> (f64, Vec<f64>) {
+    let (size, outputs) = (problem.basis.size(), problem.truth.outputs());
+    let mut errors = scores(at, size, outputs, examples, problem.cpu);
+    let softmax = matches!(problem.truth, Truth::Classes { .. });
+    let mut total = 0.0;
+    let mut bias = vec![0f64; outputs];
+    let rows = errors.chunks_exact_mut(outputs).zip(examples.targets.chunks_exact(outputs));
+    for ((row, targets), mass) in rows.zip(&examples.masses) {
+        let mass = mass / examples.total;
+        let lost = if softmax { softmax_error(row, targets) } else { sigmoid_error(row, targets) };
+        total += mass * lost;
+        for (error, bias) in row.iter_mut().zip(&mut bias) {
+            *error *= mass as f32;
+            *bias += f64::from(*error);
+        }
+    }
+    let mut products = vec![0f32; size * outputs];
+    let z = View::new(&examples.coordinates, examples.rows, size);
+    matmul(
+        problem.cpu,
+        z.t(),
+        View::new(&errors, examples.rows, outputs),
+        &mut products,
+        outputs,
+        &Post::default(),
+    );
+    let weight = &at[..size * outputs];
+    total += penalty / 2.0 * dot(weight, weight);
+    let gradient = products.iter().zip(weight).map(|(&g, w)| f64::from(g) + penalty * w).chain(bias).collect();
+    (total, gradient)
+}
+
+/// Makes of scores what they are apart from the targets, as probabilities; gives the loss.
+fn softmax_error(row: &mut [f32], targets: &[f32]) -> f64 {
+    let most = row.iter().copied().fold(f32::MIN, f32::max);
+    let mut sum = 0f32;
+    let mut wanted = 0f32;
+    for (score, target) in row.iter_mut().zip(targets) {
+        wanted += target * (*score - most);
+        *score = (*score - most).exp();
+        sum += *score;
+    }
+    row.iter_mut().zip(targets).for_each(|(p, target)| *p = *p / sum - target);
+    f64::from(sum.ln() - wanted)
+}
+
+fn sigmoid_error(row: &mut [f32], targets: &[f32]) -> f64 {
+    let mut lost = 0.0;
+    for (score, target) in row.iter_mut().zip(targets) {
+        let s = if *target > 0.5 { *score } else { -*score };
+        lost += f64::from((-s.abs()).exp().ln_1p() + (-s).max(0.0));
+        *score = 1.0 / (1.0 + (-*score).exp()) - target;
+    }
+    lost
+}
+
+#[cfg(test)]
+pub(super) fn slopes_for_test(problem: &Problem, penalty: f64) -> (Vec<f64>, Vec<f64>) {
+    let all = Examples::new(problem, &(0..problem.rows()).collect::<Vec<_>>());
+    let mut random = crate::random::Random::new(9);
+    let solver = Solver::new(problem.basis.size(), problem.truth.outputs());
+    let at: Vec<f64> = solver.at.iter().map(|_| 0.3 * random.normal()).collect();
+    let slope = |k: usize| {
+        let moved = |by: f64| {
+            let mut at = at.clone();
+            at[k] += by;
+            loss(problem, &all, &at, penalty).0
+        };
+        (moved(1e-3) - moved(-1e-3)) / 2e-3
+    };
+    ((0..at.len()).map(slope).collect(), loss(problem, &all, &at, penalty).1)
+}
+
+#[cfg(test)]
+pub(super) fn greatest_slope_at_end_for_test(problem: &Problem, penalty: f64) -> f64 {
+    let all = Examples::new(problem, &(0..problem.rows()).collect::<Vec<_>>());
+    let mut solver = Solver::new(problem.basis.size(), problem.truth.outputs());
+    solver.solve(problem, &all, penalty);
+    loss(problem, &all, &solver.at, penalty).1.iter().fold(0.0, |most: f64, g| most.max(g.abs()))
+}

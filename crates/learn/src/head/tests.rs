@@ -1,0 +1,213 @@
+use super::*;
+use crate::linear::Cholesky;
+use crate::random::Random;
+
+fn cpu() -> Cpu {
+    Cpu::new(2).unwrap()
+}
+
+/// Examples of classes around means that lie `apart`, in coordinates of unequal spread.
+fn clouds(rows: usize, columns: usize, count: usize, apart: f64, seed: u64) -> (Features, Vec<usize>) {
+    let mut random = Random::new(seed);
+    let means: Vec<f64> = (0..count * columns).map(|_| apart * random.normal()).collect();
+    let of: Vec<usize> = (0..rows).map(|i| i % count).collect();
+    let mut values = Vec::new();
+    for class in &of {
+        let shared = random.normal();
+        for j in 0..columns {
+            let spread = 0.5 + j as f64 / columns as f64;
+            values.push((3.0 + means[class * columns + j] + spread * random.normal() + 0.7 * shared) as f32);
+        }
+    }
+    (Features::new(columns, values).unwrap(), of)
+}
+
+fn right(scores: &[f32], of: &[usize], count: usize) -> f64 {
+    let best = |row: &[f32]| (0..count).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
+    let right = scores.chunks(count).zip(of).filter(|(row, class)| best(row) == **class).count();
+    right as f64 / of.len() as f64
+}
+
+/// Weights on the coordinates and a bias that is not penalised, by the normal equations, without example `out`.
+fn least_squares(problem: &Problem, out: usize, penalty: f64) -> Vec<Vec<f64>> {
+    let (size, outputs) = (problem.basis.size(), problem.truth.outputs());
+    let n = size + 1;
+    let targets = problem.truth.targets();
+    let mut matrix = vec![0f64; n * n];
+    let mut rows = vec![0f64; outputs * n];
+    for i in (0..problem.rows()).filter(|&i| i != out) {
+        let z: Vec<f64> = problem.basis.row(i).iter().map(|&z| f64::from(z)).chain([1.0]).collect();
+        for a in 0..n {
+            for b in 0..n {
+                matrix[a * n + b] += problem.masses[i] * z[a] * z[b];
+            }
+            for k in 0..outputs {
+                rows[k * n + a] += problem.masses[i] * z[a] * f64::from(targets[i * outputs + k]);
+            }
+        }
+    }
+    (0..size).for_each(|j| matrix[j * n + j] += penalty * problem.rows() as f64);
+    Cholesky::new(&matrix, n).unwrap().solve(&mut rows);
+    rows.chunks(n).map(<[f64]>::to_vec).collect()
+}
+
+#[test]
+fn leave_one_out_errors_are_those_of_leaving_out() {
+    let cpu = cpu();
+    // More examples than features, and fewer.
+    for (rows, columns) in [(40, 6), (14, 30)] {
+        let (features, mut of) = clouds(rows, columns, 2, 0.3, 1);
+        of[3] = 0;
+        let truth = Truth::Classes { of, count: 2 };
+        let problem = Problem::new(&features, &truth, true, 0, &cpu).unwrap();
+        let ridge = ridge::fit(&problem).unwrap();
+        let penalty = ridge.penalty.unwrap();
+        for i in [0, 3, rows - 1] {
+            let weights = least_squares(&problem, i, penalty);
+            for (k, weights) in weights.iter().enumerate() {
+                let z = problem.basis.row(i).iter().map(|&z| f64::from(z)).chain([1.0]);
+                let want: f64 = z.zip(weights).map(|(z, w)| z * w).sum();
+                let found = f64::from(ridge.unseen.scores[2 * i + k]);
+                assert!((found - want).abs() < 2e-4, "{rows} {i}: {found} {want}");
+            }
+        }
+        // The head is that of all examples, in the features' own terms.
+        let weights = least_squares(&problem, rows, penalty);
+        let scores = ridge.head.scores(&cpu, &features);
+        for i in 0..rows {
+            let z = problem.basis.row(i).iter().map(|&z| f64::from(z)).chain([1.0]);
+            let want: f64 = z.zip(&weights[0]).map(|(z, w)| z * w).sum();
+            assert!((f64::from(scores[2 * i]) - want).abs() < 2e-4);
+        }
+    }
+}
+
+#[test]
+fn the_gradient_is_the_slope_and_vanishes_at_the_end() {
+    let cpu = cpu();
+    let (features, of) = clouds(60, 5, 3, 0.5, 2);
+    let labels: Vec<bool> = of.iter().flat_map(|&class| [class == 0, class < 2, class == 2]).collect();
+    for truth in [Truth::Classes { of, count: 3 }, Truth::Labels { of: labels, count: 3 }] {
+        let problem = Problem::new(&features, &truth, false, 0, &cpu).unwrap();
+        let (slopes, gradient) = logistic::slopes_for_test(&problem, 0.01);
+        for (slope, gradient) in slopes.iter().zip(&gradient) {
+            assert!((slope - gradient).abs() < 1e-3, "{slope} {gradient}");
+        }
+        let most = logistic::greatest_slope_at_end_for_test(&problem, 0.01);
+        assert!(most < 1e-3, "{most}");
+    }
+}
+
+#[test]
+fn every_method_tells_clouds_apart_and_says_how_well() {
+    let cpu = cpu();
+    let (features, of) = clouds(300, 12, 3, 0.8, 3);
+    let (seen, unseen): (Vec<usize>, Vec<usize>) = (0..300).partition(|i| i % 2 == 0);
+    let truth = Truth::Classes { of, count: 3 };
+    let (train, test) = (truth.select(&seen), truth.select(&unseen));
+    let problem_features = features.select(&seen);
+    let problem = Problem::new(&problem_features, &train, false, 0, &cpu).unwrap();
+    let Truth::Classes { of: test, .. } = test else { unreachable!() };
+    let Truth::Classes { of: train_of, .. } = &train else { unreachable!() };
+    for method in Method::ALL {
+        let fitted = problem.fit(method).unwrap();
+        let scores = fitted.head.scores(&cpu, &features.select(&unseen));
+        let (said, true_share) = (right(&fitted.unseen.scores, train_of, 3), right(&scores, &test, 3));
+        assert!(true_share > 0.9, "{method}: {true_share}");
+        assert!((said - true_share).abs() < 0.08, "{method} says {said}, it is {true_share}");
+        // Probabilities are neither too sharp nor too flat.
+        let loss = problem.loss(&fitted);
+        assert!(loss < 0.3, "{method}: {loss}");
+    }
+    let best = problem.best(&Method::ALL).unwrap();
+    assert_eq!(best.len(), 4);
+    assert!(problem.loss(&best[0]) <= problem.loss(&best[3]));
+}
+
+#[test]
+fn means_leave_their_own_example_out() {
+    let cpu = cpu();
+    let (features, of) = clouds(9, 4, 3, 1.0, 4);
+    let truth = Truth::Classes { of: of.clone(), count: 3 };
+    let problem = Problem::new(&features, &truth, false, 0, &cpu).unwrap();
+    let fitted = centroid::fit(&problem).unwrap();
+    let size = problem.basis.size();
+    for i in 0..9 {
+        for class in 0..3 {
+            let members: Vec<usize> = (0..9).filter(|&k| of[k] == class && k != i).collect();
+            let mean = |j| {
+                let sum: f64 = members.iter().map(|&k| f64::from(problem.basis.row(k)[j])).sum();
+                sum / members.len() as f64
+            };
+            let want: f64 =
+                (0..size).map(|j| f64::from(problem.basis.row(i)[j]) * mean(j) - mean(j).powi(2) / 2.0).sum();
+            assert!((f64::from(fitted.unseen.scores[3 * i + class]) - want).abs() < 1e-4);
+        }
+    }
+}
+
+#[test]
+fn numbers_are_learnt_from_numbers() {
+    let cpu = cpu();
+    let (features, _) = clouds(80, 5, 2, 0.1, 5);
+    let numbers: Vec<f64> =
+        (0..80).map(|i| 2.0 * f64::from(features.row(i)[1]) - f64::from(features.row(i)[4]) + 7.0).collect();
+    let truth = Truth::Numbers(numbers.clone());
+    let problem = Problem::new(&features, &truth, false, 0, &cpu).unwrap();
+    let fitted = problem.fit(Method::Ridge).unwrap();
+    for (found, want) in fitted.head.scores(&cpu, &features).iter().zip(&numbers) {
+        assert!((f64::from(*found) - want).abs() < 1e-2);
+    }
+    assert!(problem.fit(Method::Discriminant).unwrap_err().to_string().contains("ridge do"));
+}
+
+#[test]
+fn rare_classes_count_as_much_when_balanced() {
+    let cpu = cpu();
+    let (all, of) = clouds(600, 6, 2, 0.25, 6);
+    let rows: Vec<usize> = (0..600).filter(|i| of[*i] == 0 || i % 20 == 1).collect();
+    let (features, of) = (all.select(&rows), rows.iter().map(|&i| of[i]).collect::<Vec<_>>());
+    let truth = Truth::Classes { of: of.clone(), count: 2 };
+    let recall = |balanced, method| {
+        let problem = Problem::new(&features, &truth, balanced, 0, &cpu).unwrap();
+        let scores = problem.fit(method).unwrap().unseen.scores;
+        let rare: Vec<usize> = (0..of.len()).filter(|&i| of[i] == 1).collect();
+        rare.iter().filter(|&&i| scores[2 * i + 1] > scores[2 * i]).count() as f64 / rare.len() as f64
+    };
+    for method in [Method::Ridge, Method::Discriminant, Method::Logistic] {
+        let (plain, balanced) = (recall(false, method), recall(true, method));
+        assert!(balanced > plain + 0.1, "{method}: {plain} {balanced}");
+    }
+}
+
+#[test]
+fn threads_change_nothing() {
+    let (features, of) = clouds(200, 10, 3, 0.4, 7);
+    let truth = Truth::Classes { of, count: 3 };
+    let heads = [1, 2].map(|threads| {
+        let cpu = Cpu::new(threads).unwrap();
+        let problem = Problem::new(&features, &truth, false, 0, &cpu).unwrap();
+        Method::ALL.map(|method| problem.fit(method).unwrap().head)
+    });
+    assert_eq!(heads[0], heads[1]);
+}
+
+#[test]
+fn what_cannot_be_learnt_is_said() {
+    let cpu = cpu();
+    let (features, of) = clouds(10, 3, 2, 1.0, 8);
+    let fails = |truth: Truth| Problem::new(&features, &truth, false, 0, &cpu).err().unwrap().to_string();
+    assert!(fails(Truth::Classes { of: vec![1; 10], count: 2 }).contains("all 10 examples are of class 1"));
+    assert!(fails(Truth::Classes { of: of.clone(), count: 3 }).contains("class 2 of 3"));
+    assert!(fails(Truth::Classes { of: of.clone(), count: 1 }).contains("class 1 of 1"));
+    assert!(fails(Truth::Classes { of: of[..4].to_vec(), count: 2 }).contains("4 answers for 10"));
+    assert!(fails(Truth::Labels { of: [true, false].repeat(10), count: 2 }).contains("label 0 of 2 holds for each"));
+    assert!(fails(Truth::Numbers([vec![1.0; 9], vec![f64::NAN]].concat())).contains("example 9 is NaN"));
+    assert!(fails(Truth::Numbers(vec![1.0; 10])).contains("is 1"));
+    let same = Features::new(3, vec![1.0; 30]).unwrap();
+    let truth = Truth::Classes { of, count: 2 };
+    assert!(Problem::new(&same, &truth, false, 0, &cpu).err().unwrap().to_string().contains("the same"));
+    assert!(Features::new(3, vec![1.0; 8]).is_err());
+    let nan = Features::new(2, vec![1.0, 2.0, 3.0, f32::NAN]).unwrap_err().to_string();
+    assert!(nan.contains("feature 1 of example 1"), "{nan}");
+}

@@ -1,0 +1,157 @@
+//! How heads do on examples that they have not seen: who is left out when, what is lost there, and how sharp scores may be.
+
+use super::Truth;
+use crate::random::Random;
+
+/// Up to so many examples, one part in ten is left out at a time.
+const FEW: usize = 1_000;
+/// With more examples than this, one part in five is left out, once.
+const MANY: usize = 20_000;
+/// The least probability that an answer is taken to have.
+const FLOOR: f64 = 1e-7;
+
+/// Scores of examples by heads that have not seen them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unseen {
+    /// Which examples.
+    pub rows: Vec<usize>,
+    /// Scores of each.
+    pub outputs: usize,
+    /// Their scores, row by row.
+    pub scores: Vec<f32>,
+}
+
+impl Unseen {
+    /// What it holds of these examples, which are all among its own; both in ascending order.
+    pub(super) fn on(&self, rows: &[usize]) -> Unseen {
+        if rows.len() == self.rows.len() {
+            return self.clone();
+        }
+        let at = rows.iter().filter_map(|row| self.rows.binary_search(row).ok());
+        let scores = at.flat_map(|i| &self.scores[i * self.outputs..][..self.outputs]).copied().collect();
+        Unseen { rows: rows.to_vec(), outputs: self.outputs, scores }
+    }
+
+    /// The mean loss, each example counting as much as its mass: [`log_loss`], or the squared error of numbers.
+    pub(super) fn loss(&self, truth: &Truth, masses: &[f64]) -> f64 {
+        self.loss_at(truth, masses, 1.0)
+    }
+
+    fn loss_at(&self, truth: &Truth, masses: &[f64], sharper: f64) -> f64 {
+        let mut total = (0f64, 0f64);
+        let mut scaled = vec![0f64; self.outputs];
+        for (&row, scores) in self.rows.iter().zip(self.scores.chunks_exact(self.outputs)) {
+            scaled.iter_mut().zip(scores).for_each(|(scaled, &s)| *scaled = f64::from(s) * sharper);
+            total.0 += masses[row] * log_loss(truth, row, &scaled);
+            total.1 += masses[row];
+        }
+        total.0 / total.1
+    }
+
+    /// Scales the scores so that the probabilities they stand for fit best; gives the factor (temperature scaling; Guo et
+    /// al., 2017). Numbers stay as they are.
+    pub(super) fn temper(&mut self, truth: &Truth, masses: &[f64]) -> f64 {
+        if matches!(truth, Truth::Numbers(_)) {
+            return 1.0;
+        }
+        // The loss has one minimum along the factor: golden section on its logarithm.
+        let ratio = (5f64.sqrt() - 1.0) / 2.0;
+        let (mut low, mut high) = (1e-4f64.ln(), 1e4f64.ln());
+        let loss = |at: f64| self.loss_at(truth, masses, at.exp());
+        let (mut a, mut b) = (high - ratio * (high - low), low + ratio * (high - low));
+        let (mut at_a, mut at_b) = (loss(a), loss(b));
+        while high - low > 0.02 {
+            if at_a <= at_b {
+                (high, b, at_b) = (b, a, at_a);
+                a = high - ratio * (high - low);
+                at_a = loss(a);
+            } else {
+                (low, a, at_a) = (a, b, at_b);
+                b = low + ratio * (high - low);
+                at_b = loss(b);
+            }
+        }
+        let factor = ((low + high) / 2.0).exp();
+        self.scores.iter_mut().for_each(|s| *s = (f64::from(*s) * factor) as f32);
+        factor
+    }
+
+    /// The loss once scores are as sharp as they may be.
+    pub(super) fn tempered_loss(mut self, truth: &Truth, masses: &[f64]) -> f64 {
+        self.temper(truth, masses);
+        self.loss(truth, masses)
+    }
+}
+
+/// The loss of an example's scores: minus the logarithm of the probability that they give to its class, or to all of its
+/// labels; of a number, the squared error.
+pub fn log_loss(truth: &Truth, row: usize, scores: &[f64]) -> f64 {
+    match truth {
+        Truth::Classes { of, .. } => {
+            let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = scores.iter().map(|s| (s - most).exp()).sum();
+            -((scores[of[row]] - most).exp() / sum).max(FLOOR).ln()
+        }
+        Truth::Labels { of, count } => {
+            let each = scores.iter().zip(&of[row * count..][..*count]);
+            let lost = each.map(|(s, holds)| {
+                let s = if *holds { *s } else { -s };
+                -(1.0 / (1.0 + (-s).exp())).max(FLOOR).ln()
+            });
+            lost.sum()
+        }
+        Truth::Numbers(of) => (scores[0] - of[row]).powi(2),
+    }
+}
+
+/// Examples that are left out together, in ascending order; classes are dealt out evenly.
+pub(super) fn folds(truth: &Truth, seed: u64) -> Vec<Vec<usize>> {
+    let rows = truth.rows();
+    let (parts, used) = match rows {
+        0..=FEW => (10.min(rows), 10),
+        _ if rows <= MANY => (5, 5),
+        _ => (5, 1),
+    };
+    let mut random = Random::new(seed);
+    let groups: Vec<Vec<usize>> = match truth {
+        Truth::Classes { of, count } => {
+            let mut groups = vec![Vec::new(); *count];
+            of.iter().enumerate().for_each(|(i, &class)| groups[class].push(i));
+            groups
+        }
+        _ => vec![(0..rows).collect()],
+    };
+    let mut folds = vec![Vec::new(); parts];
+    let mut next = 0;
+    for mut group in groups {
+        random.shuffle(&mut group);
+        for row in group {
+            folds[next % parts].push(row);
+            next += 1;
+        }
+    }
+    folds.iter_mut().for_each(|fold| fold.sort_unstable());
+    folds.truncate(used);
+    folds
+}
+
+/// Puts the scores of folds in the order of examples.
+pub(super) fn joined(folds: &[Vec<usize>], scores: Vec<Vec<f32>>, outputs: usize) -> Unseen {
+    let mut all: Vec<(usize, &[f32])> = folds
+        .iter()
+        .zip(&scores)
+        .flat_map(|(rows, scores)| rows.iter().copied().zip(scores.chunks_exact(outputs)))
+        .collect();
+    all.sort_unstable_by_key(|(row, _)| *row);
+    Unseen {
+        rows: all.iter().map(|(row, _)| *row).collect(),
+        outputs,
+        scores: all.iter().flat_map(|(_, scores)| scores.iter().copied()).collect(),
+    }
+}
+
+/// The examples that are not left out with this fold.
+pub(super) fn others(rows: usize, fold: &[usize]) -> Vec<usize> {
+    let mut out = fold.iter().peekable();
+    (0..rows).filter(|row| out.next_if_eq(&row).is_none()).collect()
+}
