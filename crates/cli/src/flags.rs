@@ -144,12 +144,17 @@ pub struct Columns {
 impl Columns {
     /// The same as options of the reader. The model's names of the classes put folders in its order.
     pub fn options(&self, model: &Model) -> data::Options {
+        self.with_classes(model.classes())
+    }
+
+    /// The same as options of the reader, with names of the classes in their order.
+    pub fn with_classes(&self, classes: Option<Vec<String>>) -> data::Options {
         data::Options {
             text: self.text_column.clone(),
             text_b: self.text_b_column.clone(),
             label: self.label_column.clone(),
             score: self.score_column.clone(),
-            classes: model.classes(),
+            classes,
             ..Default::default()
         }
     }

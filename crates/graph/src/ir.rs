@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::{Error, Fact, Op, Result, Tensor};
+use crate::op::Reader;
+use crate::{Attrs, Error, Fact, Op, Result, Tensor};
 
 /// A model: a graph and what belongs to the whole.
 #[derive(Clone, Debug, Default)]
@@ -397,6 +398,23 @@ impl Graph {
         let node = Node::new(Arc::new(op), inputs.iter().copied().map(Some).collect());
         let (_, outputs) = self.add_with_outputs(like, node, 1, None)?;
         Ok(outputs[0])
+    }
+
+    /// Adds ONNX's own operator of this name and version after all others; its one output gets a name like this one.
+    ///
+    /// # Errors
+    /// When there is no such operator, or the attributes or inputs do not fit it.
+    pub fn append(
+        &mut self,
+        like: &str,
+        kind: &str,
+        version: i64,
+        attrs: &Attrs,
+        inputs: &[ValueId],
+    ) -> Result<ValueId> {
+        let reader = Reader { attrs, version, inputs: inputs.len(), outputs: 1 };
+        let node = Node::new(crate::ops::read("", kind, &reader)?, inputs.iter().copied().map(Some).collect());
+        Ok(self.add_with_outputs(like, node, 1, None)?.1[0])
     }
 
     /// Adds a node with `count` new outputs named like this, at the end or before another node.

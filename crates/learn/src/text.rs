@@ -83,6 +83,15 @@ impl Tokenizer {
         Ok(Tokenizer { inner, pad: pad.into(), pad_type: pad_type.into(), pad_left })
     }
 
+    /// All that it does, as text: the same for two that give the same tokens.
+    ///
+    /// # Errors
+    /// When it cannot be written as JSON.
+    pub fn describe(&self) -> Result<String> {
+        let text = self.inner.to_string(false);
+        text.map_err(|e| Error::input(format!("the tokenizer cannot be written as JSON: {e}")))
+    }
+
     /// Number of tokens in the vocabulary, the added ones included.
     pub fn vocabulary(&self) -> usize {
         self.inner.get_vocab_size(true)

@@ -26,6 +26,8 @@ pub struct Eval {
     pub metric: &'static str,
     /// The metric.
     pub value: Number,
+    /// The mean of F1 over the classes, for [`Task::Classify`].
+    pub macro_f1: Option<Number>,
     /// What became of each class, for [`Task::Classify`].
     pub classes: Vec<Class>,
     /// Time that all examples took, with reading them.
@@ -174,30 +176,52 @@ pub fn eval(answerer: &Answerer, data: &dyn Dataset, mut progress: impl FnMut(us
         progress(done);
         Ok(())
     })?;
-    let (metric, value) = judged.metric()?;
-    let names = data.classes();
-    let classes = match &judged {
-        Judged::Scores(..) => Vec::new(),
-        Judged::Classes(answers, truths) => score::by_class(answers, truths)
-            .into_iter()
-            .filter(|(_, count)| count.truth > 0)
-            .map(|(class, count)| Class {
-                class,
-                name: names.and_then(|n| n.get(class)).cloned(),
-                examples: count.truth,
-                recall: percent(score::wilson(count.right, count.truth)),
-            })
-            .collect(),
-    };
-    Ok(Eval {
-        task: answerer.task(),
-        data: data.describe(),
-        examples: data.len(),
-        metric,
-        value,
-        classes,
-        time: Number::measured(start.elapsed().as_secs_f64(), "s"),
-    })
+    let seconds = start.elapsed().as_secs_f64();
+    Eval::of(answerer.task(), &judged, data, data.classes(), seconds)
+}
+
+impl Eval {
+    /// What came of answers that were judged: those to `data`, or some of them.
+    ///
+    /// # Errors
+    /// When there are too few examples.
+    pub(crate) fn of(
+        task: Task,
+        judged: &Judged,
+        data: &dyn Dataset,
+        names: Option<&[String]>,
+        seconds: f64,
+    ) -> Result<Eval> {
+        let (metric, value) = judged.metric()?;
+        let (classes, macro_f1) = match judged {
+            Judged::Scores(..) => (Vec::new(), None),
+            Judged::Classes(answers, truths) => {
+                let classes = score::by_class(answers, truths).into_iter().filter(|(_, count)| count.truth > 0);
+                let class = |(class, count): (usize, score::ClassCount)| Class {
+                    class,
+                    name: names.and_then(|n| n.get(class)).cloned(),
+                    examples: count.truth,
+                    recall: percent(score::wilson(count.right, count.truth)),
+                };
+                let f1 = score::with_interval(score::macro_f1, answers, truths, SEED)?;
+                (classes.map(class).collect(), Some(percent(f1)))
+            }
+        };
+        let examples = match judged {
+            Judged::Classes(answers, _) => answers.len(),
+            Judged::Scores(answers, _) => answers.len(),
+        };
+        Ok(Eval {
+            task,
+            data: data.describe(),
+            examples,
+            metric,
+            value,
+            macro_f1,
+            classes,
+            time: Number::measured(seconds, "s"),
+        })
+    }
 }
 
 /// What an example is called in reports.

@@ -26,6 +26,7 @@ pub mod runner;
 pub mod shapes;
 pub mod shrink;
 pub mod storage;
+pub mod teach;
 mod thumbnail;
 pub mod verify;
 
@@ -33,7 +34,7 @@ pub use error::{Error, Result};
 pub use format::pack;
 pub use graph::{DType, Datum, Dim, Fact, Tensor};
 pub use kernel::Cpu;
-pub use learn::{data, image, text};
+pub use learn::{data, head, image, text};
 pub use model::Model;
 pub use runner::Runner;
 

@@ -155,6 +155,22 @@ impl Model {
         }
     }
 
+    /// Puts a copy of the model's tokenizer where a model that is saved to `path` finds it; gives where. Nothing is done when
+    /// there is none, or when a tokenizer is there already.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn save_tokenizer(&self, path: &Path) -> Result<Option<PathBuf>> {
+        let there = path.with_file_name("tokenizer.json");
+        match &self.tokenizer {
+            Some(tokenizer) if !there.exists() => {
+                crate::write_file(&there, tokenizer.describe()?.as_bytes())?;
+                Ok(Some(there))
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// Takes what this model lacks from another one: the tokenizer, the preprocessing.
     pub fn take_from(&mut self, other: &Model) {
         if self.tokenizer.is_none() {

@@ -18,6 +18,7 @@ mod plan;
 mod quantize;
 mod run;
 mod shrink;
+mod teach;
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -30,6 +31,7 @@ pub enum Command {
     Convert(convert::Convert),
     Ops(ops::Ops),
     Shrink(shrink::Shrink),
+    Teach(teach::Teach),
     Plan(plan::Plan),
     Apply(apply::Apply),
     Quantize(quantize::Quantize),
@@ -51,6 +53,7 @@ impl Command {
             Command::Convert(command) => command.run(common),
             Command::Ops(command) => command.run(common),
             Command::Shrink(command) => command.run(common),
+            Command::Teach(command) => command.run(common),
             Command::Plan(command) => command.run(common),
             Command::Apply(command) => command.run(common),
             Command::Quantize(command) => command.run(common),

@@ -1,7 +1,6 @@
 //! Losses, as nodes of the graph whose outputs they judge.
 
-use graph::op::Reader;
-use graph::{Attrs, Dim, Error, Graph, Node, Tensor, ValueId};
+use graph::{Attrs, Dim, Error, Graph, Tensor, ValueId};
 use serde::{Deserialize, Serialize};
 
 /// How far an output is from its target; one number, the mean over the examples.
@@ -93,10 +92,7 @@ fn constant(graph: &mut Graph, value: f32) -> ValueId {
 }
 
 fn node(graph: &mut Graph, name: &str, attrs: Attrs, inputs: &[ValueId]) -> graph::Result<ValueId> {
-    let reader = Reader { attrs: &attrs, version: 13, inputs: inputs.len(), outputs: 1 };
-    let op = graph::ops::read("", name, &reader)?;
-    let node = Node::new(op, inputs.iter().copied().map(Some).collect());
-    Ok(graph.add_with_outputs("loss", node, 1, None)?.1[0])
+    graph.append("loss", name, 13, &attrs, inputs)
 }
 
 fn whole(graph: &mut Graph, name: &str, value: ValueId) -> graph::Result<ValueId> {

@@ -1,9 +1,8 @@
 //! The values between a model's blocks, in which a model that is tuned is to be near to the original as well as in its
 //! answers. (Romero et al., *FitNets: hints for thin deep nets*, 2015.)
 
-use graph::op::Reader;
 use graph::run::Session;
-use graph::{Attrs, DType, Graph, Node, Tensor, ValueId};
+use graph::{Attrs, DType, Graph, Tensor, ValueId};
 use kernel::Cpu;
 use learn::fit::Inputs;
 
@@ -25,10 +24,7 @@ impl Hint {
         let Some((axis, keep)) = &self.keep else { return Ok(self.original) };
         let keep = original.add_constant("hint", Tensor::new(&[keep.len()], keep)?);
         let attrs = Attrs::new().int("axis", *axis as i64);
-        let op =
-            graph::ops::read("", "Gather", &Reader { attrs: &attrs, version: 13, inputs: 2, outputs: 1 })?;
-        let node = Node::new(op, vec![Some(self.original), Some(keep)]);
-        Ok(original.add_with_outputs("hint", node, 1, None)?.1[0])
+        Ok(original.append("hint", "Gather", 13, &attrs, &[self.original, keep])?)
     }
 }
 

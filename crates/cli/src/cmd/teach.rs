@@ -1,0 +1,147 @@
+//! `lessen teach`: a trained model learns a new task from little data.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use lessen::data;
+use lessen::eval::Eval;
+use lessen::head::Method;
+use lessen::teach::{Report, Request, teach};
+
+use super::{Done, table};
+use crate::flags::{Columns, Common, Opening};
+
+/// Teach a trained model a new task: what it makes of the examples is used again, and only its last layer is new.
+#[derive(Debug, Args)]
+#[command(after_help = "The data are texts or images with a class or a number each. Heads of several kinds are fitted to what the model
+makes of them, and the one that does best on examples it has not seen is taken: ridge, discriminant,
+logistic and centroid. The new model answers with logits and probabilities, or with a score.
+
+Examples:
+  lessen teach minilm/ --data reviews.csv -o reviews.onnx
+  lessen teach mobilenet.onnx --data photos/ --test others/ --balanced -o photos.onnx
+  lessen teach minilm/ --data tweets.csv --text-column tweet --label-column class --head ridge -o tweets.onnx")]
+pub struct Teach {
+    /// The model: an ONNX file, or a folder with config.json and model.safetensors.
+    model: PathBuf,
+    /// The examples to learn from: a folder of images by class, .npz, CSV/TSV/JSONL (perhaps .gz), or IDX.
+    #[arg(long, value_name = "PATH")]
+    data: PathBuf,
+    /// Other examples, to judge the new model by.
+    #[arg(long, value_name = "PATH")]
+    test: Option<PathBuf>,
+    /// The file to write. A tokenizer goes beside, unless one is there.
+    #[arg(short, long, value_name = "PATH")]
+    output: PathBuf,
+    /// How the head is fitted: ridge, discriminant, logistic or centroid [default: what does best].
+    #[arg(long, value_name = "METHOD", value_parser = Method::from_str)]
+    head: Vec<Method>,
+    /// The node or value of the model that makes the features [default: what its last weights read, or the vector of a text].
+    #[arg(long, value_name = "NAME")]
+    features: Option<String>,
+    /// Let each class count the same, however many examples it has.
+    #[arg(long)]
+    balanced: bool,
+    /// Keep features in this folder, and take them from there the next time.
+    #[arg(long, value_name = "FOLDER")]
+    cache: Option<PathBuf>,
+    /// Most examples at once, where the model leaves that open.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    batch: usize,
+    #[command(flatten)]
+    columns: Columns,
+    #[command(flatten)]
+    opening: Opening,
+}
+
+impl Teach {
+    pub fn run(self, common: &Common) -> Result<Done> {
+        let model = self.opening.open(&self.model)?;
+        let data = data::open(&self.data, &self.columns.with_classes(None)).context("the data cannot be used")?;
+        let classes = data.classes().map(<[String]>::to_vec);
+        let open = |path| data::open(path, &self.columns.with_classes(classes));
+        let test = self.test.as_deref().map(open).transpose().context("the data of --test cannot be used")?;
+        let methods = if self.head.is_empty() { Method::ALL.to_vec() } else { self.head };
+        let spinner = common.spinner();
+        spinner.set_message("features, then heads");
+        let request = Request {
+            data: data.as_ref(),
+            data_path: Some(&self.data),
+            test: test.as_deref(),
+            features: self.features.as_deref(),
+            methods: &methods,
+            balanced: self.balanced,
+            feed: lessen::feed::Options { batch: self.batch, ..Default::default() },
+            cache: self.cache.as_deref(),
+        };
+        let (taught, report) = teach(&model, &request, &common.cpu()?)?;
+        taught.save(&self.output).context("the model cannot be written")?;
+        taught.save_tokenizer(&self.output).context("the tokenizer cannot be written beside the model")?;
+        spinner.finish_and_clear();
+        if report.leaked > 0 && !common.quiet {
+            eprintln!(
+                "warning: {} examples of --test are among those of --data: what it says of the model is too good",
+                report.leaked
+            );
+        }
+        Done::new(format!("{} -> {}\n{}", self.model.display(), self.output.display(), told(&report)), &report)
+    }
+}
+
+fn told(report: &Report) -> String {
+    let cached = if report.cached { ", kept from before" } else { "" };
+    let mut text = format!(
+        "{}\n{} examples, {} features of {:?} ({:.1}{cached}), heads {:.1}\n",
+        report.data, report.examples, report.features, report.node, report.feature_time, report.head_time
+    );
+    if !report.skipped.is_empty() {
+        text += &format!("{} examples could not be read and were left out:\n", report.skipped.len());
+        const MOST: usize = 5;
+        report.skipped.iter().take(MOST).for_each(|s| text += &format!("  {}: {}\n", s.example, s.why));
+        if report.skipped.len() > MOST {
+            text += &format!("  .. and {} more; see --json\n", report.skipped.len() - MOST);
+        }
+    }
+    let digits = if report.unseen.value.unit == "%" { 2 } else { 4 };
+    let mut rows = vec![["head", "penalty", "loss", report.unseen.metric].map(str::to_owned).to_vec()];
+    for head in &report.heads {
+        let penalty = head.penalty.map_or_else(String::new, |p| format!("{p:.1e}"));
+        rows.push(vec![
+            head.method.to_string(),
+            penalty,
+            format!("{:.4}", head.loss),
+            format!("{:.digits$}", head.value),
+        ]);
+    }
+    text += &format!("on examples that a head has not seen (intervals are of 95 %):\n{}", table(&rows));
+    text += &told_eval("the first head, on them", &report.unseen);
+    if let Some(test) = &report.test {
+        text += &told_eval("the new model, on --test", test);
+    }
+    text
+}
+
+fn told_eval(what: &str, eval: &Eval) -> String {
+    let digits = if eval.value.unit == "%" { 2 } else { 4 };
+    let mut text = format!("{what}: {} {:.digits$}, {} examples", eval.metric, eval.value, eval.examples);
+    if let Some(f1) = &eval.macro_f1 {
+        text += &format!(", macro F1 {f1:.2}");
+    }
+    text += "\n";
+    const MOST: usize = 20;
+    let rows: Vec<Vec<String>> = eval
+        .classes
+        .iter()
+        .take(MOST)
+        .map(|c| {
+            let name = c.name.clone().unwrap_or_else(|| format!("class {}", c.class));
+            vec![name, c.examples.to_string(), c.recall.to_string()]
+        })
+        .collect();
+    if !rows.is_empty() {
+        text += &table(&rows);
+    }
+    text
+}
