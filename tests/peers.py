@@ -160,6 +160,102 @@ def spearman(a, b):
     return float(np.corrcoef(ranks(np.asarray(a)), ranks(np.asarray(b)))[0, 1])
 
 
+def outputs_of_texts(path, texts, output):
+    """What MiniLM, or a model made of it, answers to each text in onnxruntime, with the Python package tokenizers."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(MINILM / "tokenizer.json"))
+    tokenizer.enable_truncation(256)
+    tokenizer.no_padding()
+    model, answers = session(path), {}
+    texts = sorted(set(texts), key=lambda t: (len(t), t))
+    for i in range(0, len(texts), 32):
+        codes = tokenizer.encode_batch(texts[i:i + 32])
+        width = max(len(c.ids) for c in codes)
+        pad = lambda ids: np.array([v + [0] * (width - len(v)) for v in ids], np.int64)
+        ids, mask = pad([c.ids for c in codes]), pad([c.attention_mask for c in codes])
+        feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        answers.update(zip(texts[i:i + 32], model.run([output], feeds)[0]))
+    return answers
+
+
+def sentences():
+    data = SHARED / "data/stsb/stsb-en-test.csv.gz"
+    float_onnx = work / "minilm.onnx"
+
+    def tokens():
+        rng = np.random.default_rng(3)
+        ids = rng.integers(1000, 20000, (3, 24)).astype(np.int64)
+        mask = np.ones((3, 24), np.int64)
+        mask[1, 15:] = 0
+        return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros((3, 24), np.int64)}
+
+    def convert():
+        lessen("convert", MINILM, float_onnx)
+        onnx.checker.check_model(str(float_onnx), full_check=True)
+        return same_outputs(MINILM, tokens(), float_onnx)
+
+    def quality(model, want, *more):
+        value = lessen("eval", model, "--data", data, *more)["value"]["value"]
+        assert abs(value - want) < 6e-5, f"Spearman {value}, expected {want}"
+        return f"Spearman {value:.4f}"
+
+    def int8():
+        small = work / "minilm-int8.onnx"
+        receipt = lessen("shrink", MINILM, "--data", data, "-o", small, "--lose", "0.5", "--smaller", "3.5")
+        onnx.checker.check_model(str(small), full_check=True)
+        value = lessen("eval", small, "--data", data, "--tokenizer", MINILM)["value"]["value"]
+        assert 0.8203 - value <= 0.005, f"Spearman {value}"
+        got, want = both(small, tokens())
+        apart = np.abs(got["sentence_embedding"] - want["sentence_embedding"]).max()
+        assert apart < 0.02, f"embeddings of lessen and onnxruntime differ by {apart}"
+        theirs = in_onnxruntime(small)
+        assert 0.8203 - theirs <= 0.005, f"Spearman in onnxruntime {theirs}"
+        return (f"{receipt['smaller']['value']:.2f} times smaller, Spearman {value:.4f}, in onnxruntime {theirs:.4f}, "
+                f"embeddings differ by {apart:.1e}")
+
+    def in_onnxruntime(path):
+        """Spearman of STS-B with onnxruntime and the Python package tokenizers."""
+        import csv
+        import gzip
+        import io
+
+        rows = list(csv.reader(io.StringIO(gzip.open(data, "rt", encoding="utf-8").read())))
+        vectors = outputs_of_texts(path, {t for row in rows for t in row[:2]}, "sentence_embedding")
+        cosines = [float(vectors[r[0]] @ vectors[r[1]]) for r in rows]
+        return spearman(cosines, [float(r[2]) for r in rows])
+
+    def few_bits():
+        small = work / f"{name}-tiny.onnx"
+        receipt = lessen("shrink", model, "--data", data, "--preprocess", CIFAR, "-o", small, "--lose", "0.7",
+                         "--smaller", "7")
+        onnx.checker.check_model(str(small), full_check=True)
+        assert model.stat().st_size / small.stat().st_size >= 7
+        ours = lessen("eval", small, "--data", data)["value"]["value"]
+        theirs = 100 * accuracy_in_onnxruntime(small)
+        assert published - ours <= 0.7 and abs(ours - theirs) <= 0.05, f"{ours} %, onnxruntime {theirs} %"
+        return f"{receipt['smaller']['value']:.2f} times smaller, {ours:.2f} %, in onnxruntime {theirs:.2f} %"
+
+    check(f"{name} f32, CIFAR-10", [model, data], whole)
+    check(f"{name} f32 outputs", [model], lambda: same_outputs(model, {"input": noise(3, 3, 32, 32)}))
+    check(f"{name} int8, CIFAR-10", [model, data], int8)
+    if name == "resnet56":
+        check(f"{name} at a seventh, CIFAR-10", [model, data], few_bits)
+
+
+def spearman(a, b):
+    def ranks(v):
+        order = np.argsort(v, kind="stable")
+        r = np.empty(len(v))
+        r[order] = np.arange(len(v))
+        values, inverse, counts = np.unique(v, return_inverse=True, return_counts=True)
+        sums = np.zeros(len(values))
+        np.add.at(sums, inverse, r)
+        return (sums / counts)[inverse]
+
+    return float(np.corrcoef(ranks(np.asarray(a)), ranks(np.asarray(b)))[0, 1])
+
+
 def sentences():
     data = SHARED / "data/stsb/stsb-en-test.csv.gz"
     float_onnx = work / "minilm.onnx"
@@ -245,6 +341,39 @@ def sentences():
     check("paraphrase-MiniLM-L3 outputs", [PARAPHRASE], lambda: same_outputs(PARAPHRASE, feeds))
     check("paraphrase-MiniLM-L3, STS-B", [PARAPHRASE, data],
           lambda: quality(PARAPHRASE, 0.8241, "--tokenizer", MINILM, "--max-tokens", "128"))
+
+
+def taught():
+    """A classifier of film reviews from MiniLM and 600 of them, beside scikit-learn's on the same features."""
+    data = SHARED / "data/sst2"
+
+    def reviews():
+        import gzip
+
+        from sklearn.linear_model import LogisticRegressionCV
+
+        lines = lambda text: [line.rsplit("\t", 1) for line in text.splitlines()]
+        train = lines(gzip.open(data / "train.tsv.gz", "rt", encoding="utf-8").read())[:600]
+        test = lines((data / "dev.tsv").read_text(encoding="utf-8"))
+        few, new, backbone = work / "few.tsv", work / "reviews.onnx", work / "teach-minilm.onnx"
+        few.write_text("\n".join("\t".join(row) for row in train), encoding="utf-8")
+        report = lessen("teach", MINILM, "--data", few, "--test", data / "dev.tsv", "-o", new)
+        onnx.checker.check_model(str(new), full_check=True)
+        truth = np.array([int(label) for _, label in test])
+        answers = outputs_of_texts(new, [text for text, _ in test], "logits")
+        ours = 100 * float((np.array([answers[text].argmax() for text, _ in test]) == truth).mean())
+        said = report["test"]["value"]["value"]
+        assert abs(ours - said) < 0.3, f"{said} % by lessen, {ours} % in onnxruntime"
+        lessen("convert", MINILM, backbone)
+        features = outputs_of_texts(backbone, [text for text, _ in train + test], "sentence_embedding")
+        of = lambda rows: np.stack([features[text] for text, _ in rows])
+        peer = LogisticRegressionCV(Cs=10, cv=5, max_iter=1000, l1_ratios=(0,), use_legacy_attributes=False)
+        peer.fit(of(train), [int(label) for _, label in train])
+        theirs = 100 * float((peer.predict(of(test)) == truth).mean())
+        assert ours >= theirs - 2.5, f"{ours} %, scikit-learn {theirs} %"
+        return f"{ours:.2f} % in onnxruntime, {said:.2f} % in lessen, scikit-learn {theirs:.2f} %"
+
+    check("MiniLM-L6 taught to judge reviews", [MINILM, data], reviews)
 
 
 def line_of_text(text):
@@ -411,6 +540,7 @@ def int8_agrees(name, model, arrays, times=3.5, least=0.95):
 
 
 digits()
+taught()
 efficientnet = SHARED / "models/efficientnet_lite0.onnx"
 check("EfficientNet-Lite0 outputs", [efficientnet], lambda: same_outputs(efficientnet, {"input": noise(2, 3, 224, 224)}))
 def photos(count):

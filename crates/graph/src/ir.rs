@@ -413,7 +413,8 @@ impl Graph {
         inputs: &[ValueId],
     ) -> Result<ValueId> {
         let reader = Reader { attrs, version, inputs: inputs.len(), outputs: 1 };
-        let node = Node::new(crate::ops::read("", kind, &reader)?, inputs.iter().copied().map(Some).collect());
+        let node =
+            Node::new(crate::ops::read("", kind, &reader)?, inputs.iter().copied().map(Some).collect());
         Ok(self.add_with_outputs(like, node, 1, None)?.1[0])
     }
 

@@ -196,7 +196,8 @@ impl Eval {
         let (classes, macro_f1) = match judged {
             Judged::Scores(..) => (Vec::new(), None),
             Judged::Classes(answers, truths) => {
-                let classes = score::by_class(answers, truths).into_iter().filter(|(_, count)| count.truth > 0);
+                let classes =
+                    score::by_class(answers, truths).into_iter().filter(|(_, count)| count.truth > 0);
                 let class = |(class, count): (usize, score::ClassCount)| Class {
                     class,
                     name: names.and_then(|n| n.get(class)).cloned(),

@@ -6,9 +6,9 @@ use kernel::Cpu;
 use kernel::f32::{Post, matmul};
 use kernel::matmul::View;
 
-use learn::linear::{self, Cholesky};
 use crate::matrix::Matrix;
 use crate::{Error, Result};
+use learn::linear::{self, Cholesky};
 
 /// Most rows whose products are summed in f32 before they go into the f64 sums.
 const ROWS: usize = 4096;

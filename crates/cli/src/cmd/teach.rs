@@ -15,14 +15,16 @@ use crate::flags::{Columns, Common, Opening};
 
 /// Teach a trained model a new task: what it makes of the examples is used again, and only its last layer is new.
 #[derive(Debug, Args)]
-#[command(after_help = "The data are texts or images with a class or a number each. Heads of several kinds are fitted to what the model
+#[command(
+    after_help = "The data are texts or images with a class or a number each. Heads of several kinds are fitted to what the model
 makes of them, and the one that does best on examples it has not seen is taken: ridge, discriminant,
 logistic and centroid. The new model answers with logits and probabilities, or with a score.
 
 Examples:
   lessen teach minilm/ --data reviews.csv -o reviews.onnx
   lessen teach mobilenet.onnx --data photos/ --test others/ --balanced -o photos.onnx
-  lessen teach minilm/ --data tweets.csv --text-column tweet --label-column class --head ridge -o tweets.onnx")]
+  lessen teach minilm/ --data tweets.csv --text-column tweet --label-column class --head ridge -o tweets.onnx"
+)]
 pub struct Teach {
     /// The model: an ONNX file, or a folder with config.json and model.safetensors.
     model: PathBuf,
@@ -59,7 +61,8 @@ pub struct Teach {
 impl Teach {
     pub fn run(self, common: &Common) -> Result<Done> {
         let model = self.opening.open(&self.model)?;
-        let data = data::open(&self.data, &self.columns.with_classes(None)).context("the data cannot be used")?;
+        let data =
+            data::open(&self.data, &self.columns.with_classes(None)).context("the data cannot be used")?;
         let classes = data.classes().map(<[String]>::to_vec);
         let open = |path| data::open(path, &self.columns.with_classes(classes));
         let test = self.test.as_deref().map(open).transpose().context("the data of --test cannot be used")?;
@@ -86,7 +89,10 @@ impl Teach {
                 report.leaked
             );
         }
-        Done::new(format!("{} -> {}\n{}", self.model.display(), self.output.display(), told(&report)), &report)
+        Done::new(
+            format!("{} -> {}\n{}", self.model.display(), self.output.display(), told(&report)),
+            &report,
+        )
     }
 }
 

@@ -43,7 +43,8 @@ impl Basis {
         let sound = |found: Option<(Vec<f64>, Vec<f64>)>| {
             let (values, vectors) =
                 found.ok_or_else(|| Error::input("the statistics of the features have no directions"))?;
-            let least = (values.first().copied().unwrap_or(0.0) * NOTHING).max(f64::from(f32::EPSILON).powi(2));
+            let least =
+                (values.first().copied().unwrap_or(0.0) * NOTHING).max(f64::from(f32::EPSILON).powi(2));
             let kept = values.iter().take_while(|v| **v > least).count();
             match kept {
                 0 => Err(Error::input("the features of all examples are the same")),
@@ -128,17 +129,16 @@ pub fn products(rows: &[f32], columns: usize, part: f64, cpu: &Cpu) -> Vec<f64> 
 
 /// Mean and standard deviation of each column; 1 where a column is constant.
 fn moments(features: &Features, masses: &[f64]) -> (Vec<f64>, Vec<f64>) {
-    let (rows, columns) = (features.rows(), features.columns());
+    let columns = features.columns();
     let total: f64 = masses.iter().sum();
     let mut mean = vec![0f64; columns];
-    for i in 0..rows {
-        let row = mean.iter_mut().zip(features.row(i));
-        row.for_each(|(sum, &x)| *sum += masses[i] / total * f64::from(x));
+    for (row, mass) in features.values().chunks_exact(columns).zip(masses) {
+        mean.iter_mut().zip(row).for_each(|(sum, &x)| *sum += mass / total * f64::from(x));
     }
     let mut squares = vec![0f64; columns];
-    for i in 0..rows {
-        let row = squares.iter_mut().zip(features.row(i)).zip(&mean);
-        row.for_each(|((sum, &x), mean)| *sum += masses[i] / total * (f64::from(x) - mean).powi(2));
+    for (row, mass) in features.values().chunks_exact(columns).zip(masses) {
+        let row = squares.iter_mut().zip(row).zip(&mean);
+        row.for_each(|((sum, &x), mean)| *sum += mass / total * (f64::from(x) - mean).powi(2));
     }
     let spread = squares.iter().zip(&mean).map(|(square, mean)| {
         let spread = square.sqrt();

@@ -63,7 +63,8 @@ fn of_rows(problem: &Problem, of: &[usize], count: usize, rows: &[usize]) -> Res
     let mut weight = means.clone();
     cholesky.solve(&mut weight);
     let bias = (0..count).map(|class| {
-        let dot: f64 = weight[class * size..][..size].iter().zip(&means[class * size..]).map(|(w, m)| w * m).sum();
+        let dot: f64 =
+            weight[class * size..][..size].iter().zip(&means[class * size..]).map(|(w, m)| w * m).sum();
         // A class that is left out altogether is as rare as one example.
         (shares[class] / total).max(1.0 / (total + 1.0)).ln() - dot / 2.0
     });

@@ -69,7 +69,12 @@ pub(super) fn fit(problem: &Problem) -> Result<Fitted> {
         solver.solve(problem, &all, each);
     }
     let (weight, bias) = solver.weights();
-    Ok(Fitted { method: Method::Logistic, penalty: Some(penalty), head: problem.basis.head(&weight, &bias), unseen })
+    Ok(Fitted {
+        method: Method::Logistic,
+        penalty: Some(penalty),
+        head: problem.basis.head(&weight, &bias),
+        unseen,
+    })
 }
 
 /// Coordinates and targets of some examples.
@@ -228,7 +233,8 @@ fn loss(problem: &Problem, examples: &Examples, at: &[f64], penalty: f64) -> (f6
     );
     let weight = &at[..size * outputs];
     total += penalty / 2.0 * dot(weight, weight);
-    let gradient = products.iter().zip(weight).map(|(&g, w)| f64::from(g) + penalty * w).chain(bias).collect();
+    let gradient =
+        products.iter().zip(weight).map(|(&g, w)| f64::from(g) + penalty * w).chain(bias).collect();
     (total, gradient)
 }
 

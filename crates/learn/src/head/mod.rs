@@ -349,14 +349,18 @@ fn check(truth: &Truth) -> Result<()> {
                 )));
             }
             if let Some(class) = counts.iter().position(|c| *c == 0) {
-                return Err(Error::input(format!("of class {class} of {count} there is no example to learn from")));
+                return Err(Error::input(format!(
+                    "of class {class} of {count} there is no example to learn from"
+                )));
             }
         }
         Truth::Labels { count, .. } => {
             let counts = truth.counts();
             if let Some(at) = counts.iter().position(|&c| c == 0 || c == rows) {
                 let how = if counts[at] == 0 { "none" } else { "each" };
-                return Err(Error::input(format!("label {at} of {count} holds for {how} of {rows} examples")));
+                return Err(Error::input(format!(
+                    "label {at} of {count} holds for {how} of {rows} examples"
+                )));
             }
         }
         Truth::Numbers(of) => {

@@ -201,7 +201,10 @@ fn what_cannot_be_learnt_is_said() {
     assert!(fails(Truth::Classes { of: of.clone(), count: 3 }).contains("class 2 of 3"));
     assert!(fails(Truth::Classes { of: of.clone(), count: 1 }).contains("class 1 of 1"));
     assert!(fails(Truth::Classes { of: of[..4].to_vec(), count: 2 }).contains("4 answers for 10"));
-    assert!(fails(Truth::Labels { of: [true, false].repeat(10), count: 2 }).contains("label 0 of 2 holds for each"));
+    assert!(
+        fails(Truth::Labels { of: [true, false].repeat(10), count: 2 })
+            .contains("label 0 of 2 holds for each")
+    );
     assert!(fails(Truth::Numbers([vec![1.0; 9], vec![f64::NAN]].concat())).contains("example 9 is NaN"));
     assert!(fails(Truth::Numbers(vec![1.0; 10])).contains("is 1"));
     let same = Features::new(3, vec![1.0; 30]).unwrap();

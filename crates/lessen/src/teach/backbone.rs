@@ -67,7 +67,10 @@ fn named(graph: &Graph, name: &str) -> Result<ValueId> {
     let made = || graph.nodes().find(|(_, node)| node.name == name).and_then(|(_, node)| node.output(0));
     graph.find(name).or_else(made).ok_or_else(|| {
         let last: Vec<&str> = graph.nodes().rev().take(8).map(|(_, node)| node.name.as_str()).collect();
-        Error::input(format!("the model has no node or value {name:?}; its last nodes are {}", last.join(", ")))
+        Error::input(format!(
+            "the model has no node or value {name:?}; its last nodes are {}",
+            last.join(", ")
+        ))
     })
 }
 
@@ -78,7 +81,9 @@ fn read_by_last_weights(graph: &Graph, answer: ValueId) -> Option<ValueId> {
         let (_, node) = graph.producer(at)?;
         let weight = node.op.weight().filter(|w| node.input(w.input).is_some_and(|id| is_weight(graph, id)));
         at = match (node.kind(), weight) {
-            ("Gemm" | "MatMul" | "Conv", Some(WeightUse { input, .. })) => return node.input(1 - input.min(1)),
+            ("Gemm" | "MatMul" | "Conv", Some(WeightUse { input, .. })) => {
+                return node.input(1 - input.min(1));
+            }
             ("Add", _) => other_than_weight(graph, node)?,
             (
                 "Softmax" | "LogSoftmax" | "Sigmoid" | "Identity" | "Reshape" | "Flatten" | "Squeeze"
@@ -113,7 +118,9 @@ fn pooled(graph: &mut Graph, from: ValueId, mask: Option<ValueId>, first_token: 
     let value = graph.value(from);
     let name = value.name.clone();
     let Some(rank) = value.fact.rank() else {
-        return Err(Error::input(format!("the shape of {name:?} is not known, so it cannot be taken for features")));
+        return Err(Error::input(format!(
+            "the shape of {name:?} is not known, so it cannot be taken for features"
+        )));
     };
     if value.fact.dtype().is_some_and(|d| !d.is_float()) {
         return Err(Error::input(format!("{name:?} holds {}, no features", value.fact)));

@@ -127,7 +127,8 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<(Model, Repo
         None => None,
         Some(test) => {
             leaked = shared(request.data, &learnt.rows, test);
-            let answerer = Answerer::new(&taught, cpu, task, &Options { feed: request.feed.clone(), output: None })?;
+            let answerer =
+                Answerer::new(&taught, cpu, task, &Options { feed: request.feed.clone(), output: None })?;
             Some(eval(&answerer, test, |_| ())?)
         }
     };
@@ -210,7 +211,9 @@ fn learn(backbone: &Backbone, request: &Request, cpu: &Cpu) -> Result<Learnt> {
 
 /// The answers to these examples, and the names of the classes.
 fn truth(data: &dyn Dataset, rows: &[usize]) -> Result<(Truth, Option<Vec<String>>)> {
-    let missing = |i: usize, what: &str| Error::input(format!("{} has no {what} to learn from", crate::eval::name_of(data, i)));
+    let missing = |i: usize, what: &str| {
+        Error::input(format!("{} has no {what} to learn from", crate::eval::name_of(data, i)))
+    };
     match data.target(rows[0]) {
         Target::Class(_) => {
             let class = |&i: &usize| match data.target(i) {
@@ -244,7 +247,8 @@ fn judged(fitted: &Fitted, truth: &Truth) -> Result<Judged> {
     let scores = unseen.scores.chunks_exact(unseen.outputs);
     Ok(match truth {
         Truth::Classes { of, .. } => {
-            let best = |row: &[f32]| (1..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best });
+            let best =
+                |row: &[f32]| (1..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best });
             Judged::Classes(scores.map(best).collect(), unseen.rows.iter().map(|&i| of[i]).collect())
         }
         Truth::Numbers(of) => {
@@ -261,9 +265,11 @@ fn with_head(backbone: &Backbone, head: &Linear, truth: &Truth, names: Option<&[
     let graph = &mut inner.graph;
     let outputs = head.bias.len();
     let features = graph.outputs[0];
-    let weight = graph.add_constant("head.weight", Tensor::new(&[outputs, head.weight.len() / outputs], &head.weight)?);
+    let weight = graph
+        .add_constant("head.weight", Tensor::new(&[outputs, head.weight.len() / outputs], &head.weight)?);
     let bias = graph.add_constant("head.bias", Tensor::new(&[outputs], &head.bias)?);
-    let scores = graph.append("head", "Gemm", 13, &Attrs::new().int("transB", 1), &[features, weight, bias])?;
+    let scores =
+        graph.append("head", "Gemm", 13, &Attrs::new().int("transB", 1), &[features, weight, bias])?;
     graph.outputs = vec![scores];
     let task = match truth {
         Truth::Numbers(_) => {
@@ -272,7 +278,8 @@ fn with_head(backbone: &Backbone, head: &Linear, truth: &Truth, names: Option<&[
         }
         _ => {
             claim(graph, scores, "logits")?;
-            let shares = graph.append("head.softmax", "Softmax", 13, &Attrs::new().int("axis", -1), &[scores])?;
+            let shares =
+                graph.append("head.softmax", "Softmax", 13, &Attrs::new().int("axis", -1), &[scores])?;
             claim(graph, shares, "probabilities")?;
             graph.outputs.push(shares);
             Task::Classify
@@ -286,7 +293,8 @@ fn with_head(backbone: &Backbone, head: &Linear, truth: &Truth, names: Option<&[
         inner.metadata.retain(|(name, _)| name != key);
     }
     if let Some(names) = names {
-        let text = serde_json::to_string(names).map_err(|e| Error::input(format!("the classes have odd names: {e}")))?;
+        let text = serde_json::to_string(names)
+            .map_err(|e| Error::input(format!("the classes have odd names: {e}")))?;
         inner.set_metadata(CLASSES[0], text);
     }
     Ok(backbone.model.with_inner(inner))
@@ -295,7 +303,8 @@ fn with_head(backbone: &Backbone, head: &Linear, truth: &Truth, names: Option<&[
 /// How many examples of the test set are among those that were learnt from; texts are compared without regard to case and
 /// spaces.
 fn shared(data: &dyn Dataset, rows: &[usize], test: &dyn Dataset) -> usize {
-    let seen: HashSet<[u8; 32]> = rows.iter().filter_map(|&i| Some(print(&data.get(i).ok()?.input))).collect();
+    let seen: HashSet<[u8; 32]> =
+        rows.iter().filter_map(|&i| Some(print(&data.get(i).ok()?.input))).collect();
     (0..test.len()).filter(|&i| test.get(i).is_ok_and(|e| seen.contains(&print(&e.input)))).count()
 }
 

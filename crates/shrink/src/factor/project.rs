@@ -46,9 +46,8 @@ pub(crate) fn directions(m: MatRef<f64>) -> Result<(Vec<f64>, Mat<f64>)> {
     if !m.is_all_finite() {
         return Err(Error::Calibration("a weight or its inputs hold numbers that are not finite".into()));
     }
-    let (values, vectors) = eigen(&(0..n * n).map(|k| m[(k / n, k % n)]).collect::<Vec<_>>(), n).ok_or_else(
-        || Error::Calibration("the eigenvalues of the statistics do not converge".into()),
-    )?;
+    let (values, vectors) = eigen(&(0..n * n).map(|k| m[(k / n, k % n)]).collect::<Vec<_>>(), n)
+        .ok_or_else(|| Error::Calibration("the eigenvalues of the statistics do not converge".into()))?;
     let values = values.into_iter().map(|v| v.max(0.0)).collect();
     Ok((values, Mat::from_fn(n, n, |i, j| vectors[i * n + j])))
 }

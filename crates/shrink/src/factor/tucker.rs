@@ -6,9 +6,9 @@ use faer::{Mat, MatRef};
 
 use super::project::{balance, directions, narrow, product, products, times, wide};
 use crate::gram::Gram;
-use learn::linear::Cholesky;
 use crate::matrix::Matrix;
 use crate::{Error, Result};
+use learn::linear::Cholesky;
 
 /// Rounds of alternation.
 const ROUNDS: usize = 4;

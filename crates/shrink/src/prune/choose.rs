@@ -16,11 +16,11 @@ use super::settle::settle;
 use crate::allocate::{Offer, allocate};
 use crate::carry::Examples;
 use crate::gram::Gram;
-use learn::linear::Cholesky;
 use crate::matrix::{Layout, Matrix};
 use crate::walk::{Example, Stop, walk};
 use crate::weights::{self, Weight};
 use crate::{Error, Result};
+use learn::linear::Cholesky;
 
 /// The share of the mean of the diagonal that is added to it when channels are ranked.
 const DAMP: f64 = 1e-3;

@@ -14,11 +14,11 @@ use kernel::matmul::View;
 
 use super::groups::{Axis, Kept};
 use crate::carry::Examples;
-use learn::linear::Cholesky;
 use crate::matrix::{Layout, Matrix};
 use crate::walk::{Example, Stages, State};
 use crate::weights::{self, Weight};
 use crate::{Error, Result};
+use learn::linear::Cholesky;
 
 /// The share of the mean of the diagonal that is added to it: the fit starts from the weights as they are.
 const DAMP: f64 = 1e-2;

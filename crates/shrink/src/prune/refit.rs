@@ -10,8 +10,8 @@ use kernel::matmul::View;
 
 use crate::Result;
 use crate::gram::Gram;
-use learn::linear::Cholesky;
 use crate::matrix::Matrix;
+use learn::linear::Cholesky;
 
 /// Multiply-adds of factors beyond which all rows are solved at once by conjugate gradients.
 const FACTORS: f64 = 4e10;

@@ -13,9 +13,9 @@ use super::descend::{descend, products, stretch};
 use super::kmeans::kmeans;
 use crate::Result;
 use crate::gram::{DAMP, Gram};
-use learn::linear::Cholesky;
 use crate::matrix::Matrix;
 use crate::obs::{Zeros, sweep};
+use learn::linear::Cholesky;
 
 /// The quantiles of a normal distribution over -1 to 1.
 pub const NF4: [f32; 16] = [

@@ -16,10 +16,10 @@ use kernel::matmul::View;
 use super::coded::{Coded, Form};
 use super::grid::{Grid, Kind, search, search_symmetric};
 use crate::gram::DAMP;
-use learn::linear;
 use crate::matrix::Matrix;
 use crate::obs::{Zeros, sweep};
 use crate::{Error, Result};
+use learn::linear;
 
 /// Columns whose errors are brought to the later ones in one product.
 const BLOCK: usize = 128;

@@ -8,11 +8,11 @@ use kernel::Cpu;
 use super::{Bridge, Span, changes_shape, vectors};
 use crate::factor::project::{directions, narrow, times};
 use crate::gram::Gram;
-use learn::linear::Cholesky;
 use crate::matrix::Matrix;
 use crate::observe::Observer;
 use crate::walk::Example;
 use crate::{Error, Result};
+use learn::linear::Cholesky;
 
 /// `y - x ~ A x + b`.
 pub(super) struct Map {

@@ -1,0 +1,178 @@
+//! `lessen teach` as a user calls it: the example model, which tells digits, learns to tell those with a loop.
+
+mod here;
+
+use here::{Place, example, lessen};
+use lessen::Tensor;
+use lessen::data::npz;
+
+/// Pictures of digits from the example's data, and which digits they are.
+fn pictures() -> (Tensor, Vec<i64>) {
+    let arrays = npz::read(example("test.npz").as_ref(), 1 << 24).unwrap();
+    let find = |name: &str| arrays.iter().find(|(n, _)| n == name).unwrap().1.clone();
+    let labels = find("label").to_ints().unwrap();
+    (find("image").to_f32().map(|v| Tensor::new(&[v.len() / 64, 1, 8, 8], &v).unwrap()).unwrap(), labels)
+}
+
+/// Some of them with new labels.
+fn part(place: &Place, name: &str, rows: std::ops::Range<usize>, label: impl Fn(i64) -> i64) -> String {
+    let (images, labels) = pictures();
+    let values = images.to_f32().unwrap();
+    let image = Tensor::new(&[rows.len(), 1, 8, 8], &values[rows.start * 64..rows.end * 64]).unwrap();
+    let label: Vec<i64> = rows.map(|i| label(labels[i])).collect();
+    let label = Tensor::new(&[label.len()], &label).unwrap();
+    place.npz(name, &[("image", image), ("label", label)])
+}
+
+fn has_loop(digit: i64) -> i64 {
+    i64::from([0, 4, 6, 8, 9].contains(&digit))
+}
+
+fn teach(place: &Place, data: &str, more: &[&str]) -> here::Answer {
+    let (model, out) = (example("digits.onnx"), place.path("taught.onnx"));
+    let mut args = vec!["teach", &model, "--data", data, "-o", &out, "--json"];
+    args.extend(more);
+    lessen(&args)
+}
+
+#[test]
+fn a_new_task_is_learnt_from_100_examples() {
+    let place = Place::new();
+    let (data, test) = (part(&place, "a.npz", 0..100, has_loop), part(&place, "b.npz", 100..899, has_loop));
+    let report = teach(&place, &data, &["--test", &test]).json();
+    assert_eq!(report["examples"], 100);
+    assert_eq!(report["features"], 48);
+    assert_eq!(report["heads"].as_array().unwrap().len(), 4);
+    let losses: Vec<f64> =
+        report["heads"].as_array().unwrap().iter().map(|h| h["loss"].as_f64().unwrap()).collect();
+    assert!(losses.windows(2).all(|w| w[0] <= w[1]), "the best is the first: {losses:?}");
+    let value = |eval: &serde_json::Value| eval["value"]["value"].as_f64().unwrap();
+    assert!(value(&report["test"]) > 90.0, "{}", report["test"]);
+    // What is said of unseen examples is what comes on others.
+    let low = report["unseen"]["value"]["low"].as_f64().unwrap();
+    let high = report["unseen"]["value"]["high"].as_f64().unwrap();
+    assert!(low - 3.0 < value(&report["test"]) && value(&report["test"]) < high + 3.0);
+    assert_eq!(report["leaked"], 0);
+
+    // The file is a model like any other: it is judged, run and shrunk.
+    let out = place.path("taught.onnx");
+    let again = lessen(&["eval", &out, "--data", &test, "--json"]).json();
+    assert_eq!(value(&again), value(&report["test"]));
+    let seen = lessen(&["inspect", &out]);
+    let said = seen.text();
+    assert!(
+        said.contains("output \"logits\": float[N, 2]") && said.contains("output \"probabilities\""),
+        "{said}"
+    );
+    let small = place.path("small.onnx");
+    let receipt = lessen(&["shrink", &out, "--data", &test, "-o", &small, "--json", "--lose", "2"]).json();
+    assert!(receipt["smaller"]["value"].as_f64().unwrap() > 3.0);
+}
+
+#[test]
+fn features_are_kept_and_a_damaged_file_of_them_is_made_anew() {
+    let place = Place::new();
+    let data = part(&place, "a.npz", 0..60, has_loop);
+    let cache = place.path("cache");
+    let mut models = Vec::new();
+    let mut run = |cached: bool| {
+        let report = teach(&place, &data, &["--cache", &cache]).json();
+        assert_eq!(report["cached"], cached);
+        models.push(std::fs::read(place.path("taught.onnx")).unwrap());
+    };
+    run(false);
+    run(true);
+    let file = std::fs::read_dir(&cache).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[100] ^= 1;
+    std::fs::write(&file, &bytes).unwrap();
+    run(false);
+    std::fs::write(&file, &bytes[..50]).unwrap();
+    run(false);
+    assert!(models.windows(2).all(|w| w[0] == w[1]), "the same model each time");
+}
+
+#[test]
+fn numbers_are_learnt_too() {
+    let place = Place::new();
+    let (images, labels) = pictures();
+    let rows = 0..400;
+    let image = Tensor::new(&[rows.len(), 1, 8, 8], &images.to_f32().unwrap()[..rows.len() * 64]).unwrap();
+    let score: Vec<f32> = rows.map(|i| 10.0 + 3.0 * has_loop(labels[i]) as f32).collect();
+    let score = Tensor::new(&[score.len()], &score).unwrap();
+    let data = place.npz("scores.npz", &[("image", image), ("score", score)]);
+    let report = teach(&place, &data, &[]).json();
+    assert_eq!(report["heads"][0]["method"], "ridge");
+    assert!(report["unseen"]["value"]["value"].as_f64().unwrap() > 0.8, "{}", report["unseen"]);
+    let seen = lessen(&["inspect", &place.path("taught.onnx")]);
+    assert!(seen.text().contains("output \"score\": float[N, 1]"));
+}
+
+#[test]
+fn examples_to_judge_by_that_were_learnt_from_are_counted() {
+    let place = Place::new();
+    let (data, test) = (part(&place, "a.npz", 0..100, has_loop), part(&place, "b.npz", 90..200, has_loop));
+    let answer = teach(&place, &data, &["--test", &test]);
+    assert!(answer.err.contains("warning: 10 examples of --test"), "{}", answer.err);
+    assert_eq!(answer.json()["leaked"], 10);
+}
+
+#[test]
+fn other_features_can_be_named() {
+    let place = Place::new();
+    let data = part(&place, "a.npz", 0..60, has_loop);
+    let graph = lessen::Model::open(example("digits.onnx")).unwrap();
+    let graph = &graph.inner().graph;
+    let add = graph.nodes().find(|(_, node)| node.kind() == "Add").unwrap().1;
+    let name = graph.value(add.output(0).unwrap()).name.clone();
+    let report = teach(&place, &data, &["--features", &name, "--head", "ridge"]).json();
+    assert_eq!(report["node"], name.as_str());
+    assert_eq!(report["features"], 48);
+    assert_eq!(report["heads"].as_array().unwrap().len(), 1);
+    teach(&place, &data, &["--features", "nothing"]).fails(&["no node or value \"nothing\"", "last nodes"]);
+}
+
+#[test]
+fn what_cannot_be_learnt_is_said() {
+    let place = Place::new();
+    let one = part(&place, "one.npz", 0..20, |_| 1);
+    teach(&place, &one, &[]).fails(&["all 20 examples are of class 1"]);
+    let (images, _) = pictures();
+    let bare = place.npz("bare.npz", &[("image", images)]);
+    teach(&place, &bare, &[]).fails(&["no class", "to learn from"]);
+    let gap = part(&place, "gap.npz", 0..20, |digit| digit % 2 * 2);
+    teach(&place, &gap, &[]).fails(&["class 1 of 3"]);
+    let text = place.file("t.csv", b"text,label\nhello,0\nworld,1\n");
+    teach(&place, &text, &[]).fails(&["tokenizer"]);
+    let data = part(&place, "a.npz", 0..60, has_loop);
+    teach(&place, &data, &["--head", "magic"]).fails(&["ridge, discriminant, logistic, centroid"]);
+    assert!(!std::path::Path::new(&place.path("taught.onnx")).exists(), "nothing is written");
+}
+
+#[test]
+fn pictures_that_cannot_be_read_are_left_out_and_listed() {
+    let place = Place::new();
+    let model = place.model("m.onnx", "GlobalAveragePool", sizes(), &[]);
+    for i in 0..6 {
+        place.picture(&format!("data/{}/{i}.bmp", ["a", "b"][i % 2]));
+    }
+    // Differences, so that there is something to learn.
+    for name in ["data/a/0.bmp", "data/a/2.bmp", "data/b/1.bmp"] {
+        let mut bytes = std::fs::read(place.path(name)).unwrap();
+        bytes[54] = bytes[54].wrapping_mul(7).wrapping_add(name.len() as u8 + name.as_bytes()[7]);
+        std::fs::write(place.path(name), bytes).unwrap();
+    }
+    place.file("data/a/broken.bmp", b"BM, and then nothing");
+    let (data, out) = (place.path("data"), place.path("taught.onnx"));
+    let answer =
+        lessen(&["teach", &model, "--data", &data, "-o", &out, "--preprocess", "layout=nchw", "--json"]);
+    let report = answer.json();
+    assert_eq!(report["examples"], 6);
+    assert_eq!(report["skipped"].as_array().unwrap().len(), 1);
+    assert!(report["skipped"][0]["why"].as_str().unwrap().contains("broken.bmp"), "{}", report["skipped"]);
+    assert_eq!(report["unseen"]["classes"][0]["name"], "a");
+}
+
+fn sizes() -> Vec<graph::Dim> {
+    vec![graph::Dim::named("n"), graph::Dim::Is(3), graph::Dim::Is(2), graph::Dim::Is(2)]
+}
