@@ -176,3 +176,22 @@ fn pictures_that_cannot_be_read_are_left_out_and_listed() {
 fn sizes() -> Vec<graph::Dim> {
     vec![graph::Dim::named("n"), graph::Dim::Is(3), graph::Dim::Is(2), graph::Dim::Is(2)]
 }
+
+#[test]
+fn the_model_that_suits_is_the_first() {
+    let place = Place::new();
+    let data = part(&place, "a.npz", 0..100, has_loop);
+    let sizes = vec![graph::Dim::named("n"), graph::Dim::Is(1), graph::Dim::Is(8), graph::Dim::Is(8)];
+    // The mean of all pixels says little.
+    let poor = place.model("poor.onnx", "GlobalAveragePool", sizes, &[]);
+    let (good, odd) = (example("digits.onnx"), place.file("odd.onnx", b"nothing"));
+    let found = lessen(&["suit", &poor, &odd, &good, "--data", &data, "--json"]).json();
+    let models: Vec<&str> =
+        found["models"].as_array().unwrap().iter().map(|m| m["model"].as_str().unwrap()).collect();
+    assert_eq!(models, [good.as_str(), &poor, &odd]);
+    let of = |i: usize, key: &str| found["models"][i][key].as_f64().unwrap();
+    assert!(of(0, "evidence") > of(1, "evidence"));
+    assert_eq!((of(0, "features"), of(1, "features")), (48.0, 1.0));
+    assert!(found["models"][2]["error"].as_str().unwrap().contains("odd.onnx"));
+    lessen(&["suit", &odd, "--data", &data]).fails(&["odd.onnx"]);
+}

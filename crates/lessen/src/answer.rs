@@ -70,6 +70,7 @@ pub struct Options {
 /// A model that answers examples.
 pub struct Answerer {
     runner: Runner,
+    cpu: Cpu,
     feeder: Feeder,
     task: Task,
     /// The outputs that are read, the most important first.
@@ -136,7 +137,14 @@ impl Answerer {
                 )));
             }
         };
-        Ok(Answerer { runner, feeder: Feeder::new(model, &options.feed)?, task, outputs, first_token })
+        Ok(Answerer {
+            runner,
+            cpu: cpu.clone(),
+            feeder: Feeder::new(model, &options.feed)?,
+            task,
+            outputs,
+            first_token,
+        })
     }
 
     /// The model as it runs.
@@ -221,29 +229,40 @@ impl Answerer {
         Ok(answers)
     }
 
+    /// Batches are run side by side, each on one thread, when there are enough of them; those of long texts come first, so
+    /// that no thread is left alone with one.
     fn run(&self, prepared: &[Prepared]) -> Result<Vec<Vec<Vec<f32>>>> {
+        let mut batches = self.feeder.batches(prepared)?;
+        batches.reverse();
+        let pool = self.cpu.pool();
+        let found = match batches.len() >= pool.threads() {
+            true => pool.map(batches.len(), |i| self.outputs_of(&batches[i], prepared)),
+            false => batches.iter().map(|batch| self.outputs_of(batch, prepared)).collect(),
+        };
         let mut answers = vec![Vec::new(); prepared.len()];
-        for batch in self.feeder.batches(prepared)? {
-            if self.run_batch(&batch, &mut answers)? {
-                continue;
-            }
-            // The first size of an output is not that of the batch: one example at a time.
-            let of = |row: &usize| std::slice::from_ref(&prepared[*row]);
-            for row in &batch.rows {
-                for mut single in self.feeder.batches_of(of(row), 1)? {
-                    single.rows = vec![*row];
-                    if !self.run_batch(&single, &mut answers)? {
-                        let what = "the model's outputs cannot be told apart by example";
-                        return Err(Error::input(what));
-                    }
-                }
-            }
+        for (batch, found) in batches.iter().zip(found) {
+            batch.rows.iter().zip(found?).for_each(|(&row, found)| answers[row] = found);
         }
         Ok(answers)
     }
 
-    /// False when the outputs cannot be shared out among the examples.
-    fn run_batch(&self, batch: &Batch, answers: &mut [Vec<Vec<f32>>]) -> Result<bool> {
+    /// The outputs for each example of a batch.
+    fn outputs_of(&self, batch: &Batch, prepared: &[Prepared]) -> Result<Vec<Vec<Vec<f32>>>> {
+        if let Some(found) = self.run_batch(batch)? {
+            return Ok(found);
+        }
+        // The first size of an output is not that of the batch: one example at a time.
+        let alone = |row: &usize| {
+            let single = self.feeder.batches_of(std::slice::from_ref(&prepared[*row]), 1)?;
+            let found = single.first().map(|single| self.run_batch(single)).transpose()?.flatten();
+            let found = found.and_then(|found| found.into_iter().next());
+            found.ok_or_else(|| Error::input("the model's outputs cannot be told apart by example"))
+        };
+        batch.rows.iter().map(alone).collect()
+    }
+
+    /// `None` when the outputs cannot be shared out among the examples.
+    fn run_batch(&self, batch: &Batch) -> Result<Option<Vec<Vec<Vec<f32>>>>> {
         let given = batch.arrays.first().and_then(|(_, t)| t.shape().first().copied()).unwrap_or(1);
         let outputs = self.runner.run(&batch.arrays)?;
         let mut found: Vec<Vec<Vec<f32>>> = vec![Vec::new(); batch.rows.len()];
@@ -255,7 +274,7 @@ impl Answerer {
             let values = tensor.to_f32()?;
             let shared = tensor.shape().first() == Some(&given);
             if !shared && given > 1 {
-                return Ok(false);
+                return Ok(None);
             }
             let each = if shared && given > 0 { values.len() / given } else { values.len() };
             for (row, found) in found.iter_mut().enumerate() {
@@ -270,10 +289,7 @@ impl Answerer {
                 });
             }
         }
-        for (&row, found) in batch.rows.iter().zip(found) {
-            answers[row] = found;
-        }
-        Ok(true)
+        Ok(Some(found))
     }
 
     /// One vector of length 1 from the vectors of a text's tokens, padding left out.

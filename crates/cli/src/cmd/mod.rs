@@ -18,6 +18,7 @@ mod plan;
 mod quantize;
 mod run;
 mod shrink;
+mod suit;
 mod teach;
 
 /// What to do.
@@ -32,6 +33,7 @@ pub enum Command {
     Ops(ops::Ops),
     Shrink(shrink::Shrink),
     Teach(teach::Teach),
+    Suit(suit::Suit),
     Plan(plan::Plan),
     Apply(apply::Apply),
     Quantize(quantize::Quantize),
@@ -54,6 +56,7 @@ impl Command {
             Command::Ops(command) => command.run(common),
             Command::Shrink(command) => command.run(common),
             Command::Teach(command) => command.run(common),
+            Command::Suit(command) => command.run(common),
             Command::Plan(command) => command.run(common),
             Command::Apply(command) => command.run(common),
             Command::Quantize(command) => command.run(common),

@@ -4,6 +4,7 @@
 mod basis;
 mod centroid;
 mod discriminant;
+mod evidence;
 mod logistic;
 mod ridge;
 #[cfg(test)]

@@ -125,6 +125,41 @@ fn every_method_tells_clouds_apart_and_says_how_well() {
 }
 
 #[test]
+fn the_evidence_is_the_probability_of_the_answers() {
+    let cpu = cpu();
+    for (rows, columns) in [(30, 4), (12, 20)] {
+        let (features, of) = clouds(rows, columns, 2, 0.3, 11);
+        let truth = Truth::Classes { of: of.clone(), count: 2 };
+        let problem = Problem::new(&features, &truth, false, 0, &cpu).unwrap();
+        let found = problem.evidences()[1];
+        // The answers are normal, with this covariance.
+        let mut covariance = vec![0f64; rows * rows];
+        for a in 0..rows {
+            for b in 0..rows {
+                let (x, y) = (problem.basis.row(a), problem.basis.row(b));
+                let dot: f64 = x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
+                covariance[a * rows + b] = dot / found.weights + if a == b { 1.0 / found.noise } else { 0.0 };
+            }
+        }
+        let mean = of.iter().sum::<usize>() as f64 / rows as f64;
+        let y: Vec<f64> = of.iter().map(|&class| class as f64 - mean).collect();
+        let mut solved = y.clone();
+        Cholesky::new(&covariance, rows).unwrap().solve(&mut solved);
+        let distance: f64 = y.iter().zip(&solved).map(|(a, b)| a * b).sum();
+        let (values, _) = crate::linear::eigen(&covariance, rows).unwrap();
+        let volume: f64 = values.iter().map(|v| v.ln()).sum();
+        let log = -0.5 * (distance + volume + rows as f64 * (2.0 * std::f64::consts::PI).ln());
+        assert!((log / rows as f64 - found.value).abs() < 1e-3, "{} {}", log / rows as f64, found.value);
+    }
+    // Features that say more make the answers more probable.
+    let value = |apart| {
+        let (features, of) = clouds(100, 8, 2, apart, 12);
+        Problem::new(&features, &Truth::Classes { of, count: 2 }, false, 0, &cpu).unwrap().evidence()
+    };
+    assert!(value(0.1) < value(0.3) && value(0.3) < value(1.0));
+}
+
+#[test]
 fn means_leave_their_own_example_out() {
     let cpu = cpu();
     let (features, of) = clouds(9, 4, 3, 1.0, 4);

@@ -150,6 +150,45 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<(Model, Repo
     Ok((taught, report))
 }
 
+/// How well a model suits a task.
+#[derive(Clone, Debug, Serialize)]
+pub struct Suit {
+    /// The value of the model that the features are of.
+    pub node: String,
+    /// Numbers of an example.
+    pub features: usize,
+    /// The logarithm of the evidence (LogME), the higher the better.
+    pub evidence: f64,
+    /// How a ridge head on the features does on examples it has not seen, each left out once.
+    pub head: Tried,
+    /// The name of the metric.
+    pub metric: &'static str,
+    /// Seconds that all of it took.
+    pub time: Number,
+}
+
+/// Says how well a model suits a task, before it is taught.
+///
+/// # Errors
+/// As [`teach`].
+pub fn suit(model: &Model, request: &Request, cpu: &Cpu) -> Result<Suit> {
+    let start = Instant::now();
+    let backbone = backbone(model, request.features)?;
+    let learnt = learn(&backbone, request, cpu)?;
+    let (truth, _) = truth(request.data, &learnt.rows)?;
+    let problem = Problem::new(&learnt.features, &truth, request.balanced, crate::eval::SEED, cpu)?;
+    let fitted = problem.fit(Method::Ridge)?;
+    let (metric, value) = judged(&fitted, &truth)?.metric()?;
+    Ok(Suit {
+        node: backbone.node,
+        features: learnt.features.columns(),
+        evidence: problem.evidence(),
+        head: Tried { method: fitted.method, penalty: fitted.penalty, loss: problem.loss(&fitted), value },
+        metric,
+        time: Number::measured(start.elapsed().as_secs_f64(), "s"),
+    })
+}
+
 /// Features of the examples that could be read.
 struct Learnt {
     features: Features,

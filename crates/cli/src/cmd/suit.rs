@@ -1,0 +1,112 @@
+//! `lessen suit`: which trained model suits a task best.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use lessen::data;
+use lessen::head::Method;
+use lessen::teach::{self, Request, suit};
+use serde::Serialize;
+
+use super::{Done, table};
+use crate::flags::{Columns, Common, Opening};
+
+/// Say which trained model suits a task best, before any is taught: the one whose features make the answers most probable,
+/// and on which a ridge head does best with examples it has not seen.
+#[derive(Debug, Args)]
+#[command(after_help = "The best is the first: by the loss of its head on examples that it has not seen.
+
+Examples:
+  lessen suit minilm/ paraphrase.onnx --data reviews.csv
+  lessen suit mobilenet.onnx resnet.onnx --data photos/ --balanced --json")]
+pub struct Suit {
+    /// The models.
+    #[arg(required = true)]
+    models: Vec<PathBuf>,
+    /// Examples of the task: a folder of images by class, .npz, CSV/TSV/JSONL (perhaps .gz), or IDX.
+    #[arg(long, value_name = "PATH")]
+    data: PathBuf,
+    /// Let each class count the same, however many examples it has.
+    #[arg(long)]
+    balanced: bool,
+    /// Keep features in this folder, and take them from there the next time.
+    #[arg(long, value_name = "FOLDER")]
+    cache: Option<PathBuf>,
+    /// Most examples at once, where a model leaves that open.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    batch: usize,
+    #[command(flatten)]
+    columns: Columns,
+    #[command(flatten)]
+    opening: Opening,
+}
+
+/// A model, and how it suits.
+#[derive(Serialize)]
+struct Found {
+    model: String,
+    /// Why it cannot be taught, when it cannot.
+    error: Option<String>,
+    #[serde(flatten)]
+    suit: Option<teach::Suit>,
+}
+
+impl Suit {
+    pub fn run(self, common: &Common) -> Result<Done> {
+        let data =
+            data::open(&self.data, &self.columns.with_classes(None)).context("the data cannot be used")?;
+        let cpu = common.cpu()?;
+        let spinner = common.spinner();
+        let mut all: Vec<Found> = Vec::new();
+        for path in &self.models {
+            spinner.set_message(path.display().to_string());
+            let request = Request {
+                data: data.as_ref(),
+                data_path: Some(&self.data),
+                test: None,
+                features: None,
+                methods: &[Method::Ridge],
+                balanced: self.balanced,
+                feed: lessen::feed::Options { batch: self.batch, ..Default::default() },
+                cache: self.cache.as_deref(),
+            };
+            let found = self.opening.open(path).and_then(|model| Ok(suit(&model, &request, &cpu)?));
+            let model = path.display().to_string();
+            all.push(match found {
+                Ok(suit) => Found { model, error: None, suit: Some(suit) },
+                Err(e) => Found { model, error: Some(format!("{e:#}")), suit: None },
+            });
+        }
+        spinner.finish_and_clear();
+        if let [Found { error: Some(error), .. }] = all.as_slice() {
+            bail!("{error}");
+        }
+        let loss = |found: &Found| found.suit.as_ref().map_or(f64::INFINITY, |s| s.head.loss);
+        all.sort_by(|a, b| loss(a).total_cmp(&loss(b)));
+        let metric = all.iter().find_map(|f| f.suit.as_ref()).map_or("metric", |s| s.metric);
+        let mut rows =
+            vec![["model", "features", "loss", metric, "evidence", "time"].map(str::to_owned).to_vec()];
+        let mut failed = String::new();
+        for found in &all {
+            match (&found.suit, &found.error) {
+                (Some(suit), _) => {
+                    let digits = if suit.head.value.unit == "%" { 2 } else { 4 };
+                    rows.push(vec![
+                        found.model.clone(),
+                        suit.features.to_string(),
+                        format!("{:.4}", suit.head.loss),
+                        format!("{:.digits$}", suit.head.value),
+                        format!("{:.4}", suit.evidence),
+                        format!("{:.1}", suit.time),
+                    ]);
+                }
+                (None, error) => {
+                    failed += &format!("{}: {}\n", found.model, error.as_deref().unwrap_or_default())
+                }
+            }
+        }
+        let text = format!("{}\n{}{failed}", data.describe(), table(&rows));
+        Done::new(text, serde_json::json!({ "data": data.describe(), "models": all }))
+    }
+}
