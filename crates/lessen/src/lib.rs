@@ -20,6 +20,7 @@ pub mod kept;
 mod lessons;
 mod made;
 pub mod model;
+pub mod payback;
 pub mod provenance;
 pub mod receipt;
 pub mod runner;
@@ -35,6 +36,7 @@ pub use format::pack;
 pub use graph::{DType, Datum, Dim, Fact, Tensor};
 pub use kernel::Cpu;
 pub use learn::{data, head, image, text};
+pub use meter;
 pub use model::Model;
 pub use runner::Runner;
 

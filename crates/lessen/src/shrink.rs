@@ -22,6 +22,7 @@ use crate::eval::SEED;
 use crate::judge::{CALIBRATION, DECIDING, DataJudge, Needs, TrainOn};
 use crate::kept;
 use crate::made::Made;
+use crate::payback::Payback;
 use crate::provenance::{self, Provenance};
 use crate::receipt::{Memory, Number, Weighed};
 use crate::storage::storage;
@@ -89,6 +90,8 @@ pub struct Receipt {
     pub machine: Machine,
     /// Time that it all took.
     pub took: Number,
+    /// Energy that it took, and after how many runs that is won back.
+    pub payback: Payback,
 }
 
 /// A file that could be had.
@@ -384,6 +387,7 @@ pub fn shrink(
         ..
     } = *request;
     let watch = Stopwatch::start();
+    let energy = meter::energy::Meter::start(Path::new(meter::energy::SENSORS), Duration::ZERO);
     let until = request.time.map(|time| Instant::now() + time);
     let few_bits = match plan {
         Some(plan) => plan.steps.iter().any(|s| s.choice.bits().is_some()),
@@ -492,6 +496,8 @@ pub fn shrink(
     let made = made.as_ref();
     let course = Course { plan: &outcome.plan, data: data.is_some(), made, task: judge.task(), out_of_time };
     let caveats = caveats(&course);
+    let speed = judge.timing(&small)?;
+    let energy = energy.stop(&meter::energy::processor(&Machine::this()));
     let receipt = Receipt {
         lessen: env!("CARGO_PKG_VERSION"),
         original: model.path().map_or_else(String::new, |p| p.display().to_string()),
@@ -503,7 +509,8 @@ pub fn shrink(
         smaller: Number::exact(outcome.bytes.0 as f64 / outcome.bytes.1.max(1) as f64, "x"),
         proof,
         quality: outcome.score.map(|score| judge.quality(score)),
-        speed: judge.timing(&small)?,
+        payback: Payback::new(&energy, speed.as_ref()),
+        speed,
         verification,
         memory: estimated(&original, &small, cpu),
         weighed,

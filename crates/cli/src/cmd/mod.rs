@@ -12,6 +12,7 @@ mod compare;
 mod convert;
 mod eval;
 mod inspect;
+mod meter;
 mod ops;
 mod pack;
 mod plan;
@@ -34,6 +35,7 @@ pub enum Command {
     Shrink(shrink::Shrink),
     Teach(teach::Teach),
     Suit(suit::Suit),
+    Meter(meter::Meter),
     Plan(plan::Plan),
     Apply(apply::Apply),
     Quantize(quantize::Quantize),
@@ -57,6 +59,7 @@ impl Command {
             Command::Shrink(command) => command.run(common),
             Command::Teach(command) => command.run(common),
             Command::Suit(command) => command.run(common),
+            Command::Meter(command) => command.run(common),
             Command::Plan(command) => command.run(common),
             Command::Apply(command) => command.run(common),
             Command::Quantize(command) => command.run(common),

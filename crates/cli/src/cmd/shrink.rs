@@ -435,6 +435,7 @@ fn words(receipt: &Receipt) -> String {
     }
     let kinds: Vec<String> = kinds.iter().map(|(choice, count)| format!("{count} {choice}")).collect();
     text += &format!("weights: {}\n", kinds.join(", "));
+    text += &format!("energy: {}\n", receipt.payback.words());
     if let Some(proof) = &receipt.proof {
         text += &format!("{}\n", proof.words());
     }

@@ -270,5 +270,10 @@ pub fn provenance(receipt: &Receipt) -> String {
     );
     fact("machine", escape(&receipt.machine.to_string()));
     fact("took", plain(&receipt.took));
+    let payback = &receipt.payback;
+    fact(
+        "energy",
+        format!("{}<div class=\"hash\">{}</div>", escape(&payback.words()), escape(&payback.source)),
+    );
     html + "</dl>\n"
 }

@@ -1,0 +1,168 @@
+use std::fs;
+use std::path::Path;
+
+use super::*;
+
+fn zone(class: &Path, id: &str, name: &str, energy: u64, range: u64) {
+    let zone = class.join("powercap").join(id);
+    fs::create_dir_all(&zone).unwrap();
+    fs::write(zone.join("name"), format!("{name}\n")).unwrap();
+    fs::write(zone.join("energy_uj"), format!("{energy}\n")).unwrap();
+    fs::write(zone.join("max_energy_range_uj"), format!("{range}\n")).unwrap();
+}
+
+fn set(class: &Path, id: &str, energy: u64) {
+    fs::write(class.join("powercap").join(id).join("energy_uj"), energy.to_string()).unwrap();
+}
+
+/// Two packages with memory; cores, the platform and a second way to the same package, which must not count again.
+fn tree() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let class = folder.path();
+    zone(class, "intel-rapl:0", "package-0", 1_000_000, 10_000_000);
+    zone(class, "intel-rapl:0:0", "core", 500_000, 10_000_000);
+    zone(class, "intel-rapl:0:1", "dram", 0, 10_000_000);
+    zone(class, "intel-rapl:1", "package-1", 9_000_000, 10_000_000);
+    zone(class, "intel-rapl:1:1", "dram", 0, 10_000_000);
+    zone(class, "intel-rapl:2", "psys", 0, 10_000_000);
+    zone(class, "intel-rapl-mmio:0", "package-0", 7, 10_000_000);
+    fs::create_dir_all(class.join("powercap/intel-rapl")).unwrap();
+    folder
+}
+
+fn here() -> Processor {
+    Processor { name: "Any".into(), watts_each: 5.0, known: true, threads: 2, memory: 8.0 }
+}
+
+#[test]
+fn packages_and_memory_are_counted_once_and_go_round() {
+    let folder = tree();
+    let class = folder.path();
+    let mut sensor = Sensor::find(class).unwrap();
+    assert_eq!(sensor.name(), "RAPL (powercap): package-0, dram-0, package-1, dram-1");
+    set(class, "intel-rapl:0", 3_000_000);
+    set(class, "intel-rapl:0:0", 9_000_000);
+    set(class, "intel-rapl:0:1", 250_000);
+    // Round once: 9 to 10, then 0 to 2.
+    set(class, "intel-rapl:1", 2_000_000);
+    set(class, "intel-rapl:2", 9_000_000);
+    sensor.read();
+    assert!((sensor.joules() - (2.0 + 0.25 + 3.0)).abs() < 1e-9, "{}", sensor.joules());
+    set(class, "intel-rapl:1", 1_000_000);
+    sensor.read();
+    assert!((sensor.parts()[2].1 - 12.0).abs() < 1e-9, "round twice: {:?}", sensor.parts());
+    assert!(sensor.is_whole());
+}
+
+#[test]
+fn the_platform_is_taken_when_there_is_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    zone(folder.path(), "intel-rapl:1", "psys", 0, 1_000);
+    assert_eq!(Sensor::find(folder.path()).unwrap().name(), "RAPL (powercap): psys");
+}
+
+#[test]
+fn a_battery_counts_while_it_is_emptied() {
+    let folder = tempfile::tempdir().unwrap();
+    let battery = folder.path().join("power_supply/BAT0");
+    fs::create_dir_all(&battery).unwrap();
+    let write = |name: &str, text: &str| fs::write(battery.join(name), text).unwrap();
+    write("type", "Battery\n");
+    write("status", "Charging\n");
+    write("current_now", "2000000\n");
+    write("voltage_now", "10000000\n");
+    assert_eq!(Sensor::find(folder.path()).unwrap_err(), Unread::None);
+    write("status", "Discharging\n");
+    let watch = Stopwatch::start();
+    let mut sensor = Sensor::find(folder.path()).unwrap();
+    std::thread::sleep(Duration::from_millis(30));
+    sensor.read();
+    let most = 20.0 * watch.seconds();
+    assert!(sensor.joules() > 20.0 * 0.029 && sensor.joules() <= most, "{} {most}", sensor.joules());
+}
+
+#[cfg(unix)]
+#[test]
+fn what_may_not_be_read_is_named_and_estimated() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tree();
+    let file = folder.path().join("powercap/intel-rapl:0/energy_uj");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o000)).unwrap();
+    if fs::read_to_string(&file).is_ok() {
+        eprintln!("skipped: root may read everything");
+        return;
+    }
+    assert_eq!(Sensor::find(folder.path()).unwrap_err(), Unread::Denied(file));
+    let energy = Meter::start(folder.path(), Duration::ZERO).stop(&here());
+    assert!(!energy.measured && energy.source.contains("run as root"), "{}", energy.source);
+}
+
+#[test]
+fn a_sensor_that_goes_away_is_not_called_measured() {
+    let folder = tree();
+    let meter = Meter::start(folder.path(), Duration::ZERO);
+    fs::remove_dir_all(folder.path().join("powercap/intel-rapl:1")).unwrap();
+    let energy = meter.stop(&here());
+    assert!(!energy.measured && energy.source.contains("went away"), "{}", energy.source);
+}
+
+#[test]
+fn what_is_measured_has_what_idling_takes_beside() {
+    let folder = tree();
+    let class = folder.path().to_owned();
+    let meter = Meter::start(&class, Duration::from_millis(20));
+    set(&class, "intel-rapl:0", 5_000_000);
+    let energy = meter.stop(&here());
+    assert!(energy.measured && (energy.joules - 4.0).abs() < 1e-9, "{energy:?}");
+    assert_eq!(energy.idle, Some(0.0));
+    assert_eq!(energy.above_idle(), Some(energy.joules));
+}
+
+#[test]
+fn estimates_follow_the_load() {
+    let busy = estimate(&here(), 10.0, Some(20.0));
+    // Two threads of 5 W, and 8 GiB of 0.375 W.
+    assert!((busy.joules - (100.0 + 30.0)).abs() < 1e-9 && !busy.measured);
+    let half = estimate(&here(), 10.0, Some(10.0));
+    assert!((half.joules - (10.0 + 45.0 + 30.0)).abs() < 1e-9);
+    assert!((half.above_idle().unwrap() - 45.0).abs() < 1e-9);
+    // More work than threads can do is an error of clocks.
+    assert_eq!(estimate(&here(), 10.0, Some(1e9)).joules, busy.joules);
+    assert_eq!(estimate(&here(), 10.0, None).joules, busy.joules);
+    assert!((busy.watts() - 13.0).abs() < 1e-9 && (busy.kwh() - 130.0 / 3.6e6).abs() < 1e-12);
+}
+
+#[test]
+fn processors_are_found_by_their_names() {
+    let machine = |cpu: &str| crate::Machine {
+        cpu: cpu.into(),
+        threads: 2,
+        cores: None,
+        memory: Some(1 << 30),
+        os: String::new(),
+        isa: Vec::new(),
+    };
+    let known = processor(&machine("Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz"));
+    assert!(known.known && (known.watts_each - 350.0 / 112.0).abs() < 1e-9);
+    assert!(processor(&machine("AMD EPYC 7B13")).watts_each < 2.0);
+    let other = processor(&machine("Some CPU"));
+    assert!(!other.known && other.watts_each == 4.0 && other.memory == 1.0);
+}
+
+#[test]
+fn a_known_load_is_seen() {
+    let Some(before) = crate::time::cpu() else {
+        eprintln!("skipped: this system does not tell what time threads have worked");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let meter = Meter::start(folder.path(), Duration::ZERO);
+    let watch = Stopwatch::start();
+    let mut x = 1u64;
+    while crate::time::cpu().unwrap() - before < 0.3 && watch.seconds() < 20.0 {
+        (0..100_000).for_each(|i| x = std::hint::black_box(x.wrapping_mul(31).wrapping_add(i)));
+    }
+    let energy = meter.stop(&here());
+    // At least 0.25 seconds of one thread of 5 W beyond idling; other tests may work at the same time.
+    assert!(energy.above_idle().unwrap() >= 0.25 * 4.5, "{energy:?} {x}");
+}
