@@ -258,3 +258,12 @@ fn real_models_are_as_good_as_they_should_be() {
         assert!((found["value"]["value"].as_f64().unwrap() - accuracy).abs() < 0.005, "{model}");
     }
 }
+
+#[test]
+fn a_tokenizer_beside_a_model_of_pictures_is_none_of_its_business() {
+    let place = Place::new();
+    let model = place.file("digits.onnx", &std::fs::read(example("digits.onnx")).unwrap());
+    place.file("tokenizer.json", b"{}");
+    let found = lessen(&["eval", &model, "--data", &example("test.npz"), "--json"]).json();
+    assert!(found["value"]["value"].as_f64().unwrap() > 98.0);
+}

@@ -4,10 +4,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use graph::Fact;
+use graph::{DType, Fact};
 use learn::image::Preprocess;
 use learn::text::Tokenizer;
 
+use crate::feed::{Role, role};
 use crate::{Error, Result};
 
 pub use learn::image::METADATA_KEY as PREPROCESS;
@@ -37,7 +38,7 @@ impl fmt::Debug for Model {
 }
 
 impl Model {
-    /// Opens a model file or folder. A `tokenizer.json` in the same folder is the model's tokenizer.
+    /// Opens a model file or folder. A `tokenizer.json` in the same folder is the model's tokenizer, if it takes tokens.
     ///
     /// # Errors
     /// When the file cannot be read, is of no known kind, or is broken; likewise for the tokenizer.
@@ -47,7 +48,7 @@ impl Model {
         model.path = Some(path.into());
         let folder = if path.is_dir() { Some(path) } else { path.parent() };
         let tokenizer = folder.map(|f| f.join("tokenizer.json")).filter(|t| t.is_file());
-        if let Some(tokenizer) = tokenizer {
+        if let Some(tokenizer) = tokenizer.filter(|_| model.takes_tokens()) {
             model.set_tokenizer(&tokenizer, None)?;
         }
         Ok(model)
@@ -118,6 +119,15 @@ impl Model {
         let graph = &self.inner.graph;
         let values = graph.inputs.iter().map(|&id| graph.value(id));
         values.filter(|v| v.constant.is_none()).map(|v| (v.name.as_str(), &v.fact)).collect()
+    }
+
+    /// Does it take the ids of a text's tokens?
+    fn takes_tokens(&self) -> bool {
+        let inputs = self.inputs();
+        inputs.iter().any(|(name, fact)| {
+            let whole = fact.dtype().is_none_or(|dtype| matches!(dtype, DType::I64 | DType::I32));
+            whole && role(name, inputs.len()) == Some(Role::Ids)
+        })
     }
 
     /// Names and facts of the outputs, in order.
