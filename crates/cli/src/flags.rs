@@ -124,6 +124,24 @@ pub struct Data {
     pub task: Option<Task>,
 }
 
+/// How features of examples are made, and what they count.
+#[derive(Clone, Debug, Args)]
+pub struct Learning {
+    /// Let each class count the same, however many examples it has.
+    #[arg(long)]
+    pub balanced: bool,
+    /// Keep features in this folder, and take them from there the next time.
+    #[arg(long, value_name = "FOLDER")]
+    pub cache: Option<PathBuf>,
+    /// Most examples at once, where the model leaves that open.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub batch: usize,
+    #[command(flatten)]
+    pub columns: Columns,
+    #[command(flatten)]
+    pub opening: Opening,
+}
+
 /// Where the parts of an example stand.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Columns {

@@ -53,6 +53,7 @@ fn a_new_task_is_learnt_from_100_examples() {
     let high = report["unseen"]["value"]["high"].as_f64().unwrap();
     assert!(low - 3.0 < value(&report["test"]) && value(&report["test"]) < high + 3.0);
     assert_eq!(report["leaked"], 0);
+    assert!(report["energy"]["joules"].as_f64().unwrap() > 0.0);
 
     // The file is a model like any other: it is judged, run and shrunk.
     let out = place.path("taught.onnx");

@@ -10,7 +10,7 @@ use lessen::teach::{self, Request, suit};
 use serde::Serialize;
 
 use super::{Done, table};
-use crate::flags::{Columns, Common, Opening};
+use crate::flags::{Common, Learning};
 
 /// Say which trained model suits a task best, before any is taught: the one whose features make the answers most probable,
 /// and on which a ridge head does best with examples it has not seen.
@@ -27,19 +27,8 @@ pub struct Suit {
     /// Examples of the task: a folder of images by class, .npz, CSV/TSV/JSONL (perhaps .gz), or IDX.
     #[arg(long, value_name = "PATH")]
     data: PathBuf,
-    /// Let each class count the same, however many examples it has.
-    #[arg(long)]
-    balanced: bool,
-    /// Keep features in this folder, and take them from there the next time.
-    #[arg(long, value_name = "FOLDER")]
-    cache: Option<PathBuf>,
-    /// Most examples at once, where a model leaves that open.
-    #[arg(long, value_name = "N", default_value_t = 32)]
-    batch: usize,
     #[command(flatten)]
-    columns: Columns,
-    #[command(flatten)]
-    opening: Opening,
+    learning: Learning,
 }
 
 /// A model, and how it suits.
@@ -54,8 +43,8 @@ struct Found {
 
 impl Suit {
     pub fn run(self, common: &Common) -> Result<Done> {
-        let data =
-            data::open(&self.data, &self.columns.with_classes(None)).context("the data cannot be used")?;
+        let data = data::open(&self.data, &self.learning.columns.with_classes(None))
+            .context("the data cannot be used")?;
         let cpu = common.cpu()?;
         let spinner = common.spinner();
         let mut all: Vec<Found> = Vec::new();
@@ -67,11 +56,11 @@ impl Suit {
                 test: None,
                 features: None,
                 methods: &[Method::Ridge],
-                balanced: self.balanced,
-                feed: lessen::feed::Options { batch: self.batch, ..Default::default() },
-                cache: self.cache.as_deref(),
+                balanced: self.learning.balanced,
+                feed: lessen::feed::Options { batch: self.learning.batch, ..Default::default() },
+                cache: self.learning.cache.as_deref(),
             };
-            let found = self.opening.open(path).and_then(|model| Ok(suit(&model, &request, &cpu)?));
+            let found = self.learning.opening.open(path).and_then(|model| Ok(suit(&model, &request, &cpu)?));
             let model = path.display().to_string();
             all.push(match found {
                 Ok(suit) => Found { model, error: None, suit: Some(suit) },

@@ -11,7 +11,7 @@ use lessen::head::Method;
 use lessen::teach::{Report, Request, teach};
 
 use super::{Done, table};
-use crate::flags::{Columns, Common, Opening};
+use crate::flags::{Common, Learning};
 
 /// Teach a trained model a new task: what it makes of the examples is used again, and only its last layer is new.
 #[derive(Debug, Args)]
@@ -43,28 +43,17 @@ pub struct Teach {
     /// The node or value of the model that makes the features [default: what its last weights read, or the vector of a text].
     #[arg(long, value_name = "NAME")]
     features: Option<String>,
-    /// Let each class count the same, however many examples it has.
-    #[arg(long)]
-    balanced: bool,
-    /// Keep features in this folder, and take them from there the next time.
-    #[arg(long, value_name = "FOLDER")]
-    cache: Option<PathBuf>,
-    /// Most examples at once, where the model leaves that open.
-    #[arg(long, value_name = "N", default_value_t = 32)]
-    batch: usize,
     #[command(flatten)]
-    columns: Columns,
-    #[command(flatten)]
-    opening: Opening,
+    learning: Learning,
 }
 
 impl Teach {
     pub fn run(self, common: &Common) -> Result<Done> {
-        let model = self.opening.open(&self.model)?;
-        let data =
-            data::open(&self.data, &self.columns.with_classes(None)).context("the data cannot be used")?;
+        let model = self.learning.opening.open(&self.model)?;
+        let data = data::open(&self.data, &self.learning.columns.with_classes(None))
+            .context("the data cannot be used")?;
         let classes = data.classes().map(<[String]>::to_vec);
-        let open = |path| data::open(path, &self.columns.with_classes(classes));
+        let open = |path| data::open(path, &self.learning.columns.with_classes(classes));
         let test = self.test.as_deref().map(open).transpose().context("the data of --test cannot be used")?;
         let methods = if self.head.is_empty() { Method::ALL.to_vec() } else { self.head };
         let spinner = common.spinner();
@@ -75,9 +64,9 @@ impl Teach {
             test: test.as_deref(),
             features: self.features.as_deref(),
             methods: &methods,
-            balanced: self.balanced,
-            feed: lessen::feed::Options { batch: self.batch, ..Default::default() },
-            cache: self.cache.as_deref(),
+            balanced: self.learning.balanced,
+            feed: lessen::feed::Options { batch: self.learning.batch, ..Default::default() },
+            cache: self.learning.cache.as_deref(),
         };
         let (taught, report) = teach(&model, &request, &common.cpu()?)?;
         taught.save(&self.output).context("the model cannot be written")?;
@@ -126,6 +115,8 @@ fn told(report: &Report) -> String {
     if let Some(test) = &report.test {
         text += &told_eval("the new model, on --test", test);
     }
+    let how = if report.energy.measured { "measured" } else { "estimated" };
+    text += &format!("energy: {:.0} J ({how})\n", report.energy.joules);
     text
 }
 

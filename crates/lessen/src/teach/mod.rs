@@ -7,13 +7,15 @@ mod cache;
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use graph::{Attrs, Tensor};
 use kernel::Cpu;
 use learn::data::{Dataset, Target};
 use learn::head::{Features, Fitted, Linear, Method, Problem, Truth};
 use learn::{Example, Input};
+use meter::energy::{Meter, SENSORS, processor};
+use meter::{Energy, Machine};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -95,6 +97,8 @@ pub struct Report {
     pub feature_time: Number,
     /// Seconds for the heads.
     pub head_time: Number,
+    /// Energy that all of it took.
+    pub energy: Energy,
 }
 
 /// Teaches a model a new task.
@@ -102,6 +106,7 @@ pub struct Report {
 /// # Errors
 /// When the model has no features, the data have no answers or only one, or an answer is missing; the example is named.
 pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<(Model, Report)> {
+    let meter = Meter::start(Path::new(SENSORS), Duration::ZERO);
     let start = Instant::now();
     let backbone = backbone(model, request.features)?;
     let learnt = learn(&backbone, request, cpu)?;
@@ -146,6 +151,7 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<(Model, Repo
         leaked,
         feature_time: Number::measured(feature_time, "s"),
         head_time: Number::measured(head_time, "s"),
+        energy: meter.stop(&processor(&Machine::this())),
     };
     Ok((taught, report))
 }
