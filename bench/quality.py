@@ -3,7 +3,8 @@
 Prints a table. Needs what tests/run installs, the release build and the shared data; rows of NNCF need the Python
 package nncf as well. Every file is judged in onnxruntime on the same examples: CIFAR-10's test set (10,000 images, of
 which lessen has calibrated on 256 and decided on 4,872; `held out` is the receipt's figure on the other 4,872), and
-STS-B's test set (1,379 pairs; calibration and decisions took place on STS-B's training set). `distance` is the mean
+STS-B's test set (1,379 pairs; calibration and decisions took place on STS-B's training set). `lost there` is beside the
+original on these examples, paired. `distance` is the mean
 squared distance of the outputs from the original's, relative to theirs, on the receipt's held-out examples.
 EfficientNet-Lite0 is judged by how often it names the same of ImageNet's 1,000 classes as in f32, on squares of
 photographs none of which was calibrated on; bench/photos.py FOLDER
@@ -14,11 +15,13 @@ import argparse
 import csv
 import gzip
 import io
+import itertools
 import json
 import os
 import pathlib
 import re
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -26,6 +29,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from PIL import Image
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
+import texts
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LESSEN = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release/lessen"
@@ -37,8 +43,10 @@ EFFICIENTNET = SHARED / "models/efficientnet_lite0.onnx"
 RESNET, IMAGES = SHARED / "models/resnet56.onnx", SHARED / "data/cifar10-test"
 STSB = SHARED / "data/stsb"
 
+TOKENIZER = MINILM / "tokenizer.json"
+
 work = pathlib.Path(tempfile.mkdtemp(prefix="lessen-quality-"))
-rows = []
+judged_pairs = ["test"]
 
 
 def lessen(*args):
@@ -70,19 +78,27 @@ class Judge:
     """Judges files on the same examples, each beside the original, which comes first."""
 
     def __init__(self, answers, score, text):
-        self.answers, self.score, self.text, self.original = answers, score, text, None
+        self.answers, self.score, self.text, self.seen = answers, score, text, {}
 
-    def __call__(self, path):
-        """The score, and what is lost of the original's with its interval of 95 %, from 2,000 paired resamples."""
-        values = self.answers(path)
-        if self.original is None:
-            self.original = values
-            return self.text.format(self.score(values)), ""
+    def __call__(self, path, how):
+        """The score, and what is lost of the original's."""
+        self.seen[how] = self.answers(path)
+        score = self.text.format(self.score(self.seen[how]))
+        return score, "" if len(self.seen) == 1 else self.less(how, next(iter(self.seen)))
+
+    def less(self, how, other):
+        """How much less the first scores than the second, with an interval of 95 % from 2,000 paired resamples."""
+        values, others = self.seen[how], self.seen[other]
         draws = np.random.default_rng(1).integers(0, len(values), (2000, len(values)))
-        lost = lambda index: self.score(self.original[index]) - self.score(values[index])
+        lost = lambda index: self.score(others[index]) - self.score(values[index])
         low, high = np.percentile([lost(index) for index in draws], [2.5, 97.5])
         numbers = [self.text.format(x).split()[0] for x in (lost(slice(None)), low, high)]
-        return self.text.format(self.score(values)), "{} ({} to {})".format(*numbers)
+        return "{} ({} to {})".format(*numbers)
+
+    def beside(self):
+        """The same for each pair of files."""
+        for how, other in itertools.combinations(self.seen, 2):
+            print(f"{how}: less than {other} by {self.less(how, other)}", flush=True)
 
 
 def right(path):
@@ -104,26 +120,10 @@ def pairs(part):
     return list(csv.reader(io.StringIO(gzip.open(STSB / f"stsb-en-{part}.csv.gz", "rt", encoding="utf-8").read())))
 
 
-def batches(texts):
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(MINILM / "tokenizer.json"))
-    tokenizer.enable_truncation(256)
-    tokenizer.no_padding()
-    texts = sorted(set(texts), key=lambda t: (len(t), t))
-    for i in range(0, len(texts), 32):
-        codes = tokenizer.encode_batch(texts[i:i + 32])
-        width = max(len(c.ids) for c in codes)
-        pad = lambda ids: np.array([v + [0] * (width - len(v)) for v in ids], np.int64)
-        ids, mask = pad([c.ids for c in codes]), pad([c.attention_mask for c in codes])
-        yield texts[i:i + 32], {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-
-
 def cosines(path):
-    """The cosine of each pair of STS-B's test set."""
-    model, vectors, test = session(path), {}, pairs("test")
-    for texts, feeds in batches(t for row in test for t in row[:2]):
-        vectors.update(zip(texts, model.run(["sentence_embedding"], feeds)[0]))
+    """The cosine of each pair of STS-B that is judged on, and its score."""
+    test = [row for part in judged_pairs for row in pairs(part)]
+    vectors = texts.answers(session(path), TOKENIZER, (t for row in test for t in row[:2]), "sentence_embedding")
     cosine = lambda a, b: float(a @ b) / float(np.linalg.norm(a) * np.linalg.norm(b))
     gold = np.array([float(r[2]) for r in test])
     return np.stack([[cosine(vectors[r[0]], vectors[r[1]]) for r in test], gold], 1)
@@ -139,11 +139,10 @@ def percent(values):
 
 def row(what, how, before, path, judge, held_out="", distance=None, seconds=None, peak=0):
     size = pathlib.Path(path).stat().st_size
-    number, lost = judge(path)
+    number, lost = judge(path, how)
     cost = "" if seconds is None else f"{seconds:.0f} s, {peak:.0f} MB"
     apart = "" if distance is None else f"{distance:.4f}"
     line = f"| {what} | {how} | {size / 1e6:.3f} MB ({before / size:.2f}x) | {number} | {lost} | {held_out} | {apart} | {cost} |"
-    rows.append(line)
     print(line, flush=True)
 
 
@@ -200,18 +199,23 @@ def minilm(peers):
         uniform(work / "MiniLM-L6-7.toml", before, judge)
     onnxruntime_rows(whole, before, judge)
     nncf_rows(whole, before, judge)
+    if judged_pairs != ["test"]:
+        judge.beside()
 
 
 def uniform(plan, before, judge):
     """The same bits for all weights, in groups of 128: codes swept as GPTQ does, and the nearest ones."""
-    every, small, texts = work / "every.toml", work / "every.onnx", STSB / "stsb-en-train.csv.gz"
-    for bits, how, data, flags in [(4, "", texts, []), (4, ", on 128 texts of 128 tokens", long_texts(), ["--max-tokens", 128]),
-                                   (3, ", nearest codes of the range", texts, [])]:
+    every, small, train = work / "every.toml", work / "every.onnx", STSB / "stsb-en-train.csv.gz"
+    for bits, how, data, flags in [
+        (4, "", train, []),
+        (4, ", on 128 texts of 128 tokens", long_texts(), ["--max-tokens", 128]),
+        (3, ", nearest codes of the range", train, []),
+    ]:
         every.write_text(re.sub(r'choice = ".*"', f'choice = "w{bits}-g128"', plan.read_text()))
         if "nearest" in how:
             plainly(every, every)
         receipt, seconds, peak = lessen("apply", MINILM, every, "--data", data, *flags, "--force", "-o", small)
-        seen = held_out(receipt) if data == texts else ""
+        seen = held_out(receipt) if data == train else ""
         row("MiniLM-L6", f"lessen apply, {bits} bits for all, groups of 128{how}", before, small, judge, seen,
             receipt["quality"]["distance"], seconds, peak)
 
@@ -219,10 +223,10 @@ def uniform(plan, before, judge):
 def long_texts():
     """128 texts of at least 128 tokens from WikiText-2."""
     lines = gzip.open(SHARED / "data/wikitext-2/wiki.valid.tokens.gz", "rt", encoding="utf-8")
-    texts = [line.strip() for line in lines if len(line.split()) > 128][:128]
-    assert len(texts) == 128
+    long = [line.strip() for line in lines if len(line.split()) > 128][:128]
+    assert len(long) == 128
     path = work / "long.txt"
-    path.write_text("\n".join(texts))
+    path.write_text("\n".join(long))
     return path
 
 
@@ -237,7 +241,7 @@ def efficientnet(photos, peers):
 
     whole = named(model)
 
-    def judge(path):
+    def judge(path, how):
         """How often the classes are the same, with Wilson's interval of 95 %, were the squares independent."""
         same, n, z = float((named(path) == whole).mean()), len(whole), 1.96
         middle, half = same + z * z / 2 / n, z * (same * (1 - same) / n + (z / 2 / n) ** 2) ** 0.5
@@ -333,8 +337,8 @@ def nncf_rows(whole, before, judge):
     except ImportError:
         print("nncf is not there: pip install nncf")
         return
-    texts = [t for r in pairs("train")[:128] for t in r[:2]]
-    dataset = nncf.Dataset([feeds for _, feeds in batches(texts)])
+    calibration = [t for r in pairs("train")[:128] for t in r[:2]]
+    dataset = nncf.Dataset([feeds for _, feeds in texts.batches(TOKENIZER, calibration)])
     four = nncf.CompressWeightsMode.INT4_ASYM
     common = dict(mode=four, group_size=128, ratio=1.0, all_layers=True)
     cases = [
@@ -356,9 +360,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="resnet, minilm or efficientnet")
     parser.add_argument("--peers", action="store_true", help="only the rows of other quantizers")
+    parser.add_argument("--all-pairs", action="store_true",
+                        help="judge MiniLM on all 8,628 pairs of STS-B, and each file beside each")
     parser.add_argument("--photos", type=pathlib.Path, help="the folder that bench/photos.py has written")
     options = parser.parse_args()
-    print("| model | how | size of the file | in onnxruntime | lost there (95 %) | held out, in lessen | distance | time, peak memory |")
+    if options.all_pairs:
+        judged_pairs[:] = ["train", "dev", "test"]
+    print("| model | how | size of the file | in onnxruntime | lost there (95 %) | held out, in lessen | distance "
+          "| time, peak memory |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for name, run in [("resnet", resnet), ("minilm", minilm)]:
         if options.only in name:

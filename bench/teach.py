@@ -19,7 +19,7 @@ import time
 
 import numpy as np
 
-from quality import MINILM, SHARED, batches, lessen, session, work
+from quality import MINILM, SHARED, TOKENIZER, lessen, session, texts, work
 
 SST2, TWEETS = SHARED / "data/sst2", SHARED / "data/hate-speech/labeled_data.csv.gz"
 
@@ -52,11 +52,8 @@ def write(rows, path):
         csv.writer(out).writerows([("text", "label"), *rows])
 
 
-def answers(path, output, texts):
-    model, found = session(path), {}
-    for part, feeds in batches(texts):
-        found.update(zip(part, model.run([output], feeds)[0]))
-    return found
+def answers(path, output, reviews):
+    return texts.answers(session(path), TOKENIZER, reviews, output)
 
 
 def peer(train, test, backbone):

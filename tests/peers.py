@@ -17,6 +17,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+import texts as texts_of
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LESSEN = os.environ.get("LESSEN", ROOT / "target/release/lessen")
 MODELS = ROOT / "target/models"
@@ -161,22 +163,8 @@ def spearman(a, b):
 
 
 def outputs_of_texts(path, texts, output):
-    """What MiniLM, or a model made of it, answers to each text in onnxruntime, with the Python package tokenizers."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(MINILM / "tokenizer.json"))
-    tokenizer.enable_truncation(256)
-    tokenizer.no_padding()
-    model, answers = session(path), {}
-    texts = sorted(set(texts), key=lambda t: (len(t), t))
-    for i in range(0, len(texts), 32):
-        codes = tokenizer.encode_batch(texts[i:i + 32])
-        width = max(len(c.ids) for c in codes)
-        pad = lambda ids: np.array([v + [0] * (width - len(v)) for v in ids], np.int64)
-        ids, mask = pad([c.ids for c in codes]), pad([c.attention_mask for c in codes])
-        feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-        answers.update(zip(texts[i:i + 32], model.run([output], feeds)[0]))
-    return answers
+    """What MiniLM, or a model made of it, answers to each text in onnxruntime."""
+    return texts_of.answers(session(path), MINILM / "tokenizer.json", texts, output)
 
 
 def sentences():

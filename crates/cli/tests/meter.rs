@@ -87,7 +87,8 @@ fn wrong_flags_are_named() {
     lessen(&["meter", "--", "no-such-program-anywhere"])
         .fails(&["no-such-program-anywhere", "cannot be run"]);
     lessen(&["meter", "--country", "Atlantis", "--", "true"]).fails(&["Atlantis", "DEU"]);
-    lessen(&["meter", "--pue=-1", "--", "true"]).fails(&["--pue"]);
+    lessen(&["meter", "--pue=0.5", "--", "true"]).fails(&["--pue", "from 1"]);
+    lessen(&["meter", "--intensity=NaN", "--", "true"]).fails(&["--intensity"]);
     assert_eq!(lessen(&["meter"]).code, 1);
 }
 
@@ -104,4 +105,41 @@ fn a_model_that_does_not_fit_is_worked_out() {
     let bad = place.file("bad.toml", b"name = \"x\"\nparameter = 1\n");
     lessen(&["meter", "--what-if", &bad]).fails(&["bad.toml"]);
     lessen(&["meter", "--what-if", &place.path("none.toml")]).fails(&["none.toml"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_is_an_exit_code_as_in_a_shell() {
+    assert_eq!(lessen(&["meter", "--", "sh", "-c", "kill -9 $$"]).code, 128 + 9);
+}
+
+#[test]
+fn where_an_intensity_is_from_is_said() {
+    let said = |flags: &[&str]| lessen(&[&["meter"], flags, &["--", "true"]].concat()).text().to_owned();
+    assert!(said(&[]).contains("475 g/kWh (the world's"));
+    assert!(said(&["--country", "swe"]).contains("40.7 g/kWh (SWE, 2023"));
+    assert!(said(&["--country", "swe", "--intensity", "12"]).contains("12 g/kWh (given)"));
+}
+
+/// As another user, for whom the counter is closed: tests often run as root, who may read everything.
+#[cfg(unix)]
+#[test]
+fn a_counter_that_may_not_be_read_is_named() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    let place = Place::new();
+    let class = sensors(&place, 5);
+    let open = |path: &str, mode: u32| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    open(&place.path("."), 0o755);
+    open(&place.path("class/powercap/intel-rapl:0/energy_uj"), 0o000);
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_lessen"));
+    command.args(["meter", "--sensors", &class, "--", "true"]).uid(65534).gid(65534);
+    let output = match command.output() {
+        Ok(output) if output.status.success() => output,
+        other => return eprintln!("skipped: another user cannot run this program: {other:?}"),
+    };
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("estimated") && text.contains("energy_uj may not be read: run as root"), "{text}");
 }

@@ -94,6 +94,73 @@ fn features_are_kept_and_a_damaged_file_of_them_is_made_anew() {
 }
 
 #[test]
+fn features_are_those_of_the_examples_whatever_their_answers_and_their_file() {
+    let place = Place::new();
+    let cache = place.path("cache");
+    let cached = |data: &str| teach(&place, data, &["--cache", &cache]).json()["cached"].as_bool().unwrap();
+    let images = || 0..60;
+    assert!(!cached(&part(&place, "a.npz", images(), has_loop)));
+    assert!(cached(&part(&place, "b.npz", images(), |digit| digit % 2)), "the same pictures, other answers");
+    assert!(!cached(&part(&place, "b.npz", 1..61, has_loop)), "other pictures");
+}
+
+/// A model whose tokens are looked up in a table, and texts that it can tell apart.
+fn words(place: &Place, texts: &str) -> (String, String) {
+    let mut graph = graph::Graph::new("words");
+    let shape = || vec![graph::Dim::named("n"), graph::Dim::named("t")];
+    let ids = graph.add_input("input_ids", graph::Fact::tensor(graph::DType::I64, shape())).unwrap();
+    graph.add_input("attention_mask", graph::Fact::tensor(graph::DType::I64, shape())).unwrap();
+    let rows: Vec<f32> = (0..8 * 3).map(|i| ((i * 7 + i * i) % 11) as f32).collect();
+    let table = graph.add_constant("table", Tensor::new(&[8, 3], &rows).unwrap());
+    let hidden = graph.append("hidden", "Gather", 13, &graph::Attrs::new(), &[table, ids]).unwrap();
+    graph.outputs.push(hidden);
+    let mut model = graph::Model { graph, ir_version: 8, ..graph::Model::default() };
+    model.opsets.insert(String::new(), 17);
+    let path = place.path("words/words.onnx");
+    place.file("words/vocab.txt", b"[PAD]\n[UNK]\n[CLS]\n[SEP]\ngood\nbad\nfilm\nbook\n");
+    format::save(&model, path.as_ref()).unwrap();
+    (path, place.file("texts.csv", texts.as_bytes()))
+}
+
+#[test]
+fn texts_are_learnt_and_the_tokenizer_comes_along() {
+    let place = Place::new();
+    let lines =
+        ["good film,1", "bad film,0", "good book,1", "bad book,0", "good good film,1", "bad bad book,0"];
+    let texts = format!("text,label,other\n{}\n", lines.map(|line| format!("{line},film")).join("\n"));
+    let (model, data) = words(&place, &texts);
+    let (vocabulary, out) = (place.path("words/vocab.txt"), place.path("new/taught.onnx"));
+    std::fs::create_dir(place.path("new")).unwrap();
+    let cache = place.path("cache");
+    let args = [
+        "teach",
+        &model,
+        "--tokenizer",
+        &vocabulary,
+        "--data",
+        &data,
+        "-o",
+        &out,
+        "--json",
+        "--cache",
+        &cache,
+    ];
+    assert_eq!(lessen(&args).json()["examples"], 6);
+    // The new model finds it beside itself.
+    let again = lessen(&["eval", &out, "--data", &data, "--json"]).json();
+    assert_eq!(again["value"]["value"], 100.0);
+    // Another column of the same file has other features.
+    let other = [&args[..], &["--text-column", "other"]].concat();
+    let report = lessen(&other);
+    assert!(report.code == 1 && report.err.contains("the same"), "{}", report.err);
+    // Another model's tokenizer is not replaced, and it is said.
+    assert!(!lessen(&args).err.contains("another tokenizer"), "it is the same");
+    place.file("new/tokenizer.json", b"{}");
+    assert!(lessen(&args).err.contains("another tokenizer.json lies beside"));
+    assert_eq!(std::fs::read(place.path("new/tokenizer.json")).unwrap(), b"{}");
+}
+
+#[test]
 fn numbers_are_learnt_too() {
     let place = Place::new();
     let (images, labels) = pictures();

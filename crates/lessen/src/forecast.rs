@@ -4,6 +4,8 @@
 use std::time::Instant;
 
 use learn::data::Dataset;
+use meter::Machine;
+use meter::energy::Processor;
 use serde::Serialize;
 
 use crate::answer::Answerer;
@@ -14,8 +16,6 @@ use crate::receipt::Number;
 use crate::shrink::{Goal, Request, ready};
 use crate::{Cpu, Model, Result};
 
-/// Power of one busy core and its share of the rest of the machine, in watts: what small servers take. Not measured.
-pub const WATTS: f64 = 12.0;
 /// Floating-point operations a second that factors and sweeps reach on one core. Not measured.
 const SPEED: f64 = 4e9;
 /// The part of the activations of one run that is kept between two stages of the walk, of each example: a quarter.
@@ -42,7 +42,7 @@ pub struct Forecast {
     pub time: Option<Number>,
     /// Memory that it takes, estimated.
     pub work_memory: Number,
-    /// Energy that it takes, estimated from the time and [`WATTS`] for each thread.
+    /// Energy that it takes, estimated from the time and the threads: see [`meter::energy::estimate`].
     pub energy: Option<Number>,
 }
 
@@ -104,7 +104,8 @@ pub fn forecast(model: &Model, request: &Request, cpu: &Cpu) -> Result<Forecast>
         runs * one + found.operations / SPEED
     });
     let kept = run.as_ref().map_or(0, |(_, shares)| shares.calibration) * activations.unwrap_or(0) / KEPT;
-    let threads = cpu.pool().threads() as f64;
+    let here = meter::energy::processor(&Machine::this());
+    let processor = Processor { threads: cpu.pool().threads().min(here.threads), ..here };
     Ok(Forecast {
         bytes_before: bytes(found.before),
         sizes: found.sizes.iter().map(size).collect(),
@@ -113,7 +114,7 @@ pub fn forecast(model: &Model, request: &Request, cpu: &Cpu) -> Result<Forecast>
         memory: activations.map(|a| estimated(a + weights)),
         time: time.map(|s| Number::estimated(s, "s")),
         work_memory: estimated(COPIES * weights + found.statistics + kept),
-        energy: time.map(|s| Number::estimated(s * WATTS * threads, "J")),
+        energy: time.map(|s| Number::estimated(meter::energy::estimate(&processor, s, None).joules, "J")),
     })
 }
 

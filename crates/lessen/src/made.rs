@@ -244,8 +244,8 @@ impl Dataset for Made {
 
 #[cfg(test)]
 mod tests {
-    use graph::op::{Reader, ramp};
-    use graph::{Attrs, Node};
+    use graph::Attrs;
+    use graph::op::ramp;
 
     use super::*;
     use crate::feed::{Feeder, Options};
@@ -258,13 +258,7 @@ mod tests {
         let mut out = graph.inputs[0];
         if let Some(rows) = table {
             let rows = graph.add_constant("table", ramp(&[rows, 2]));
-            let attrs = Attrs::new();
-            let reader = Reader { attrs: &attrs, version: 17, inputs: 2, outputs: 1 };
-            let op = graph::ops::read("", "Gather", &reader).unwrap();
-            out = graph
-                .add_with_outputs("look", Node::new(op, vec![Some(rows), Some(out)]), 1, None)
-                .unwrap()
-                .1[0];
+            out = graph.append("look", "Gather", 17, &Attrs::new(), &[rows, out]).unwrap();
         }
         graph.outputs.push(out);
         graph.infer().unwrap();

@@ -165,20 +165,20 @@ impl Model {
         }
     }
 
-    /// Puts a copy of the model's tokenizer where a model that is saved to `path` finds it; gives where. Nothing is done when
-    /// there is none, or when a tokenizer is there already.
+    /// Puts a copy of the model's tokenizer where a model that is saved to `path` finds it, if it has one. What is there
+    /// already is not replaced: false when that is not the same tokenizer.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn save_tokenizer(&self, path: &Path) -> Result<Option<PathBuf>> {
-        let there = path.with_file_name("tokenizer.json");
-        match &self.tokenizer {
-            Some(tokenizer) if !there.exists() => {
-                crate::write_file(&there, tokenizer.describe()?.as_bytes())?;
-                Ok(Some(there))
-            }
-            _ => Ok(None),
+    pub fn save_tokenizer(&self, path: &Path) -> Result<bool> {
+        let Some(tokenizer) = &self.tokenizer else { return Ok(true) };
+        let (there, own) = (path.with_file_name("tokenizer.json"), tokenizer.describe()?);
+        if there.exists() {
+            let other = Tokenizer::open(&there, None).and_then(|other| other.describe());
+            return Ok(other.is_ok_and(|other| other == own));
         }
+        crate::write_file(&there, own.as_bytes())?;
+        Ok(true)
     }
 
     /// Takes what this model lacks from another one: the tokenizer, the preprocessing.

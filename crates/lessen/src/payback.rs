@@ -12,7 +12,8 @@ use crate::shrink::Speed;
 pub struct Payback {
     /// What shrinking took.
     pub spent: Number,
-    /// What one run of the original takes: the power of the threads for the time of a run; `None` when that was not measured.
+    /// What one run of the original takes: the power of its threads and of the memory for the time of a run; `None` when that
+    /// was not measured.
     pub before: Option<Number>,
     /// The same of the smaller model.
     pub after: Option<Number>,
@@ -71,8 +72,7 @@ mod tests {
 
     #[test]
     fn what_is_spent_once_is_won_back_by_runs() {
-        let processor =
-            Processor { name: "Any".into(), watts_each: 5.0, known: true, threads: 4, memory: 0.0 };
+        let processor = Processor { name: "Any".into(), watts_each: 5.0, basis: "", threads: 4, memory: 0.0 };
         let spent = Energy {
             joules: 1000.0,
             idle: None,

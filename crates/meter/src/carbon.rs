@@ -5,11 +5,11 @@ use serde::Serialize;
 use crate::Energy;
 
 /// The year that the intensities of countries are of.
-pub const YEAR: u32 = 2023;
+const YEAR: u32 = 2023;
 /// The source of them.
-pub const SOURCE: &str = "CodeCarbon's table of energy mixes, from Our World in Data";
+const SOURCE: &str = "CodeCarbon's table of energy mixes, from Our World in Data";
 /// Grams of CO2 equivalent a kilowatt-hour in a country that is not in the table: the world's.
-pub const WORLD: f64 = 475.0;
+const WORLD: f64 = 475.0;
 
 /// Grams of CO2 equivalent a kilowatt-hour, by the country's code of three letters (ISO 3166).
 const COUNTRIES: [(&str, f64); 30] = [
@@ -52,6 +52,8 @@ pub struct Place {
     pub country: String,
     /// Grams of CO2 equivalent a kilowatt-hour.
     pub intensity: f64,
+    /// Where that is from, for people.
+    pub source: String,
     /// Energy that the building takes for each that its machines take: 1 at home, 1.58 on average in data centres (Uptime
     /// Institute's survey of 2023).
     pub pue: f64,
@@ -69,9 +71,9 @@ impl Place {
     pub fn of(country: &str) -> Result<Place, String> {
         let code = country.to_uppercase();
         let row = COUNTRIES.iter().find(|(name, _)| *name == code);
-        let intensity = match (row, code.as_str()) {
-            (Some((_, intensity)), _) => *intensity,
-            (None, "") => WORLD,
+        let (intensity, source) = match (row, code.as_str()) {
+            (Some((_, intensity)), _) => (*intensity, format!("{code}, {YEAR}: {SOURCE}")),
+            (None, "") => (WORLD, "the world's mean, as CodeCarbon takes it".into()),
             (None, _) => {
                 let all: Vec<&str> = COUNTRIES.iter().map(|(name, _)| *name).collect();
                 return Err(format!(
@@ -80,7 +82,7 @@ impl Place {
                 ));
             }
         };
-        Ok(Place { country: code, intensity, pue: 1.0, per_kwh: 0.0, per_hour: 0.0 })
+        Ok(Place { country: code, intensity, source, pue: 1.0, per_kwh: 0.0, per_hour: 0.0 })
     }
 
     /// What energy and time come to.

@@ -254,18 +254,15 @@ impl Stages {
 
 #[cfg(test)]
 mod tests {
-    use graph::op::{Reader, ramp};
-    use graph::{Attrs, DType, Dim, Fact, Node};
+    use graph::op::ramp;
+    use graph::{Attrs, DType, Dim, Fact};
 
     use super::*;
     use crate::gram::tests::cpu;
     use crate::weights::weights;
 
     fn add(g: &mut Graph, kind: &str, name: &str, inputs: &[ValueId], attrs: Attrs) -> ValueId {
-        let reader = Reader { attrs: &attrs, version: 17, inputs: inputs.len(), outputs: 1 };
-        let op = graph::ops::read("", kind, &reader).unwrap();
-        let node = Node::new(op, inputs.iter().copied().map(Some).collect());
-        g.add_with_outputs(name, node, 1, None).unwrap().1[0]
+        g.append(name, kind, 17, &attrs, inputs).unwrap()
     }
 
     /// A convolution, a grouped one beside it, their sum, a product of both with a third, and a classifier.

@@ -65,22 +65,28 @@ impl Eval {
         let mut text = format!("{}: {}\n", self.model.display(), found.data);
         text += &format!("{} {:.digits$}, {} examples", found.metric, found.value, found.examples);
         text += &format!(", {:.1} (intervals are of 95 %)\n", found.time);
-        const MOST: usize = 20;
-        let rows: Vec<Vec<String>> = found
-            .classes
-            .iter()
-            .take(MOST)
-            .map(|c| {
-                let name = c.name.clone().unwrap_or_else(|| c.class.to_string());
-                vec![name, c.examples.to_string(), c.recall.to_string()]
-            })
-            .collect();
-        if !rows.is_empty() {
-            text += &format!("\nclass, examples, answered right\n{}", table(&rows));
-        }
-        if found.classes.len() > MOST {
-            text += &format!("  .. and {} more; see --json\n", found.classes.len() - MOST);
-        }
+        text += &by_class(&found);
         Done::new(text, found)
     }
+}
+
+/// What became of each class, and the mean of F1 over all; nothing for tasks without classes.
+pub(super) fn by_class(eval: &lessen::eval::Eval) -> String {
+    const MOST: usize = 20;
+    let rows = eval.classes.iter().take(MOST).map(|c| {
+        let name = c.name.clone().unwrap_or_else(|| c.class.to_string());
+        vec![name, c.examples.to_string(), c.recall.to_string()]
+    });
+    let rows: Vec<Vec<String>> = rows.collect();
+    let mut text = String::new();
+    if let Some(f1) = &eval.macro_f1 {
+        text += &format!("macro F1 {f1:.2}\n");
+    }
+    if !rows.is_empty() {
+        text += &format!("\nclass, examples, answered right\n{}", table(&rows));
+    }
+    if eval.classes.len() > MOST {
+        text += &format!("  .. and {} more; see --json\n", eval.classes.len() - MOST);
+    }
+    text
 }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use lessen::answer::Task;
 use lessen::data::{self, Dataset};
-use lessen::forecast::{WATTS, forecast};
+use lessen::forecast::forecast;
 use lessen::receipt::bytes;
 use lessen::shrink::Request;
 
@@ -81,9 +81,7 @@ impl Plan {
         }
         if let (Some(run), Some(time), Some(energy)) = (&found.run, &found.time, &found.energy) {
             text += &format!("one run of the original: {run:.2}, measured once\n");
-            text += &format!(
-                "shrinking to few bits: about {time:.0}, {energy:.0} (estimated, {WATTS} W for each thread)\n"
-            );
+            text += &format!("shrinking to few bits: about {time:.0}, {energy:.0} (estimated)\n");
         } else {
             text += "time and energy are not known without examples (--data PATH or --self-made)\n";
         }

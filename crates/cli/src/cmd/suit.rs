@@ -52,7 +52,6 @@ impl Suit {
             spinner.set_message(path.display().to_string());
             let request = Request {
                 data: data.as_ref(),
-                data_path: Some(&self.data),
                 test: None,
                 features: None,
                 methods: &[Method::Ridge],

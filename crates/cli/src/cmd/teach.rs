@@ -10,6 +10,7 @@ use lessen::eval::Eval;
 use lessen::head::Method;
 use lessen::teach::{Report, Request, teach};
 
+use super::eval::by_class;
 use super::{Done, table};
 use crate::flags::{Common, Learning};
 
@@ -60,7 +61,6 @@ impl Teach {
         spinner.set_message("features, then heads");
         let request = Request {
             data: data.as_ref(),
-            data_path: Some(&self.data),
             test: test.as_deref(),
             features: self.features.as_deref(),
             methods: &methods,
@@ -70,7 +70,15 @@ impl Teach {
         };
         let (taught, report) = teach(&model, &request, &common.cpu()?)?;
         taught.save(&self.output).context("the model cannot be written")?;
-        taught.save_tokenizer(&self.output).context("the tokenizer cannot be written beside the model")?;
+        let beside = taught
+            .save_tokenizer(&self.output)
+            .context("the tokenizer cannot be written beside the model")?;
+        if !beside && !common.quiet {
+            eprintln!(
+                "warning: another tokenizer.json lies beside {}: give the model's own with --tokenizer",
+                self.output.display()
+            );
+        }
         spinner.finish_and_clear();
         if report.leaked > 0 && !common.quiet {
             eprintln!(
@@ -122,23 +130,6 @@ fn told(report: &Report) -> String {
 
 fn told_eval(what: &str, eval: &Eval) -> String {
     let digits = if eval.value.unit == "%" { 2 } else { 4 };
-    let mut text = format!("{what}: {} {:.digits$}, {} examples", eval.metric, eval.value, eval.examples);
-    if let Some(f1) = &eval.macro_f1 {
-        text += &format!(", macro F1 {f1:.2}");
-    }
-    text += "\n";
-    const MOST: usize = 20;
-    let rows: Vec<Vec<String>> = eval
-        .classes
-        .iter()
-        .take(MOST)
-        .map(|c| {
-            let name = c.name.clone().unwrap_or_else(|| format!("class {}", c.class));
-            vec![name, c.examples.to_string(), c.recall.to_string()]
-        })
-        .collect();
-    if !rows.is_empty() {
-        text += &table(&rows);
-    }
-    text
+    let head = format!("{what}: {} {:.digits$}, {} examples\n", eval.metric, eval.value, eval.examples);
+    head + &by_class(eval)
 }

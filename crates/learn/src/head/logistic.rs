@@ -263,26 +263,36 @@ fn sigmoid_error(row: &mut [f32], targets: &[f32]) -> f64 {
 }
 
 #[cfg(test)]
-pub(super) fn slopes_for_test(problem: &Problem, penalty: f64) -> (Vec<f64>, Vec<f64>) {
-    let all = Examples::new(problem, &(0..problem.rows()).collect::<Vec<_>>());
-    let mut random = crate::random::Random::new(9);
-    let solver = Solver::new(problem.basis.size(), problem.truth.outputs());
-    let at: Vec<f64> = solver.at.iter().map(|_| 0.3 * random.normal()).collect();
-    let slope = |k: usize| {
-        let moved = |by: f64| {
-            let mut at = at.clone();
-            at[k] += by;
-            loss(problem, &all, &at, penalty).0
-        };
-        (moved(1e-3) - moved(-1e-3)) / 2e-3
-    };
-    ((0..at.len()).map(slope).collect(), loss(problem, &all, &at, penalty).1)
-}
+mod tests {
+    use super::super::tests::{clouds, cpu};
+    use super::*;
+    use crate::random::Random;
 
-#[cfg(test)]
-pub(super) fn greatest_slope_at_end_for_test(problem: &Problem, penalty: f64) -> f64 {
-    let all = Examples::new(problem, &(0..problem.rows()).collect::<Vec<_>>());
-    let mut solver = Solver::new(problem.basis.size(), problem.truth.outputs());
-    solver.solve(problem, &all, penalty);
-    loss(problem, &all, &solver.at, penalty).1.iter().fold(0.0, |most: f64, g| most.max(g.abs()))
+    #[test]
+    fn the_gradient_is_the_slope_and_vanishes_at_the_end() {
+        let cpu = cpu();
+        let (features, of) = clouds(60, 5, 3, 0.5, 2);
+        let labels: Vec<bool> = of.iter().flat_map(|&class| [class == 0, class < 2, class == 2]).collect();
+        for truth in [Truth::Classes { of, count: 3 }, Truth::Labels { of: labels, count: 3 }] {
+            let problem = Problem::new(&features, &truth, false, 0, &cpu).unwrap();
+            let all = Examples::new(&problem, &(0..problem.rows()).collect::<Vec<_>>());
+            let mut solver = Solver::new(problem.basis.size(), 3);
+            let mut random = Random::new(9);
+            let at: Vec<f64> = solver.at.iter().map(|_| 0.3 * random.normal()).collect();
+            let gradient = loss(&problem, &all, &at, 0.01).1;
+            for (k, gradient) in gradient.iter().enumerate() {
+                let moved = |by: f64| {
+                    let mut at = at.clone();
+                    at[k] += by;
+                    loss(&problem, &all, &at, 0.01).0
+                };
+                let slope = (moved(1e-3) - moved(-1e-3)) / 2e-3;
+                assert!((slope - gradient).abs() < 1e-3, "{slope} {gradient}");
+            }
+            solver.solve(&problem, &all, 0.01);
+            let most =
+                loss(&problem, &all, &solver.at, 0.01).1.iter().fold(0f64, |most, g| most.max(g.abs()));
+            assert!(most < 1e-3, "{most}");
+        }
+    }
 }

@@ -2,12 +2,18 @@ use super::*;
 use crate::linear::Cholesky;
 use crate::random::Random;
 
-fn cpu() -> Cpu {
+pub(super) fn cpu() -> Cpu {
     Cpu::new(2).unwrap()
 }
 
 /// Examples of classes around means that lie `apart`, in coordinates of unequal spread.
-fn clouds(rows: usize, columns: usize, count: usize, apart: f64, seed: u64) -> (Features, Vec<usize>) {
+pub(super) fn clouds(
+    rows: usize,
+    columns: usize,
+    count: usize,
+    apart: f64,
+    seed: u64,
+) -> (Features, Vec<usize>) {
     let mut random = Random::new(seed);
     let means: Vec<f64> = (0..count * columns).map(|_| apart * random.normal()).collect();
     let of: Vec<usize> = (0..rows).map(|i| i % count).collect();
@@ -79,22 +85,6 @@ fn leave_one_out_errors_are_those_of_leaving_out() {
             let want: f64 = z.zip(&weights[0]).map(|(z, w)| z * w).sum();
             assert!((f64::from(scores[2 * i]) - want).abs() < 2e-4);
         }
-    }
-}
-
-#[test]
-fn the_gradient_is_the_slope_and_vanishes_at_the_end() {
-    let cpu = cpu();
-    let (features, of) = clouds(60, 5, 3, 0.5, 2);
-    let labels: Vec<bool> = of.iter().flat_map(|&class| [class == 0, class < 2, class == 2]).collect();
-    for truth in [Truth::Classes { of, count: 3 }, Truth::Labels { of: labels, count: 3 }] {
-        let problem = Problem::new(&features, &truth, false, 0, &cpu).unwrap();
-        let (slopes, gradient) = logistic::slopes_for_test(&problem, 0.01);
-        for (slope, gradient) in slopes.iter().zip(&gradient) {
-            assert!((slope - gradient).abs() < 1e-3, "{slope} {gradient}");
-        }
-        let most = logistic::greatest_slope_at_end_for_test(&problem, 0.01);
-        assert!(most < 1e-3, "{most}");
     }
 }
 

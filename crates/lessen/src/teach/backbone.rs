@@ -167,9 +167,13 @@ fn pooled(graph: &mut Graph, from: ValueId, mask: Option<ValueId>, first_token: 
 
 /// Gives a value this name; who has it gets another.
 pub(super) fn claim(graph: &mut Graph, id: ValueId, name: &str) -> Result<()> {
-    if let Some(owner) = graph.find(name).filter(|owner| *owner != id) {
-        let other = graph.fresh_name(name);
-        graph.rename(owner, &other)?;
+    match graph.find(name) {
+        Some(owner) if owner == id => return Ok(()),
+        Some(owner) => {
+            let other = graph.fresh_name(name);
+            graph.rename(owner, &other)?;
+        }
+        None => {}
     }
     Ok(graph.rename(id, name)?)
 }
@@ -177,4 +181,117 @@ pub(super) fn claim(graph: &mut Graph, id: ValueId, name: &str) -> Result<()> {
 /// Numbers of an example, when the graph says.
 pub(super) fn width(graph: &Graph) -> Option<usize> {
     graph.value(*graph.outputs.first()?).fact.shape()?.last().and_then(Dim::size)
+}
+
+#[cfg(test)]
+mod tests {
+    use graph::op::ramp;
+    use graph::{Datum, Fact};
+
+    use super::*;
+    use crate::{Cpu, Runner};
+
+    /// A model of an input `x` of these sizes, with a mask beside or not, and what `make` makes of it.
+    fn model(
+        dtype: DType,
+        sizes: &[usize],
+        mask: bool,
+        opset: i64,
+        make: impl FnOnce(&mut Graph, ValueId) -> ValueId,
+    ) -> Model {
+        let mut graph = Graph::new("test");
+        let mut shape = vec![Dim::named("n")];
+        shape.extend(sizes.iter().map(|&size| Dim::from(size)));
+        let x = graph.add_input("x", Fact::tensor(dtype, shape)).unwrap();
+        if mask {
+            let shape = vec![Dim::named("n"), Dim::from(sizes[0])];
+            graph.add_input("attention_mask", Fact::tensor(DType::I64, shape)).unwrap();
+        }
+        let made = make(&mut graph, x);
+        graph.outputs.push(made);
+        let mut inner = graph::Model { graph, ir_version: 8, ..graph::Model::default() };
+        inner.opsets.insert(String::new(), opset);
+        Model::new(inner).unwrap()
+    }
+
+    fn relu(graph: &mut Graph, x: ValueId) -> ValueId {
+        graph.append("y", "Relu", 14, &Attrs::new(), &[x]).unwrap()
+    }
+
+    /// The features that the backbone gives once it was written and read again.
+    fn features(model: &Model, inputs: &[(&str, Tensor)]) -> Vec<f32> {
+        let made = backbone(model, None).unwrap();
+        let bytes = format::onnx::to_bytes(made.model.inner()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.onnx");
+        std::fs::write(&path, bytes).unwrap();
+        let runner = Runner::new(&Model::open(&path).unwrap(), &Cpu::new(1).unwrap()).unwrap();
+        let inputs: Vec<(String, Tensor)> = inputs.iter().map(|(n, t)| (n.to_string(), t.clone())).collect();
+        let (name, Datum::Tensor(rows)) = runner.run(&inputs).unwrap().remove(0) else { panic!("a tensor") };
+        assert!(name == FEATURES && rows.rank() == 2);
+        rows.to_f32().unwrap().into_owned()
+    }
+
+    fn near(found: &[f32], want: &[f32]) {
+        assert!(
+            found.len() == want.len() && found.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-5),
+            "{found:?}"
+        );
+    }
+
+    const ROWS: [f32; 12] = [1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12.];
+
+    #[test]
+    fn tokens_are_averaged_without_their_padding() {
+        let x = Tensor::new(&[2, 3, 2], &ROWS).unwrap();
+        for opset in [13, 17, 21] {
+            let with = model(DType::F32, &[3, 2], true, opset, relu);
+            let mask = Tensor::new(&[2, 3], &[1i64, 1, 0, 1, 0, 0]).unwrap();
+            near(&features(&with, &[("x", x.clone()), ("attention_mask", mask)]), &[2., 3., 7., 8.]);
+            let without = model(DType::F32, &[3, 2], false, opset, relu);
+            near(&features(&without, &[("x", x.clone())]), &[3., 4., 9., 10.]);
+            let mut first = without.clone();
+            first.inner_mut().set_metadata(POOLING, "cls");
+            near(&features(&first, &[("x", x.clone())]), &[1., 2., 7., 8.]);
+        }
+    }
+
+    #[test]
+    fn channels_are_averaged_and_halves_become_whole() {
+        let x = Tensor::new(&[1, 3, 2, 2], &ROWS).unwrap();
+        near(&features(&model(DType::F32, &[3, 2, 2], false, 17, relu), &[("x", x)]), &[2.5, 6.5, 10.5]);
+        let x = Tensor::new(&[2, 2], &[1f32, 2., 3., 4.].map(half::f16::from_f32)).unwrap();
+        near(&features(&model(DType::F16, &[2], false, 17, relu), &[("x", x)]), &[1., 2., 3., 4.]);
+    }
+
+    #[test]
+    fn a_classifier_is_cut_before_its_last_weights() {
+        let classifier = |last: &'static str| {
+            model(DType::F32, &[2], false, 17, move |g, x| {
+                let x = relu(g, x);
+                let (w, b) = (g.add_constant("w", ramp(&[2, 3])), g.add_constant("b", ramp(&[3])));
+                let y = g.append("z", "MatMul", 13, &Attrs::new(), &[x, w]).unwrap();
+                let y = g.append("z", "Add", 14, &Attrs::new(), &[b, y]).unwrap();
+                g.append("z", last, 13, &Attrs::new(), &[y]).unwrap()
+            })
+        };
+        let x = Tensor::new(&[1, 2], &[3f32, 4.]).unwrap();
+        near(&features(&classifier("Softmax"), &[("x", x.clone())]), &[3., 4.]);
+        // What lies behind other functions is no row of scores.
+        let made = backbone(&classifier("Tanh"), None).unwrap();
+        assert_eq!(width(&made.model.inner().graph), Some(3));
+    }
+
+    #[test]
+    fn what_makes_no_features_is_named() {
+        let fails = |model: &Model, name: Option<&str>| backbone(model, name).err().unwrap().to_string();
+        let deep = model(DType::F32, &[2, 2, 2, 2], false, 17, relu);
+        assert!(fails(&deep, None).contains("has 5 axes"));
+        let whole = model(DType::F32, &[2], false, 17, |g, x| {
+            let y = relu(g, x);
+            g.append("n", "Cast", 13, &Attrs::new().int("to", 7), &[y]).unwrap()
+        });
+        assert!(fails(&whole, Some("n")).contains("no features"));
+        assert!(fails(&whole, Some("nowhere")).contains("last nodes"));
+    }
 }

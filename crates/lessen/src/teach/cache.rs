@@ -1,18 +1,20 @@
-//! Features that are kept in a folder: the same model and data give the same.
+//! Features that are kept in a folder: the same model and examples give the same, whatever the answers to them are.
 
 use std::path::{Path, PathBuf};
 
+use learn::data::Dataset;
 use learn::head::Features;
 use sha2::{Digest, Sha256};
 
-use crate::{Error, Model, Result, provenance, write_file};
+use super::print;
+use crate::{Error, Model, Result, write_file};
 
-/// Where the features of some data by some model are kept.
+/// Where the features of some examples by some model are kept.
 pub(super) struct Place(PathBuf);
 
 impl Place {
     /// In this folder, which is made when it is not there.
-    pub fn new(folder: &Path, model: &Model, data: &Path) -> Result<Place> {
+    pub fn new(folder: &Path, model: &Model, data: &dyn Dataset) -> Result<Place> {
         std::fs::create_dir_all(folder)
             .map_err(|e| Error::input(format!("{}: features cannot be kept there: {e}", folder.display())))?;
         let mut hash = Sha256::new();
@@ -22,7 +24,10 @@ impl Place {
         if let Some(tokenizer) = model.tokenizer() {
             hash.update(tokenizer.describe()?);
         }
-        hash.update(provenance::content(data)?.sha256);
+        // What the examples are, not where: other columns of the same file are other examples.
+        for i in 0..data.len() {
+            hash.update(data.get(i).map_or([0; 32], |example| print(&example.input)));
+        }
         let key: String = hash.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect();
         Ok(Place(folder.join(format!("{key}.features"))))
     }

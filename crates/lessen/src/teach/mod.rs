@@ -30,8 +30,6 @@ use backbone::{Backbone, backbone, claim};
 pub struct Request<'a> {
     /// Examples with their answers.
     pub data: &'a dyn Dataset,
-    /// Where they come from, when that is a file or folder: then features may be kept.
-    pub data_path: Option<&'a Path>,
     /// Examples to judge the new model by, which nothing is learnt from.
     pub test: Option<&'a dyn Dataset>,
     /// The node or value that makes the features; chosen when not given.
@@ -205,10 +203,7 @@ struct Learnt {
 
 fn learn(backbone: &Backbone, request: &Request, cpu: &Cpu) -> Result<Learnt> {
     let data = request.data;
-    let place = match (request.cache, request.data_path) {
-        (Some(folder), Some(path)) => Some(cache::Place::new(folder, &backbone.model, path)?),
-        _ => None,
-    };
+    let place = request.cache.map(|folder| cache::Place::new(folder, &backbone.model, data)).transpose()?;
     if let Some(features) = place.as_ref().and_then(|place| place.load(data.len())) {
         return Ok(Learnt { features, rows: (0..data.len()).collect(), skipped: Vec::new(), cached: true });
     }
@@ -300,7 +295,11 @@ fn judged(fitted: &Fitted, truth: &Truth) -> Result<Judged> {
             let answers = scores.map(|row| f64::from(row[0])).collect();
             Judged::Scores(answers, unseen.rows.iter().map(|&i| of[i]).collect())
         }
-        Truth::Labels { .. } => return Err(Error::input("several labels an example are not judged yet")),
+        Truth::Labels { .. } => {
+            return Err(Error::input(
+                "examples with several labels cannot be judged; give each one class or number",
+            ));
+        }
     })
 }
 

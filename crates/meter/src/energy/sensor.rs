@@ -198,7 +198,7 @@ fn powercap(class: &Path) -> Result<Vec<Part>, PathBuf> {
     Ok(parts.into_iter().flatten().collect())
 }
 
-/// Counters of sockets, as amd_energy has, in microjoules of 64 bits; or power meters.
+/// Counters of sockets, as amd_energy has, in microjoules of 64 bits.
 fn hwmon(class: &Path) -> Result<Vec<Part>, PathBuf> {
     let mut parts = Vec::new();
     for chip in entries(&class.join("hwmon")) {

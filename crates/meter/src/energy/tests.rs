@@ -1,6 +1,7 @@
 use std::fs;
 use std::path::Path;
 
+use super::estimate::UNKNOWN;
 use super::*;
 
 fn zone(class: &Path, id: &str, name: &str, energy: u64, range: u64) {
@@ -31,7 +32,7 @@ fn tree() -> tempfile::TempDir {
 }
 
 fn here() -> Processor {
-    Processor { name: "Any".into(), watts_each: 5.0, known: true, threads: 2, memory: 8.0 }
+    Processor { name: "Any".into(), watts_each: 5.0, basis: "a guess", threads: 2, memory: 8.0 }
 }
 
 #[test]
@@ -142,11 +143,21 @@ fn processors_are_found_by_their_names() {
         os: String::new(),
         isa: Vec::new(),
     };
-    let known = processor(&machine("Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz"));
-    assert!(known.known && (known.watts_each - 350.0 / 112.0).abs() < 1e-9);
-    assert!(processor(&machine("AMD EPYC 7B13")).watts_each < 2.0);
+    let known = processor(&machine("Intel(R) Xeon(R) Platinum 8380 CPU @ 2.30GHz"));
+    assert!(known.basis == "its thermal design power" && known.watts_each == 270.0 / 80.0);
+    let faster = |name| processor(&machine(name)).watts_each;
+    assert!(faster("12th Gen Intel(R) Core(TM) i7-12700K") > faster("12th Gen Intel(R) Core(TM) i7-12700"));
+    let family = processor(&machine("AMD EPYC 7Y99"));
+    assert!(family.basis.contains("family") && family.watts_each == 360.0 / 192.0);
     let other = processor(&machine("Some CPU"));
-    assert!(!other.known && other.watts_each == 4.0 && other.memory == 1.0);
+    assert!(other.basis.contains("not known") && other.watts_each == UNKNOWN && other.memory == 1.0);
+    for (name, watts, threads) in estimate::TABLE {
+        assert_eq!(
+            processor(&machine(&format!("A {name} B"))).watts_each,
+            watts / threads,
+            "{name} is hidden"
+        );
+    }
 }
 
 #[test]

@@ -79,9 +79,9 @@ pub fn add(graph: &mut Graph, weight: &Weight, shift: &[f32]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use graph::op::{Reader, ramp};
+    use graph::op::ramp;
     use graph::run::Session;
-    use graph::{Attrs, Datum, Dim, Fact, Node};
+    use graph::{Attrs, Datum, Dim, Fact};
 
     use super::*;
     use crate::gram::Gram;
@@ -112,13 +112,8 @@ mod tests {
         let x = g.add_input("x", Fact::tensor(DType::F32, size.into_iter().map(Dim::Is).collect())).unwrap();
         let w = g.add_constant("w", ramp(if conv { &[8, 8, 1, 1] } else { &[8, 8] }));
         let b = g.add_constant("b", ramp(&[8]));
-        let mut add = |kind: &str, inputs: &[ValueId]| {
-            let attrs = Attrs::new();
-            let reader = Reader { attrs: &attrs, version: 17, inputs: inputs.len(), outputs: 1 };
-            let op = graph::ops::read("", kind, &reader).unwrap();
-            let node = Node::new(op, inputs.iter().copied().map(Some).collect());
-            g.add_with_outputs("y", node, 1, None).unwrap().1[0]
-        };
+        let mut add =
+            |kind: &str, inputs: &[ValueId]| g.append("y", kind, 17, &Attrs::new(), inputs).unwrap();
         let inside = bias && kind != "MatMul";
         let mut y = if inside { add(kind, &[x, w, b]) } else { add(kind, &[x, w]) };
         if bias && !inside {

@@ -423,9 +423,9 @@ impl Writer<'_> {
 
 #[cfg(test)]
 mod tests {
-    use graph::op::{Reader, ramp};
+    use graph::op::ramp;
     use graph::run::Session;
-    use graph::{Datum, Dim, Fact, Node};
+    use graph::{Datum, Dim, Fact};
 
     use super::*;
     use crate::gram::tests::cpu;
@@ -434,10 +434,7 @@ mod tests {
     use crate::weights::weights;
 
     fn node(g: &mut Graph, kind: &str, inputs: &[ValueId], attrs: Attrs) -> ValueId {
-        let reader = Reader { attrs: &attrs, version: 21, inputs: inputs.len(), outputs: 1 };
-        let op = graph::ops::read("", kind, &reader).unwrap();
-        let node = Node::new(op, inputs.iter().copied().map(Some).collect());
-        g.add_with_outputs(kind, node, 1, None).unwrap().1[0]
+        g.append(kind, kind, 21, &attrs, inputs).unwrap()
     }
 
     /// A table of 24 numbers a row, two products of other layouts with one weight in common, and a convolution.
