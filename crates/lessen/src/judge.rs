@@ -3,12 +3,12 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use graph::Datum;
 use learn::data::{Dataset, Target, split};
 use learn::score::{self, Interval};
-use meter::interleave;
+use meter::{Rounds, interleave};
 use shrink::job::{Key, Store};
 use shrink::walk::Example;
 use shrink::{Judge, Part, Score};
@@ -19,7 +19,7 @@ use crate::kept;
 use crate::lessons::{Training, singles};
 use crate::made::Made;
 use crate::receipt::Number;
-use crate::shrink::{Quality, Shares, Speed};
+use crate::shrink::{Quality, Shares};
 use crate::verify::{Answers, Verification};
 use crate::{Cpu, Error, Model, Result, provenance};
 
@@ -34,8 +34,8 @@ pub(crate) const PROBE: usize = 64;
 /// Real examples excite the last layers of a network more than those that lessen makes: ResNet-20's activations lie in
 /// ranges up to 1.9 times as wide. This much for all of them halves the distance of the outputs.
 const MARGIN: f32 = 1.25;
-/// Runs of each model when their speed is compared.
-const ROUNDS: usize = 25;
+/// Runs of each model when their speed is compared: on a quiet machine few will do.
+const ROUNDS: Rounds = Rounds { least: 12, time: Duration::from_secs(3), within: 0.02 };
 
 fn judged(error: Error) -> shrink::Error {
     shrink::Error::Judge(Box::new(error))
@@ -337,7 +337,7 @@ impl<'a> DataJudge<'a> {
     }
 
     /// How fast both models are on an example, in turn.
-    pub(crate) fn timing(&self, small: &Model) -> Result<Option<Speed>> {
+    fn timing(&self, small: &Model) -> Result<Option<shrink::Speed>> {
         let Some(data) = self.data else { return Ok(None) };
         let rows = [Part::Verify, Part::Search].iter().find_map(|part| self.parts.get(part));
         let Some(&first) = rows.and_then(|rows| rows.first()) else { return Ok(None) };
@@ -357,12 +357,10 @@ impl<'a> DataJudge<'a> {
         if let Some(e) = failed {
             return Err(e);
         }
-        let ms = |seconds: f64| Number::measured(seconds * 1e3, "ms");
-        Ok(Some(Speed {
-            before: ms(race.a.median),
-            after: ms(race.b.median),
-            faster: Number::within(race.ratio.median, race.ratio.p5, race.ratio.p95, "x"),
-            threads: self.cpu.pool().threads(),
+        Ok(Some(shrink::Speed {
+            seconds: (race.a.median, race.b.median),
+            faster: race.ratio.median,
+            interval: race.interval,
         }))
     }
 }
@@ -446,9 +444,8 @@ impl Judge for DataJudge<'_> {
         Ok(score)
     }
 
-    fn speed(&self, model: &graph::Model) -> shrink::Result<Option<f64>> {
-        let timing = self.timing(&self.original.with_inner(model.clone())).map_err(judged)?;
-        Ok(timing.map(|speed| speed.faster.value))
+    fn speed(&self, model: &graph::Model) -> shrink::Result<Option<shrink::Speed>> {
+        self.timing(&self.original.with_inner(model.clone())).map_err(judged)
     }
 
     fn out_of_time(&self) -> bool {

@@ -13,4 +13,4 @@ pub mod what_if;
 pub use carbon::{Cost, Place};
 pub use energy::Energy;
 pub use machine::Machine;
-pub use time::{Race, Spread, Stopwatch, interleave};
+pub use time::{Race, Rounds, Spread, Stopwatch, interleave};

@@ -94,25 +94,70 @@ pub struct Race {
     pub b: Spread,
     /// Seconds of `a` over seconds of `b`, round by round: how many times faster `b` is.
     pub ratio: Spread,
+    /// 95 % interval of the median of the ratios.
+    pub interval: (f64, f64),
 }
 
-/// Runs `a` and `b` once each to warm up, then `rounds` times in turns, the first of a round being the second of the
-/// next; at least one round.
-pub fn interleave(rounds: usize, mut a: impl FnMut(), mut b: impl FnMut()) -> Race {
+/// How long a race goes on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rounds {
+    /// At least so many rounds.
+    pub least: usize,
+    /// No round begins after so long, once there were enough of them.
+    pub time: Duration,
+    /// It is over when the ends of the interval are within this share of the median.
+    pub within: f64,
+}
+
+impl Rounds {
+    /// So many rounds.
+    pub const fn of(least: usize) -> Rounds {
+        Rounds { least, time: Duration::ZERO, within: f64::INFINITY }
+    }
+}
+
+/// Runs `a` and `b` once each to warm up, then in turns, the first of a round being the second of the next; at least one
+/// round.
+pub fn interleave(rounds: Rounds, mut a: impl FnMut(), mut b: impl FnMut()) -> Race {
     a();
     b();
-    let rounds = rounds.max(1);
-    let mut times = (Vec::with_capacity(rounds), Vec::with_capacity(rounds));
-    for round in 0..rounds {
-        if round % 2 == 0 {
+    let watch = Stopwatch::start();
+    let least = rounds.least.max(1);
+    let mut times = (Vec::with_capacity(least), Vec::with_capacity(least));
+    loop {
+        if times.0.len() % 2 == 0 {
             times.0.push(seconds(&mut a));
             times.1.push(seconds(&mut b));
         } else {
             times.1.push(seconds(&mut b));
             times.0.push(seconds(&mut a));
         }
+        // The median is looked at now and then: sorting must not take the time of what is timed.
+        if times.0.len() < least || times.0.len() % least != 0 {
+            continue;
+        }
+        let race = race(&times.0, &times.1);
+        let (low, high) = race.interval;
+        let apart = (race.ratio.median - low).max(high - race.ratio.median);
+        if apart <= rounds.within * race.ratio.median || watch.seconds() >= rounds.time.as_secs_f64() {
+            return race;
+        }
     }
-    race(&times.0, &times.1)
+}
+
+/// The 95 % interval of the median, between order statistics (no distribution is assumed: normal approximation of the
+/// binomial; Conover, Practical Nonparametric Statistics, section 3.2). The whole range for fewer than six numbers.
+fn interval_of_median(samples: &[f64]) -> (f64, f64) {
+    let mut sorted = samples.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    let (Some(&first), Some(&last)) = (sorted.first(), sorted.last()) else { return (f64::NAN, f64::NAN) };
+    let n = sorted.len() as f64;
+    let below = (n / 2.0 - 1.96 * n.sqrt() / 2.0).floor();
+    if below < 1.0 {
+        return (first, last);
+    }
+    let below = below as usize;
+    (sorted[below - 1], sorted[sorted.len() - below])
 }
 
 fn seconds(run: &mut impl FnMut()) -> f64 {
@@ -124,7 +169,8 @@ fn seconds(run: &mut impl FnMut()) -> f64 {
 fn race(a: &[f64], b: &[f64]) -> Race {
     // A clock too coarse to see `b` run gives no ratio.
     let ratios: Vec<f64> = a.iter().zip(b).filter(|(_, b)| **b > 0.0).map(|(a, b)| a / b).collect();
-    Race { rounds: a.len(), a: Spread::of(a), b: Spread::of(b), ratio: Spread::of(&ratios) }
+    let interval = interval_of_median(&ratios);
+    Race { rounds: a.len(), a: Spread::of(a), b: Spread::of(b), ratio: Spread::of(&ratios), interval }
 }
 
 #[cfg(test)]
@@ -144,10 +190,31 @@ mod tests {
     #[test]
     fn turns_alternate() {
         let order = RefCell::new(String::new());
-        let race = interleave(3, || order.borrow_mut().push('a'), || order.borrow_mut().push('b'));
+        let race =
+            interleave(Rounds::of(3), || order.borrow_mut().push('a'), || order.borrow_mut().push('b'));
         assert_eq!(order.into_inner(), "ababbaab");
         assert_eq!(race.rounds, 3);
-        assert_eq!(interleave(0, || (), || ()).rounds, 1);
+        assert_eq!(interleave(Rounds::of(0), || (), || ()).rounds, 1);
+    }
+
+    #[test]
+    fn a_race_ends_when_the_ratio_is_known_or_the_time_over() {
+        let rest = |ms| move || std::thread::sleep(Duration::from_millis(ms));
+        let sure = Rounds { least: 6, time: Duration::from_secs(60), within: 1e6 };
+        assert_eq!(interleave(sure, rest(1), rest(1)).rounds, 6);
+        let never = Rounds { least: 4, time: Duration::from_millis(60), within: 0.0 };
+        let race = interleave(never, rest(2), rest(1));
+        assert!(race.rounds >= 8 && race.rounds % 4 == 0, "{race:?}");
+        assert!(race.interval.0 <= race.ratio.median && race.ratio.median <= race.interval.1);
+    }
+
+    #[test]
+    fn medians_lie_within_their_intervals() {
+        // Of 100 numbers the 40th and the 61st, as the tables have it.
+        let samples: Vec<f64> = (1..=100).rev().map(f64::from).collect();
+        assert_eq!(interval_of_median(&samples), (40.0, 61.0));
+        assert_eq!(interval_of_median(&[3.0, 1.0, 2.0]), (1.0, 3.0));
+        assert!(interval_of_median(&[]).0.is_nan());
     }
 
     #[test]

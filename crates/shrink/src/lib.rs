@@ -28,4 +28,6 @@ pub use carry::Examples;
 pub use error::{Error, Result};
 pub use pass::{Change, Context, Pass};
 pub use plan::{CalibrationData, Choice, Plan, Step};
-pub use search::{Forecast, Goal, Judge, Outcome, Part, Point, Score, Sparse, apply, forecast, shrink};
+pub use search::{
+    Forecast, Goal, Judge, Outcome, Part, Point, Score, Sparse, Speed, apply, forecast, shrink,
+};

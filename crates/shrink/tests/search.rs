@@ -6,7 +6,9 @@ use graph::op::{Reader, ramp};
 use graph::run::Session;
 use graph::{Attrs, DType, Datum, Dim, Fact, Graph, Model, Node, Tensor, ValueId};
 use kernel::{Cpu, Isa};
-use lessen_shrink::{Choice, Error, Goal, Judge, Part, Pass, Plan, Result, Score, Step, apply, shrink};
+use lessen_shrink::{
+    Choice, Error, Goal, Judge, Part, Pass, Plan, Result, Score, Speed, Step, apply, shrink,
+};
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
@@ -179,6 +181,41 @@ impl Judge for Runs {
     }
 }
 
+/// Judges by the outputs, and takes a run to be as long as the products have elements.
+struct Hurries(Runs);
+
+impl Hurries {
+    fn elements(model: &Model) -> usize {
+        let g = &model.graph;
+        let read: HashSet<ValueId> = g.nodes().flat_map(|(_, n)| n.reads().collect::<Vec<_>>()).collect();
+        read.into_iter().filter_map(|v| g.constant(v)).filter(|t| t.shape().len() == 2).map(Tensor::len).sum()
+    }
+}
+
+impl Judge for Hurries {
+    fn calibration(&self, run: &mut dyn FnMut(Vec<(String, Datum)>) -> Result<()>) -> Result<()> {
+        self.0.calibration(run)
+    }
+
+    fn can_calibrate(&self) -> bool {
+        true
+    }
+
+    fn score(&self, model: &Model, part: Part) -> Result<Option<Score>> {
+        self.0.score(model, part)
+    }
+
+    fn speed(&self, model: &Model) -> Result<Option<Speed>> {
+        let seconds = (Hurries::elements(&self.0.0) as f64, Hurries::elements(model) as f64);
+        let faster = seconds.0 / seconds.1;
+        Ok(Some(Speed { seconds, faster, interval: (faster, faster) }))
+    }
+
+    fn bytes(&self, model: &Model) -> Result<usize> {
+        self.0.bytes(model)
+    }
+}
+
 /// Has no data, and counts the bytes of nodes, too: much, beside weights as small as these.
 struct Counts;
 
@@ -258,6 +295,38 @@ fn a_weight_of_few_directions_becomes_a_product_where_that_is_better() {
     assert!(distance(&outcome) < distance(&plain), "{} {} {steps:?}", distance(&outcome), distance(&plain));
     let again = apply(&model, &outcome.plan, &Goal::default(), &judge, &cpu()).unwrap();
     assert_eq!(again.score, outcome.score);
+}
+
+#[test]
+fn channels_go_until_it_is_fast_enough_and_no_further_than_may_be_lost() {
+    let mut g = Graph::new("wide");
+    let mut x = g.add_input("x", Fact::tensor(DType::F32, vec![Dim::named("n"), Dim::Is(64)])).unwrap();
+    let mut random = learn::random::Random::new(5);
+    for at in 0..4 {
+        let data: Vec<f32> = (0..64 * 64).map(|_| (0.2 * random.normal()) as f32).collect();
+        let w = g.add_constant(&format!("w{at}"), Tensor::new(&[64, 64], &data).unwrap());
+        x = op(&mut g, "MatMul", &format!("product_{at}"), &[x, w]);
+        x = op(&mut g, "Relu", &format!("relu_{at}"), &[x]);
+    }
+    g.outputs.push(x);
+    let model = Model { graph: g, opsets: [(String::new(), 21)].into(), ir_version: 10, ..Model::default() };
+    let judge = Hurries(Runs(model.clone()));
+    let hurry = |lose| {
+        let goal = Goal { faster: Some(1.9), lose, ..Goal::default() };
+        let outcome = shrink(&model, &goal, &judge, &cpu()).unwrap();
+        (outcome.speed.unwrap().faster, outcome.score.as_ref().unwrap().loss(), outcome)
+    };
+    let (fast, lost, outcome) = hurry(None);
+    assert!(fast >= 1.9 && outcome.missed.is_empty(), "{fast} {:?}", outcome.missed);
+    assert!(fast < 2.7, "more went than was asked for: {fast}");
+    // Half of what that lost is not enough to be as fast: what is within the loss is given, and said to be short of it.
+    let (slower, less, outcome) = hurry(Some(0.5 * lost));
+    assert!(slower < 1.9 && less <= 0.5 * lost, "{slower}: {less} of {lost}");
+    let [short, why] = &outcome.missed[..] else { panic!("{:?}", outcome.missed) };
+    assert!(
+        short.contains("times faster on this machine, not 1.9") && why.contains("would fall by"),
+        "{why}"
+    );
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What goes as a whole: channels until the model is as fast as it must be, and blocks.
 
-use super::Part;
 use super::work::Work;
+use super::{Part, Speed};
 use crate::carry::Examples;
 use crate::pass::Pass;
 use crate::prune::blocks::{self, Bridge};
@@ -62,27 +62,56 @@ pub(super) fn blocks(work: &Work, count: usize) -> Result<Pass> {
     Ok(Pass::Blocks { blocks: left_out.into_iter().map(|(cut, _)| cut).collect() })
 }
 
-/// Cuts channels until 8 bits are so many times faster than the original: as few as will do, or as many as can go.
-pub(super) fn faster<'a>(mut work: Work<'a>, faster: f64, lose: Option<f64>) -> Result<Work<'a>> {
+/// Cuts channels until 8 bits are so many times faster than the original: as few as will do, as many as can go, and no
+/// more than may be lost. Says what stood in the way when it is not fast enough.
+pub(super) fn faster<'a>(
+    mut work: Work<'a>,
+    faster: f64,
+    lose: Option<f64>,
+) -> Result<(Work<'a>, Option<String>)> {
     let judge = work.judge;
-    let enough = |work: &mut Work| -> Result<bool> {
+    let speed = |work: &mut Work| -> Result<Option<Speed>> {
         work.calibrate()?;
-        Ok(judge.speed(&work.eight_bits(lose)?.model)?.is_none_or(|speed| speed >= faster))
+        judge.speed(&work.eight_bits(lose)?.model)
     };
-    if enough(&mut work)? || !judge.can_calibrate() {
-        return Ok(work);
-    }
+    // Sure to be fast enough, whatever the next measurement says.
+    let enough = |speed: &Speed| speed.interval.0 >= faster;
+    let Some(mut fastest) = speed(&mut work)?.filter(|speed| !enough(speed) && judge.can_calibrate()) else {
+        return Ok((work, None));
+    };
     judge.progress("measuring what channels do");
     let survey = Survey::new(&work.base.graph, &work.context().examples()?, work.cpu, PROBE)?;
-    let mut cut = work.clone();
+    let uncut = work.clone();
     for stay in STAY {
+        if judge.out_of_time() {
+            break;
+        }
         // When more is asked for than can go, what went before is as far as it gets.
         let Ok(groups) = survey.choose(stay) else { break };
-        cut = work.clone();
+        judge.progress(&format!("trying {:.0} % of the multiply-adds", 100.0 * stay));
+        let mut cut = uncut.clone();
         cut.pass(&Pass::Channels { groups })?;
-        if enough(&mut cut)? || judge.out_of_time() {
+        if let Some(bound) = lose
+            && let Some(score) = judge.score(&cut.base, Part::Search)?.filter(|score| score.loss() > bound)
+        {
+            let what = format!(
+                "with {:.0} % of the multiply-adds, {} would fall by {:.4} on the examples of the search: channels stay \
+                 that cost more than {bound:.4}, though --tune may win some of it back",
+                100.0 * stay,
+                score.metric,
+                score.loss()
+            );
+            return Ok((work, Some(what)));
+        }
+        let Some(now) = speed(&mut cut)? else { break };
+        tracing::debug!(stay, ?now, "speed");
+        // Nothing goes for what may be noise.
+        if enough(&now) || now.interval.0 > fastest.interval.1 {
+            (work, fastest) = (cut, now);
+        }
+        if enough(&now) {
             break;
         }
     }
-    Ok(cut)
+    Ok((work, None))
 }

@@ -121,6 +121,17 @@ impl Score {
     }
 }
 
+/// How fast a model is beside the original, both measured in turn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Speed {
+    /// Median seconds of a run: of the original and of the model.
+    pub seconds: (f64, f64),
+    /// How many times faster the model is: the median.
+    pub faster: f64,
+    /// 95 % interval of that.
+    pub interval: (f64, f64),
+}
+
 /// What the search asks of its caller, who has the data.
 pub trait Judge {
     /// Hands calibration examples to `run`, as named inputs of the model, batch by batch.
@@ -182,11 +193,11 @@ pub trait Judge {
     /// When the model cannot be run.
     fn score(&self, model: &Model, part: Part) -> Result<Option<Score>>;
 
-    /// How many times faster than the original a run of the model is here; `None` when there is nothing to run on.
+    /// How fast a run of the model is here beside one of the original; `None` when there is nothing to run on.
     ///
     /// # Errors
     /// When the model cannot be run.
-    fn speed(&self, model: &Model) -> Result<Option<f64>> {
+    fn speed(&self, model: &Model) -> Result<Option<Speed>> {
         let _ = model;
         Ok(None)
     }
@@ -227,6 +238,8 @@ pub struct Outcome {
     pub given_back: Vec<String>,
     /// How it does on examples that nothing was decided on.
     pub score: Option<Score>,
+    /// How fast it is here beside the original.
+    pub speed: Option<Speed>,
     /// Size of the file in bytes: before and after.
     pub bytes: (usize, usize),
     /// What the passes did, in order.
@@ -246,8 +259,8 @@ pub struct Point {
     pub bytes: usize,
     /// How it does on [`Part::Verify`].
     pub score: Option<Score>,
-    /// How many times faster than the original it is here.
-    pub speed: Option<f64>,
+    /// How fast it is here beside the original.
+    pub speed: Option<Speed>,
 }
 
 /// The least version of ONNX's operators that has a scale for each channel.
@@ -270,8 +283,11 @@ pub fn shrink(model: &Model, goal: &Goal, judge: &dyn Judge, cpu: &Cpu) -> Resul
         let what = format!("{fewer} times fewer multiply-adds");
         work.pass(&work.chosen(&what, |work| cuts::fewer(work, fewer))?)?;
     }
+    let mut slow = None;
     if let Some(faster) = goal.faster {
-        work = cuts::faster(work, faster, goal.lose)?;
+        // What is lost before training is not what is lost after it.
+        let bound = goal.lose.filter(|_| goal.tune.is_none());
+        (work, slow) = cuts::faster(work, faster, bound)?;
     }
     // Last, since the refit behind channels would fill them.
     if let Some(asked) = &goal.zeros {
@@ -296,7 +312,9 @@ pub fn shrink(model: &Model, goal: &Goal, judge: &dyn Judge, cpu: &Cpu) -> Resul
     let Found { work, made, frontier, hint } = found;
     let mut outcome = work.prove(before, goal, made)?;
     outcome.frontier = frontier;
-    outcome.missed.extend(hint.filter(|_| !outcome.missed.is_empty()));
+    if !outcome.missed.is_empty() {
+        outcome.missed.extend([slow, hint].into_iter().flatten());
+    }
     Ok(outcome)
 }
 

@@ -8,7 +8,7 @@ use graph::{Graph, Model, ValueId, tidy};
 use kernel::Cpu;
 
 use super::codes::{self, Codes};
-use super::{Goal, Judge, MIN_OPSET, Outcome, Part};
+use super::{Goal, Judge, MIN_OPSET, Outcome, Part, Speed};
 use crate::calibrate::{Stats, calibrate};
 use crate::job::{self, Key};
 use crate::lean;
@@ -279,10 +279,12 @@ impl<'a> Work<'a> {
         if let Some(size) = goal.size.filter(|&size| after > size) {
             missed.push(format!("the file has {after} bytes, more than {size}"));
         }
+        self.judge.progress("timing both models");
+        let speed = self.judge.speed(&model)?;
         if let Some(faster) = goal.faster {
-            match self.judge.speed(&model)? {
-                Some(speed) if speed >= faster => {}
-                Some(speed) => {
+            match speed {
+                Some(speed) if speed.faster >= faster => {}
+                Some(Speed { faster: speed, .. }) => {
                     missed.push(format!("a run is {speed:.2} times faster on this machine, not {faster}"));
                 }
                 None => {
@@ -292,7 +294,8 @@ impl<'a> Work<'a> {
         }
         let changes = self.changes.clone();
         let frontier = Vec::new();
-        Ok(Outcome { model, plan, given_back, score, bytes: (before, after), changes, frontier, missed })
+        let bytes = (before, after);
+        Ok(Outcome { model, plan, given_back, score, speed, bytes, changes, frontier, missed })
     }
 
     pub(super) fn build(&self, choices: &[Choice], codes: &Codes) -> Result<(Model, Plan)> {
