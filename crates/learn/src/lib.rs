@@ -13,6 +13,7 @@ pub mod head;
 pub mod image;
 pub mod linear;
 pub mod made;
+pub mod pick;
 pub mod random;
 pub mod score;
 #[cfg(feature = "text")]

@@ -143,6 +143,10 @@ impl Dataset for Folder {
         self.files.get(i).map_or(Target::None, |file| file.1)
     }
 
+    fn file(&self, i: usize) -> Option<PathBuf> {
+        self.files.get(i).map(|file| file.0.clone())
+    }
+
     fn classes(&self) -> Option<&[String]> {
         self.classes.as_deref()
     }

@@ -13,6 +13,7 @@ mod idx;
 pub mod npy;
 pub mod npz;
 mod packed;
+pub mod rows;
 mod source;
 mod split;
 mod table;
@@ -83,6 +84,12 @@ pub trait Dataset: Send + Sync {
     /// True when there are no examples.
     fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The file of example `i`, when it has one of its own.
+    fn file(&self, i: usize) -> Option<PathBuf> {
+        let _ = i;
+        None
     }
 
     /// Reads every example, counts those that fail and keeps the messages of the first `most`.
@@ -185,6 +192,23 @@ pub fn open(path: &Path, options: &Options) -> Result<Box<dyn Dataset>> {
         return idx::open(path, bytes, options);
     }
     Ok(Box::new(table::Table::open(path, &bytes, options)?))
+}
+
+/// Is this a table, which [`rows::Rows`] reads row by row?
+///
+/// # Errors
+/// When it cannot be read.
+pub fn is_table(path: &Path) -> Result<bool> {
+    if path.is_dir() {
+        return Ok(false);
+    }
+    let head = source::read_up_to(&mut rows::unpacked(path)?, 64).map_err(Error::io(path))?;
+    let other = head.starts_with(b"PK\x03\x04")
+        || head.starts_with(b"PK\x05\x06")
+        || head.starts_with(npy::MAGIC)
+        || folder::is_image(&head)
+        || idx::is_idx(&head);
+    Ok(!other)
 }
 
 /// "3 classes", "no labels" and so on, for [`Dataset::describe`].
