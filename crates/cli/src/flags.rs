@@ -8,6 +8,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use lessen::answer::{self, Task};
 use lessen::data::{self, Dataset};
+use lessen::features::Wanted;
 use lessen::image::Preprocess;
 use lessen::{Cpu, Error, Model};
 
@@ -140,6 +141,14 @@ pub struct Learning {
     pub columns: Columns,
     #[command(flatten)]
     pub opening: Opening,
+}
+
+impl Learning {
+    /// The features of these examples that a node makes.
+    pub fn wanted<'a>(&'a self, data: &'a dyn Dataset, node: Option<&'a str>) -> Wanted<'a> {
+        let feed = lessen::feed::Options { batch: self.batch, ..Default::default() };
+        Wanted { data, node, feed, cache: self.cache.as_deref() }
+    }
 }
 
 /// Where the parts of an example stand.

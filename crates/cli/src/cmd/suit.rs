@@ -51,13 +51,11 @@ impl Suit {
         for path in &self.models {
             spinner.set_message(path.display().to_string());
             let request = Request {
-                data: data.as_ref(),
+                wanted: self.learning.wanted(data.as_ref(), None),
                 test: None,
-                features: None,
                 methods: &[Method::Ridge],
                 balanced: self.learning.balanced,
-                feed: lessen::feed::Options { batch: self.learning.batch, ..Default::default() },
-                cache: self.learning.cache.as_deref(),
+                progress: &|what| spinner.set_message(what.to_owned()),
             };
             let found = self.learning.opening.open(path).and_then(|model| Ok(suit(&model, &request, &cpu)?));
             let model = path.display().to_string();

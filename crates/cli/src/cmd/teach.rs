@@ -60,13 +60,11 @@ impl Teach {
         let spinner = common.spinner();
         spinner.set_message("features, then heads");
         let request = Request {
-            data: data.as_ref(),
+            wanted: self.learning.wanted(data.as_ref(), self.features.as_deref()),
             test: test.as_deref(),
-            features: self.features.as_deref(),
             methods: &methods,
             balanced: self.learning.balanced,
-            feed: lessen::feed::Options { batch: self.learning.batch, ..Default::default() },
-            cache: self.learning.cache.as_deref(),
+            progress: &|what| spinner.set_message(what.to_owned()),
         };
         let (taught, report) = teach(&model, &request, &common.cpu()?)?;
         taught.save(&self.output).context("the model cannot be written")?;

@@ -2,9 +2,6 @@
 //! computed once, heads are fitted to them in seconds, and the one that does best on examples it has not seen becomes the
 //! new model's last layer.
 
-mod backbone;
-mod cache;
-
 use std::collections::HashSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,36 +9,30 @@ use std::time::{Duration, Instant};
 use graph::{Attrs, Tensor};
 use kernel::Cpu;
 use learn::data::{Dataset, Target};
-use learn::head::{Features, Fitted, Linear, Method, Problem, Truth};
-use learn::{Example, Input};
+use learn::head::{Fitted, Linear, Method, Problem, Truth};
 use meter::energy::{Meter, SENSORS, processor};
 use meter::{Energy, Machine};
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
-use crate::answer::{Answerer, Options, Task, part_size};
+use crate::answer::{Answerer, Options, Task};
 use crate::eval::{Eval, Judged, eval};
+use crate::features::{Backbone, Skipped, Wanted, backbone, claim, learn, print};
 use crate::model::{CLASSES, TASK};
 use crate::receipt::Number;
-use crate::{Error, Model, Result, feed};
-use backbone::{Backbone, backbone, claim};
+use crate::{Error, Model, Result};
 
 /// What is asked for.
 pub struct Request<'a> {
-    /// Examples with their answers.
-    pub data: &'a dyn Dataset,
+    /// Examples with their answers, and what is made of them.
+    pub wanted: Wanted<'a>,
     /// Examples to judge the new model by, which nothing is learnt from.
     pub test: Option<&'a dyn Dataset>,
-    /// The node or value that makes the features; chosen when not given.
-    pub features: Option<&'a str>,
     /// Ways to fit a head that are tried.
     pub methods: &'a [Method],
     /// Does each class count the same, however many examples it has?
     pub balanced: bool,
-    /// How examples are shown to the model.
-    pub feed: feed::Options,
-    /// A folder where features are kept for the next time.
-    pub cache: Option<&'a Path>,
+    /// Told what is being done, in a few words.
+    pub progress: &'a dyn Fn(&str),
 }
 
 /// How a head does on examples that it has not seen.
@@ -55,15 +46,6 @@ pub struct Tried {
     pub loss: f64,
     /// The metric of the task.
     pub value: Number,
-}
-
-/// An example that was left out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Skipped {
-    /// What it is called.
-    pub example: String,
-    /// Why.
-    pub why: String,
 }
 
 /// What was done and what came of it.
@@ -106,12 +88,12 @@ pub struct Report {
 pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<(Model, Report)> {
     let meter = Meter::start(Path::new(SENSORS), Duration::ZERO);
     let start = Instant::now();
-    let backbone = backbone(model, request.features)?;
-    let learnt = learn(&backbone, request, cpu)?;
+    let backbone = backbone(model, request.wanted.node)?;
+    let learnt = learn(&backbone, &request.wanted, cpu, request.progress)?;
     let feature_time = start.elapsed().as_secs_f64();
 
     let start = Instant::now();
-    let (truth, names) = truth(request.data, &learnt.rows)?;
+    let (truth, names) = truth(request.wanted.data, &learnt.rows)?;
     let problem = Problem::new(&learnt.features, &truth, request.balanced, crate::eval::SEED, cpu)?;
     let fitted = problem.best(request.methods)?;
     let head_time = start.elapsed().as_secs_f64();
@@ -124,19 +106,24 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<(Model, Repo
         Ok(Tried { method, penalty, loss: problem.loss(fitted), value })
     });
     let heads = heads.collect::<Result<Vec<_>>>()?;
-    let unseen = Eval::of(task, &judged(&fitted[0], &truth)?, request.data, names.as_deref(), head_time)?;
+    let unseen =
+        Eval::of(task, &judged(&fitted[0], &truth)?, request.wanted.data, names.as_deref(), head_time)?;
     let mut leaked = 0;
     let test = match request.test {
         None => None,
         Some(test) => {
-            leaked = shared(request.data, &learnt.rows, test);
-            let answerer =
-                Answerer::new(&taught, cpu, task, &Options { feed: request.feed.clone(), output: None })?;
+            leaked = shared(request.wanted.data, &learnt.rows, test);
+            let answerer = Answerer::new(
+                &taught,
+                cpu,
+                task,
+                &Options { feed: request.wanted.feed.clone(), output: None },
+            )?;
             Some(eval(&answerer, test, |_| ())?)
         }
     };
     let report = Report {
-        data: request.data.describe(),
+        data: request.wanted.data.describe(),
         examples: learnt.rows.len(),
         skipped: learnt.skipped,
         node: backbone.node,
@@ -177,9 +164,9 @@ pub struct Suit {
 /// As [`teach`].
 pub fn suit(model: &Model, request: &Request, cpu: &Cpu) -> Result<Suit> {
     let start = Instant::now();
-    let backbone = backbone(model, request.features)?;
-    let learnt = learn(&backbone, request, cpu)?;
-    let (truth, _) = truth(request.data, &learnt.rows)?;
+    let backbone = backbone(model, request.wanted.node)?;
+    let learnt = learn(&backbone, &request.wanted, cpu, request.progress)?;
+    let (truth, _) = truth(request.wanted.data, &learnt.rows)?;
     let problem = Problem::new(&learnt.features, &truth, request.balanced, crate::eval::SEED, cpu)?;
     let fitted = problem.fit(Method::Ridge)?;
     let (metric, value) = judged(&fitted, &truth)?.metric()?;
@@ -191,62 +178,6 @@ pub fn suit(model: &Model, request: &Request, cpu: &Cpu) -> Result<Suit> {
         metric,
         time: Number::measured(start.elapsed().as_secs_f64(), "s"),
     })
-}
-
-/// Features of the examples that could be read.
-struct Learnt {
-    features: Features,
-    rows: Vec<usize>,
-    skipped: Vec<Skipped>,
-    cached: bool,
-}
-
-fn learn(backbone: &Backbone, request: &Request, cpu: &Cpu) -> Result<Learnt> {
-    let data = request.data;
-    let place = request.cache.map(|folder| cache::Place::new(folder, &backbone.model, data)).transpose()?;
-    if let Some(features) = place.as_ref().and_then(|place| place.load(data.len())) {
-        return Ok(Learnt { features, rows: (0..data.len()).collect(), skipped: Vec::new(), cached: true });
-    }
-    // Not Similarity: two texts of a pair go in together.
-    let options = Options { feed: request.feed.clone(), output: Some(backbone::FEATURES.into()) };
-    let answerer = Answerer::new(&backbone.model, cpu, Task::Classify, &options)?;
-    let mut skipped = Vec::new();
-    let (mut rows, mut values) = (Vec::new(), Vec::new());
-    let mut columns = backbone::width(&backbone.model.inner().graph);
-    let all: Vec<usize> = (0..data.len()).collect();
-    let first = all.iter().position(|&i| data.get(i).is_ok());
-    let Some(first) = first else {
-        return Err(data.get(0).err().map_or_else(|| Error::input("there are no examples"), Error::from));
-    };
-    for part in all.chunks(part_size(data, &all[first..])?) {
-        let mut inputs: Vec<Input> = Vec::with_capacity(part.len());
-        for &i in part {
-            match data.get(i) {
-                Ok(Example { input, .. }) => {
-                    rows.push(i);
-                    inputs.push(input);
-                }
-                Err(e) => skipped.push(Skipped { example: format!("example {i}"), why: e.to_string() }),
-            }
-        }
-        for answer in answerer.answers(&inputs)? {
-            let row = answer.outputs.into_iter().next().unwrap_or_default();
-            if *columns.get_or_insert(row.len()) != row.len() {
-                return Err(Error::input(format!(
-                    "{:?} gives {} numbers for one example and {} for another; features are as many for each",
-                    backbone.node,
-                    columns.unwrap_or(0),
-                    row.len()
-                )));
-            }
-            values.extend(row);
-        }
-    }
-    let features = Features::new(columns.unwrap_or(0), values)?;
-    if let Some(place) = place.filter(|_| skipped.is_empty()) {
-        place.save(&features)?;
-    }
-    Ok(Learnt { features, rows, skipped, cached: false })
 }
 
 /// The answers to these examples, and the names of the classes.
@@ -350,31 +281,4 @@ fn shared(data: &dyn Dataset, rows: &[usize], test: &dyn Dataset) -> usize {
     let seen: HashSet<[u8; 32]> =
         rows.iter().filter_map(|&i| Some(print(&data.get(i).ok()?.input))).collect();
     (0..test.len()).filter(|&i| test.get(i).is_ok_and(|e| seen.contains(&print(&e.input)))).count()
-}
-
-fn print(input: &Input) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    let mut text = |text: &str| {
-        for word in text.split_whitespace() {
-            hash.update(word.to_lowercase());
-            hash.update([b' ']);
-        }
-        hash.update([0]);
-    };
-    match input {
-        Input::Text(a) => text(a),
-        Input::Pair(a, b) => [a, b].into_iter().for_each(|t| text(t)),
-        Input::Image(image) => hash.update(image.as_bytes()),
-        Input::Arrays(arrays) => {
-            for (name, tensor) in arrays {
-                hash.update(name);
-                hash.update(format!("{:?}", tensor.shape()));
-                match tensor.to_f32() {
-                    Ok(values) => values.iter().for_each(|x| hash.update(x.to_le_bytes())),
-                    Err(_) => hash.update(format!("{tensor:?}")),
-                }
-            }
-        }
-    }
-    hash.finalize().into()
 }

@@ -14,7 +14,7 @@ pub(super) const FEATURES: &str = "features";
 const OLDEST: i64 = 13;
 
 /// What features are made of.
-pub(super) struct Backbone {
+pub(crate) struct Backbone {
     /// The model, whose one output are the features, `[examples, features]`.
     pub model: Model,
     /// The value of the original that they are, or are pooled of.
@@ -26,7 +26,7 @@ pub(super) struct Backbone {
 ///
 /// # Errors
 /// When there is no such node, or it makes no features.
-pub(super) fn backbone(model: &Model, features: Option<&str>) -> Result<Backbone> {
+pub(crate) fn backbone(model: &Model, features: Option<&str>) -> Result<Backbone> {
     let mut made = model.clone();
     if made.inner().opsets.get("").is_some_and(|version| *version < OLDEST) {
         made.upgrade(17)?;
@@ -166,7 +166,7 @@ fn pooled(graph: &mut Graph, from: ValueId, mask: Option<ValueId>, first_token: 
 }
 
 /// Gives a value this name; who has it gets another.
-pub(super) fn claim(graph: &mut Graph, id: ValueId, name: &str) -> Result<()> {
+pub(crate) fn claim(graph: &mut Graph, id: ValueId, name: &str) -> Result<()> {
     match graph.find(name) {
         Some(owner) if owner == id => return Ok(()),
         Some(owner) => {
