@@ -12,6 +12,7 @@ mod caveats;
 pub mod compare;
 pub mod error;
 pub mod eval;
+pub mod features;
 pub mod feed;
 pub mod forecast;
 pub mod inspect;
@@ -21,6 +22,7 @@ mod lessons;
 mod made;
 pub mod model;
 pub mod payback;
+pub mod pick;
 pub mod provenance;
 pub mod receipt;
 pub mod runner;
@@ -50,5 +52,16 @@ pub fn operators() -> impl Iterator<Item = &'static graph::OpDef> {
 /// # Errors
 /// When the file cannot be written.
 pub fn write_file(path: &std::path::Path, bytes: &[u8]) -> Result<()> {
-    Ok(format::file::write(path, |out| out.write_all(bytes))?)
+    write_file_with(path, |out| out.write_all(bytes))
+}
+
+/// The same, of a file that is made piece by piece.
+///
+/// # Errors
+/// As [`write_file`].
+pub fn write_file_with(
+    path: &std::path::Path,
+    fill: impl FnOnce(&mut dyn std::io::Write) -> std::io::Result<()>,
+) -> Result<()> {
+    Ok(format::file::write(path, fill)?)
 }

@@ -15,6 +15,7 @@ mod inspect;
 mod meter;
 mod ops;
 mod pack;
+mod pick;
 mod plan;
 mod quantize;
 mod run;
@@ -35,6 +36,7 @@ pub enum Command {
     Shrink(shrink::Shrink),
     Teach(teach::Teach),
     Suit(suit::Suit),
+    Pick(pick::Pick),
     Meter(meter::Meter),
     Plan(plan::Plan),
     Apply(apply::Apply),
@@ -59,6 +61,7 @@ impl Command {
             Command::Shrink(command) => command.run(common),
             Command::Teach(command) => command.run(common),
             Command::Suit(command) => command.run(common),
+            Command::Pick(command) => command.run(common),
             Command::Meter(command) => command.run(common),
             Command::Plan(command) => command.run(common),
             Command::Apply(command) => command.run(common),

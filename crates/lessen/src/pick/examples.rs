@@ -1,0 +1,118 @@
+//! Examples that are no table: images and arrays, one after the other.
+
+use std::collections::HashMap;
+
+use kernel::Cpu;
+use learn::data::{self, Dataset, Target};
+use learn::head::Truth;
+use learn::{Example, Input};
+
+use super::{All, Request, Verdict};
+use crate::Result;
+use crate::eval::name_of;
+use crate::features::print;
+
+/// Examples that are decoded at once.
+const PART: usize = 64;
+
+/// Some examples of a data set.
+pub(super) struct Subset<'a> {
+    pub data: &'a dyn Dataset,
+    /// In ascending order.
+    pub rows: &'a [usize],
+}
+
+impl Dataset for Subset<'_> {
+    fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn get(&self, i: usize) -> learn::Result<Example> {
+        self.data.get(self.rows.get(i).copied().unwrap_or(usize::MAX))
+    }
+
+    fn target(&self, i: usize) -> Target {
+        self.rows.get(i).map_or(Target::None, |&row| self.data.target(row))
+    }
+
+    fn classes(&self) -> Option<&[String]> {
+        self.data.classes()
+    }
+
+    fn describe(&self) -> String {
+        format!("{} of {}", self.len(), self.data.describe())
+    }
+}
+
+/// The classes of these examples, when each has one and there are two at least.
+pub(super) fn classes(data: &dyn Dataset, rows: &[usize]) -> Option<Truth> {
+    let class = |&row: &usize| match data.target(row) {
+        Target::Class(class) => Some(class),
+        _ => None,
+    };
+    let of = rows.iter().map(class).collect::<Option<Vec<usize>>>()?;
+    let most = of.iter().max()? + 1;
+    let count = data.classes().map_or(most, <[String]>::len).max(most);
+    let seen = of.iter().collect::<std::collections::HashSet<_>>().len();
+    // Every class must be there for heads to be fitted.
+    (seen > 1 && seen == count).then_some(Truth::Classes { of, count })
+}
+
+/// Reads all examples; of those that are the same the first stays.
+pub(super) fn scan(request: &Request, cpu: &Cpu) -> Result<All> {
+    let opened;
+    let data = match &request.model {
+        Some((_, wanted)) => wanted.data,
+        None => {
+            opened = data::open(request.path, request.options)?;
+            opened.as_ref()
+        }
+    };
+    let mut first: HashMap<[u8; 32], u32> = HashMap::new();
+    let (mut verdicts, mut answers, mut contradictions) = (Vec::new(), Vec::new(), 0);
+    let rows: Vec<usize> = (0..data.len()).collect();
+    for part in rows.chunks(PART) {
+        let prints = cpu.pool().map(part.len(), |i| data.get(part[i]).map(|example| print(&example.input)));
+        for (&row, print) in part.iter().zip(prints) {
+            answers.push(match data.target(row) {
+                Target::Class(class) => class as u32,
+                _ => u32::MAX,
+            });
+            verdicts.push(match print {
+                Err(_) => Verdict::Unreadable,
+                Ok(print) => match *first.entry(print).or_insert(row as u32) {
+                    of if of as usize == row => Verdict::Kept,
+                    of => {
+                        contradictions += usize::from(answers[of as usize] != answers[row]);
+                        Verdict::Same(of)
+                    }
+                },
+            });
+        }
+        (request.progress)(&format!("{} of {} examples read", verdicts.len(), data.len()));
+    }
+    let names = data.classes().map(<[String]>::to_vec).unwrap_or_default();
+    let describe = data.describe();
+    Ok(All { describe, verdicts, answers, names, contradictions, starts: Vec::new() })
+}
+
+/// What these examples are called.
+pub(super) fn told(request: &Request, rows: &[usize]) -> Vec<(String, Option<String>)> {
+    let opened;
+    let data = match &request.model {
+        Some((_, wanted)) => wanted.data,
+        None => match data::open(request.path, request.options) {
+            Ok(data) => {
+                opened = data;
+                opened.as_ref()
+            }
+            Err(_) => return Vec::new(),
+        },
+    };
+    let text = |row: usize| match data.get(row).ok()?.input {
+        Input::Text(text) => Some(text),
+        Input::Pair(a, b) => Some(format!("{a} | {b}")),
+        _ => None,
+    };
+    rows.iter().map(|&row| (name_of(data, row), text(row))).collect()
+}

@@ -1,0 +1,180 @@
+//! Tables of texts, streamed: what is in memory is some numbers for each row.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use kernel::Cpu;
+use learn::data::rows::{Kind, Row, Rows, copy as copy_rows};
+use learn::pick::duplicates::{Duplicates, Fate, Near};
+use learn::pick::resemblance::Resemblance;
+
+use super::{All, Request, Verdict};
+use crate::{Error, Result};
+
+/// Rows that are read at once.
+const PART: usize = 1 << 14;
+/// Labels that are told apart; more are numbers.
+const LABELS: usize = 1 << 16;
+/// Characters of a text that people are shown.
+const TEXT: usize = 160;
+
+/// Reads all rows; of those that are the same, or nearly so, the first stays.
+pub(super) fn scan(request: &Request, cpu: &Cpu) -> Result<All> {
+    let near = request.near.unwrap_or(Near::EXACT);
+    let mut duplicates = Duplicates::new(near)?;
+    let mut rows = Rows::open(request.path, request.options)?;
+    let (mut starts, mut answers) = (Vec::new(), Vec::new());
+    let mut labels: HashMap<String, u32> = HashMap::new();
+    loop {
+        let part = part(&mut rows)?;
+        if part.is_empty() {
+            break;
+        }
+        for row in &part {
+            starts.push(row.start);
+            answers.push(match &row.answer {
+                Some(label) if labels.len() < LABELS || labels.contains_key(label.trim()) => {
+                    let next = labels.len() as u32;
+                    *labels.entry(label.trim().to_owned()).or_insert(next)
+                }
+                _ => u32::MAX,
+            });
+        }
+        let texts: Vec<String> = part.into_iter().map(whole).collect();
+        duplicates.add(&texts, cpu)?;
+        (request.progress)(&format!("{} rows read", starts.len()));
+    }
+    if starts.is_empty() {
+        return Err(Error::input(format!("{} holds no examples", request.path.display())));
+    }
+    starts.push(rows.end());
+    (request.progress)("looking for what is there twice");
+    let mut contradictions = 0;
+    let mut other = |row: usize, of: usize| contradictions += usize::from(answers[row] != answers[of]);
+    let fates = duplicates.fates(cpu);
+    let verdict = |(row, fate)| match fate {
+        Fate::Kept => Verdict::Kept,
+        Fate::Same(of) => {
+            other(row, of);
+            Verdict::Same(of as u32)
+        }
+        Fate::Alike(of, similarity) => Verdict::Near(of as u32, similarity as f32),
+    };
+    let verdicts: Vec<Verdict> = fates.into_iter().enumerate().map(verdict).collect();
+    let mut names: Vec<(u32, String)> = labels.into_iter().map(|(name, at)| (at, name)).collect();
+    names.sort();
+    let mut names: Vec<String> = names.into_iter().map(|(_, name)| name).collect();
+    // A reader of all of them gives classes their numbers by name, unless they are numbers.
+    if let Some((_, wanted)) = &request.model {
+        let classes = wanted.data.classes().map(<[String]>::to_vec);
+        names = classes.unwrap_or_default();
+        answers = (0..verdicts.len())
+            .map(|row| match wanted.data.target(row) {
+                learn::Target::Class(class) => class as u32,
+                _ => u32::MAX,
+            })
+            .collect();
+        if wanted.data.len() != verdicts.len() {
+            return Err(Error::input(format!("{} changed while it was read", request.path.display())));
+        }
+    }
+    let kind = match rows.kind() {
+        Kind::Csv => "CSV",
+        Kind::Tsv => "TSV",
+        Kind::Json => "JSON lines",
+        Kind::Lines => "lines",
+    };
+    let what = if rows.pairs() { "pairs of texts" } else { "texts" };
+    let describe = format!("{}: {} {what} ({kind})", request.path.display(), verdicts.len());
+    Ok(All { describe, verdicts, answers, names, contradictions, starts })
+}
+
+fn part(rows: &mut Rows) -> Result<Vec<Row>> {
+    let mut part = Vec::new();
+    while part.len() < PART
+        && let Some(row) = rows.next_row()?
+    {
+        part.push(row);
+    }
+    Ok(part)
+}
+
+/// The text of a row; of a pair, both.
+fn whole(row: Row) -> String {
+    match row.text_b {
+        Some(b) => format!("{} \u{1} {b}", row.text),
+        None => row.text,
+    }
+}
+
+/// How much these rows, in ascending order, resemble the texts of the target.
+pub(super) fn weights(request: &Request, target: &Path, wanted: &[usize]) -> Result<Vec<f64>> {
+    if !learn::data::is_table(request.path)? {
+        return Err(Error::input("only texts resemble those of a --target"));
+    }
+    let mut resemblance = Resemblance::default();
+    let each = |path: &Path, see: &mut dyn FnMut(usize, String)| -> Result<()> {
+        let mut rows = Rows::open(path, request.options)?;
+        let mut at = 0;
+        while let Some(row) = rows.next_row()? {
+            see(at, whole(row));
+            at += 1;
+        }
+        Ok(())
+    };
+    (request.progress)("counting the words of the target and of the data");
+    let mut texts = 0;
+    each(target, &mut |_, text| {
+        texts += 1;
+        resemblance.add_target(&text);
+    })?;
+    if texts == 0 {
+        return Err(Error::input(format!("{} holds no texts to resemble", target.display())));
+    }
+    each(request.path, &mut |_, text| resemblance.add(&text))?;
+    let of = resemblance.weights();
+    let mut weights = Vec::with_capacity(wanted.len());
+    let mut next = wanted.iter().peekable();
+    each(request.path, &mut |row, text| {
+        if next.next_if_eq(&&row).is_some() {
+            weights.push(of.of(&text));
+        }
+    })?;
+    Ok(weights)
+}
+
+/// What these rows, in ascending order, are called and say.
+pub(super) fn told(request: &Request, wanted: &[usize]) -> Result<Vec<(String, Option<String>)>> {
+    let mut rows = Rows::open(request.path, request.options)?;
+    let mut told = Vec::new();
+    let mut at = 0;
+    for &row in wanted {
+        while let Some(found) = rows.next_row()? {
+            at += 1;
+            if at == row + 1 {
+                let line = format!("line {}", found.line);
+                let text = whole(found).replace('\u{1}', "|");
+                let short: String = text.chars().take(TEXT).collect();
+                told.push((line, Some(if short.len() < text.len() { short + " .." } else { short })));
+                break;
+            }
+        }
+    }
+    Ok(told)
+}
+
+/// Writes the header and the rows that stay, byte for byte; packed when the name ends with `.gz`.
+pub(super) fn copy(path: &Path, all: &All, out: &Path) -> Result<()> {
+    let keep = |row: usize| all.verdicts[row] == Verdict::Kept;
+    let failed = |e: learn::Error| std::io::Error::other(e);
+    crate::write_file_with(out, |file| {
+        if out.extension().is_none_or(|extension| extension != "gz") {
+            return copy_rows(path, &all.starts, &keep, file).map_err(failed);
+        }
+        let mut packed = GzEncoder::new(file, Compression::default());
+        copy_rows(path, &all.starts, &keep, &mut packed).map_err(failed)?;
+        packed.finish().map(|_| ())
+    })
+}
