@@ -125,7 +125,7 @@ mod tests {
         let features = Features::new(columns, values).unwrap();
         let cpu = Cpu::new(2).unwrap();
         let found = twins(&features, 0.99, 1, &cpu);
-        let right = |twin: &Twin| twin.row.abs_diff(twin.of) == 1 && twin.row.min(twin.of) % 10 == 0;
+        let right = |twin: &Twin| twin.row.abs_diff(twin.of) == 1 && twin.row.min(twin.of).is_multiple_of(10);
         assert!(found.iter().all(right), "{found:?}");
         // A pair may fall apart into two clusters.
         assert!(found.len() >= planted.len() * 95 / 100, "{}", found.len());

@@ -1,0 +1,247 @@
+//! `lessen pick` as a user calls it: tables of texts, images, and the example's digits.
+
+mod here;
+
+use std::io::{Read, Write};
+
+use flate2::Compression;
+use flate2::read::MultiGzDecoder;
+use flate2::write::GzEncoder;
+use here::{Place, example, lessen};
+use lessen::Tensor;
+use lessen::data::npz;
+use serde_json::Value;
+
+fn why<'a>(report: &'a Value, why: &str) -> Option<&'a Value> {
+    report["dropped"].as_array().unwrap().iter().find(|dropped| dropped["why"] == why)
+}
+
+fn text(place: &Place, name: &str) -> String {
+    std::fs::read_to_string(place.path(name)).unwrap()
+}
+
+const LONG: &str =
+    "the quick brown fox jumps over the lazy dog and runs into the dark and quiet wood behind the old mill";
+
+#[test]
+fn rows_that_stay_are_as_they_were() {
+    let place = Place::new();
+    let near = LONG.replace("mill", "house");
+    let table = format!(
+        "id,text,label\r\n1,\"{LONG}, \"\"he\"\"\nsaid\",pos\r\n\r\n2,other words,neg\r\n3,OTHER  words,pos\r\n4,\"{near}, \
+         \"\"he\"\" said\",pos\r\n5,last,neg"
+    );
+    let data = place.file("a.csv", table.as_bytes());
+    let (out, gone) = (place.path("b.csv"), place.path("gone.csv"));
+    let report = lessen(&["pick", &data, "-o", &out, "--dropped", &gone, "--json"]).json();
+    assert_eq!((report["examples"].as_u64(), report["kept"].as_u64()), (Some(5), Some(3)));
+    let dropped: String =
+        table.split_inclusive("\r\n").filter(|line| !line.starts_with(['3', '4'])).collect();
+    // The row that is nearly the same goes on after its quote.
+    assert_eq!(text(&place, "b.csv"), dropped.replace(" \"\"he\"\" said\",pos\r\n5", "5"));
+    let same = why(&report, "same").unwrap();
+    assert_eq!((&same["count"], &same["examples"][0]["of"]), (&1.into(), &"line 5".into()));
+    let near = &why(&report, "near").unwrap()["examples"][0];
+    assert!(near["example"] == "line 7" && near["number"].as_f64().unwrap() > 0.7, "{near}");
+    assert_eq!(report["contradictions"], 1);
+    let gone = text(&place, "gone.csv");
+    assert!(gone.starts_with("example,why,for,number\n2,same,1,\n3,near,0,0."), "{gone}");
+    // Only what is the same goes, when that is asked for.
+    let report = lessen(&["pick", &data, "-o", &out, "--near", "1", "--json"]).json();
+    assert!(why(&report, "near").is_none() && report["kept"] == 4);
+    // For people.
+    let told = lessen(&["pick", &data, "-o", &out]);
+    assert!(told.text().contains("3 of 5 examples stay") && told.text().contains("are nearly the same"));
+}
+
+#[test]
+fn packed_tables_json_and_lines_stay_what_they_are() {
+    let place = Place::new();
+    let json = "{\"text\": \"a b\", \"x\": [1]}\n{\"text\":\"A  b\",\"x\":[2]}\n\n{\"text\":\"c\",\"x\":[3]}";
+    let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
+    packed.write_all(json.as_bytes()).unwrap();
+    let data = place.file("a.jsonl.gz", &packed.finish().unwrap());
+    lessen(&["pick", &data, "-o", &place.path("b.jsonl.gz"), "--json"]).json();
+    let mut found = String::new();
+    let file = std::fs::File::open(place.path("b.jsonl.gz")).unwrap();
+    MultiGzDecoder::new(file).read_to_string(&mut found).unwrap();
+    assert_eq!(found, "{\"text\": \"a b\", \"x\": [1]}\n{\"text\":\"c\",\"x\":[3]}");
+
+    let data = place.file("a.txt", "\u{feff}one\ntwo\n  \none\nthree\n".as_bytes());
+    let report = lessen(&["pick", &data, "-o", &place.path("b.txt"), "--json"]).json();
+    assert_eq!(report["kept"], 3);
+    assert_eq!(text(&place, "b.txt"), "\u{feff}one\ntwo\n  \nthree\n");
+
+    let data = place.file("a.tsv", b"text_a\ttext_b\tscore\n\"x\ty\t1\n\"x\tz\t2\n\"x\ty\t3\n");
+    let report = lessen(&["pick", &data, "-o", &place.path("b.tsv"), "--json"]).json();
+    assert_eq!(report["kept"], 2);
+    assert_eq!(text(&place, "b.tsv"), "text_a\ttext_b\tscore\n\"x\ty\t1\n\"x\tz\t2\n");
+}
+
+#[test]
+fn so_many_are_drawn_and_those_that_resemble_a_target() {
+    let place = Place::new();
+    let rows: String = (0..400)
+        .map(|i| match i % 8 {
+            0 => format!("the patient number {i} has a fever and a cough\n"),
+            _ => format!("the film number {i} was a long and dull affair\n"),
+        })
+        .collect();
+    let data = place.file("a.txt", rows.as_bytes());
+    let target = place.file("t.txt", b"a patient with a cough\nfever, and the patient has a cough\n");
+    let out = place.path("b.txt");
+    let pick = |more: &[&str]| {
+        let mut args = vec!["pick", &data, "-o", &out, "--near", "1", "--json"];
+        args.extend(more);
+        let report = lessen(&args).json();
+        (report, text(&place, "b.txt"))
+    };
+    let (report, found) = pick(&["--keep", "10%"]);
+    assert_eq!((report["kept"].as_u64(), &report["by"]), (Some(40), &"random".into()));
+    assert_eq!(found, pick(&["--keep", "40", "--threads", "1"]).1, "the same for any number of threads");
+    assert_ne!(found, pick(&["--keep", "40", "--seed", "2"]).1);
+    let (report, found) = pick(&["--keep", "40", "--target", &target]);
+    assert_eq!(report["by"], "target");
+    assert!(found.lines().filter(|line| line.contains("patient")).count() >= 39, "{found}");
+    // More than there are: all stay.
+    assert_eq!(pick(&["--keep", "999"]).0["kept"], 400);
+
+    let labelled: String = (0..100).map(|i| format!("text {i},{}\n", i32::from(i % 10 == 0))).collect();
+    let data = place.file("c.csv", format!("text,label\n{labelled}").as_bytes());
+    let out = place.path("d.csv");
+    lessen(&["pick", &data, "-o", &out, "--keep", "16", "--balanced", "--json"]).json();
+    assert_eq!(text(&place, "d.csv").lines().filter(|line| line.ends_with(",1")).count(), 8);
+}
+
+/// The example's digits, some of them labelled as the next one; which.
+fn digits(place: &Place, wrong: usize) -> (String, Vec<usize>) {
+    let arrays = npz::read(example("test.npz").as_ref(), 1 << 24).unwrap();
+    let find = |name: &str| arrays.iter().find(|(n, _)| n == name).unwrap().1.clone();
+    let mut labels = find("label").to_ints().unwrap();
+    let planted: Vec<usize> = (0..wrong).map(|i| i * labels.len() / wrong).collect();
+    planted.iter().for_each(|&row| labels[row] = (labels[row] + 1) % 10);
+    let labels = Tensor::new(&[labels.len()], &labels).unwrap();
+    (place.npz("a.npz", &[("image", find("image")), ("label", labels)]), planted)
+}
+
+#[test]
+fn wrong_labels_are_found_and_what_stays_is_judged_on_examples_held_out() {
+    let place = Place::new();
+    let (data, planted) = digits(&place, 60);
+    let (model, out, gone) = (example("digits.onnx"), place.path("b.npz"), place.path("gone.csv"));
+    let args = ["pick", &data, "--model", &model, "--labels", "-o", &out, "--dropped", &gone, "--json"];
+    let report = lessen(&args).json();
+    let found: Vec<usize> = text(&place, "gone.csv")
+        .lines()
+        .filter(|line| line.contains(",label,"))
+        .map(|line| line.split(',').next().unwrap().parse().unwrap())
+        .collect();
+    let right = found.iter().filter(|row| planted.contains(row)).count();
+    assert!(right >= 54 && found.len() <= 80, "{right} of {}", found.len());
+    assert_eq!(why(&report, "label").unwrap()["count"], found.len());
+    let kept = npz::read(out.as_ref(), 1 << 24).unwrap();
+    assert!(kept.iter().all(|(_, t)| t.shape()[0] == report["kept"].as_u64().unwrap() as usize));
+    let (before, after) = (lessen(&["eval", &model, "--data", &data, "--json"]).json(), {
+        lessen(&["eval", &model, "--data", &out, "--json"]).json()
+    });
+    let value = |eval: &Value| eval["value"]["value"].as_f64().unwrap();
+    assert!(value(&after) > value(&before) + 5.0, "{before} {after}");
+
+    let report = lessen(&[&args[..], &["--keep", "30%"]].concat()).json();
+    assert_eq!(report["kept"], (report["examples"].as_f64().unwrap() * 0.3).round() as u64);
+    let tried = report["tried"].as_array().unwrap();
+    let values: Vec<f64> = tried.iter().map(|t| t["value"]["value"].as_f64().unwrap()).collect();
+    assert!(tried.len() == 10 && values.windows(2).all(|w| w[0] >= w[1]), "{values:?}");
+    let high = report["random"]["value"]["high"].as_f64().unwrap();
+    assert!(tried.iter().zip(&values).all(|(t, v)| t["beats_random"] == (*v > high)), "{report}");
+    let best = if values[0] > high { tried[0]["by"].clone() } else { "random".into() };
+    assert_eq!(report["by"], best);
+}
+
+#[test]
+fn each_way_chooses_and_what_means_the_same_goes() {
+    let place = Place::new();
+    let (data, _) = digits(&place, 1);
+    let (model, out) = (example("digits.onnx"), place.path("b.npz"));
+    let mut seen = Vec::new();
+    for by in [
+        "k-center",
+        "herding",
+        "facility",
+        "hard",
+        "easy",
+        "moderate",
+        "forgotten",
+        "margin",
+        "sure",
+        "unsure",
+    ] {
+        let args = ["pick", &data, "--model", &model, "--keep", "50", "--by", by, "-o", &out, "--json"];
+        let report = lessen(&args).json();
+        assert_eq!((report["kept"].as_u64(), &report["by"]), (Some(50), &by.into()));
+        seen.push(std::fs::read(&out).unwrap());
+    }
+    seen.sort();
+    seen.dedup();
+    assert!(seen.len() >= 9, "ways differ");
+    let report = lessen(&["pick", &data, "--model", &model, "--alike", "0.97", "-o", &out, "--json"]).json();
+    let twins = why(&report, "meaning").unwrap();
+    assert!(twins["count"].as_u64().unwrap() > 10 && report["kept"].as_u64().unwrap() > 10, "{report}");
+    assert!(twins["examples"][0]["number"].as_f64().unwrap() >= 0.97);
+}
+
+#[test]
+fn images_go_to_a_folder_of_classes_and_those_that_cannot_be_read_are_counted() {
+    let place = Place::new();
+    let png = |value: u8| {
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        image::GrayImage::from_pixel(4, 4, image::Luma([value]))
+            .write_to(&mut bytes, image::ImageFormat::Png)
+            .unwrap();
+        bytes.into_inner()
+    };
+    place.file("in/cat/1.png", &png(1));
+    place.file("in/cat/2.png", &png(2));
+    place.file("in/dog/1.png", &png(1));
+    place.file("in/dog/3.png", &png(3)[..20]);
+    place.file("in/dog/4.png", &png(4));
+    let (data, out) = (place.path("in"), place.path("out"));
+    let report = lessen(&["pick", &data, "-o", &out, "--json"]).json();
+    assert_eq!(report["kept"], 3);
+    assert_eq!(report["contradictions"], 1);
+    assert_eq!(why(&report, "unreadable").unwrap()["examples"][0]["example"], "example 3");
+    assert_eq!(std::fs::read(place.path("out/cat/0000000-1.png")).unwrap(), png(1));
+    assert_eq!(std::fs::read(place.path("out/dog/0000004-4.png")).unwrap(), png(4));
+    // What is there is left alone.
+    lessen(&["pick", &data, "-o", &out]).fails(&["is there already"]);
+    assert_eq!(std::fs::read_dir(place.path("")).unwrap().count(), 2, "nothing else is left behind");
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_nothing_is_written() {
+    let place = Place::new();
+    let data = place.file("a.txt", b"one\ntwo\n");
+    let out = place.path("b.txt");
+    let fails = |args: &[&str], said: &[&str]| {
+        let args = [&["pick", &data, "-o", &out], args].concat();
+        lessen(&args).fails(said);
+        assert!(!std::path::Path::new(&out).exists());
+    };
+    fails(&["--keep", "0"], &["30%"]);
+    fails(&["--keep", "130%"], &["30%"]);
+    fails(&["--keep", "1", "--by", "best"], &["facility"]);
+    fails(&["--keep", "1", "--by", "hard"], &["--model"]);
+    fails(&["--keep", "1", "--by", "target"], &["--target"]);
+    fails(&["--by", "random"], &["--keep"]);
+    fails(&["--near", "1.5"], &["--near 1.5"]);
+    fails(&["--words", "0"], &["at least one word"]);
+    fails(&["--keep", "1", "--target", &place.file("t.txt", b"\n")], &["no texts to resemble"]);
+    lessen(&["pick", &place.file("e.txt", b"\n\n"), "-o", &out]).fails(&["no examples"]);
+    lessen(&["pick", &place.file("l.csv", b"text,label\na,1\nb\n"), "-o", &out]).fails(&["line 3"]);
+    lessen(&["pick", &place.file("u.txt", b"fine\n\xff\n"), "-o", &out]).fails(&["line 2", "UTF-8"]);
+    lessen(&["pick", &place.path("nowhere.csv"), "-o", &out]).fails(&["nowhere.csv"]);
+    lessen(&["pick", &data, "-o", &place.path("no/b.txt")]).fails(&["no/b.txt"]);
+    let (digits, _) = digits(&place, 1);
+    lessen(&["pick", &digits, "-o", &out]).fails(&[".npz"]);
+    assert!(!std::path::Path::new(&out).exists());
+}
