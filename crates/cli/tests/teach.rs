@@ -263,3 +263,132 @@ fn the_model_that_suits_is_the_first() {
     assert!(found["models"][2]["error"].as_str().unwrap().contains("odd.onnx"));
     lessen(&["suit", &odd, "--data", &data]).fails(&["odd.onnx"]);
 }
+
+#[test]
+fn weights_before_the_head_learn_too_and_those_held_out_are_answered_better() {
+    let place = Place::new();
+    // Weights that nobody trained have features that tell little; which digits go together is drawn by lot.
+    let odd = |digit: i64| [2, 0, 1, 1, 2, 0, 0, 2, 1, 0][digit as usize];
+    let (model, out) = (layers(&place), place.path("taught.onnx"));
+    let teach = |data: &str, more: &[&str]| {
+        lessen(&[&["teach", &model, "--data", data, "-o", &out, "--json"], more].concat())
+    };
+    let (data, test) = (part(&place, "a.npz", 0..500, odd), part(&place, "b.npz", 500..899, odd));
+    let value = |eval: &serde_json::Value| eval["value"]["value"].as_f64().unwrap();
+    let head = teach(&data, &["--test", &test]).json();
+    assert!(head["tuned"].is_null() && head["held_out"].is_null());
+    let tuned = |more: &[&str]| {
+        let args = [&["--test", &test, "--epochs", "8", "--rate", "0.005"], more].concat();
+        let report = teach(&data, &args).json();
+        let tuned = report["tuned"].clone();
+        assert_eq!((tuned["examples"].as_u64(), tuned["held_out"].as_u64()), (Some(450), Some(50)));
+        assert!(tuned["after"].as_f64() <= tuned["before"].as_f64(), "{tuned}");
+        assert_eq!(report["held_out"]["examples"], 50);
+        let bytes = std::fs::read(place.path("taught.onnx")).unwrap();
+        (report["test"].clone(), tuned["weights"].as_u64().unwrap(), bytes)
+    };
+    let (all, weights, bytes) = tuned(&["--tune", "all"]);
+    assert!(value(&all) >= value(&head["test"]) + 5.0, "{all} {}", head["test"]);
+    assert!(
+        tuned(&["--tune", "all", "--threads", "1"]).2 == bytes,
+        "the same bytes for any number of threads"
+    );
+    let (_, last, _) = tuned(&["--tune", "60%"]);
+    let (_, small, _) = tuned(&["--tune", "small"]);
+    assert!(small < last && last < weights, "{small} {last} {weights}");
+    // The file is a model like any other.
+    let again = lessen(&["eval", &out, "--data", &test, "--json"]).json();
+    assert!(value(&again) > 60.0);
+
+    teach(&data, &["--tune", "all", "--rate", "0"]).fails(&["--rate 0"]);
+    let few = part(&place, "c.npz", 0..12, has_loop);
+    teach(&few, &["--tune", "all"]).fails(&["too few for --tune"]);
+}
+
+#[test]
+fn numbers_are_learnt_by_gradients_too() {
+    let place = Place::new();
+    let (images, labels) = pictures();
+    let values = images.to_f32().unwrap();
+    let file = |name: &str, rows: std::ops::Range<usize>| {
+        let image = Tensor::new(&[rows.len(), 1, 8, 8], &values[rows.start * 64..rows.end * 64]).unwrap();
+        let score: Vec<f32> = rows.map(|i| labels[i] as f32 / 9.0).collect();
+        place.npz(name, &[("image", image), ("score", Tensor::new(&[score.len()], &score).unwrap())])
+    };
+    let (data, test) = (file("a.npz", 0..400), file("b.npz", 400..899));
+    let (model, out) = (layers(&place), place.path("taught.onnx"));
+    let args = ["teach", &model, "--data", &data, "--test", &test, "-o", &out, "--json"];
+    let head = lessen(&args).json();
+    let report =
+        lessen(&[&args[..], &["--tune", "all", "--epochs", "12", "--rate", "0.005"]].concat()).json();
+    let tuned = &report["tuned"];
+    assert!(tuned["after"].as_f64().unwrap() < 0.8 * tuned["before"].as_f64().unwrap(), "{tuned}");
+    let value = |report: &serde_json::Value| report["test"]["value"]["value"].as_f64().unwrap();
+    assert!(value(&report) > value(&head) + 0.02, "{} {}", report["test"], head["test"]);
+}
+
+#[test]
+fn an_adapter_is_written_and_added_to_the_model_it_was_trained_beside() {
+    let place = Place::new();
+    let data = part(&place, "a.npz", 0..400, |digit| digit % 2);
+    let (adapter, model, out) = (place.path("adapter"), layers(&place), place.path("taught.onnx"));
+    let teach = |model: &str, more: &[&str]| {
+        lessen(&[&["teach", model, "--data", &data, "-o", &out, "--json"], more].concat())
+    };
+    let args =
+        ["--tune", "lora=2", "--epochs", "4", "--rate", "0.01", "--adapter", &adapter, "--head", "ridge"];
+    let report = teach(&model, &args).json();
+    assert!(report["tuned"]["after"].as_f64() < report["tuned"]["before"].as_f64(), "{report}");
+    let text = std::fs::read_to_string(place.path("adapter/adapter_config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((&config["peft_type"], config["r"].as_u64()), (&"LORA".into(), Some(2)));
+    // The weights of the old model with the adapter are those of the new one.
+    let added = place.path("added.onnx");
+    lessen(&["convert", &model, &added, "--adapter", &adapter]).text();
+    assert_eq!(config["target_modules"], serde_json::json!(["first", "second"]));
+    let weights = |file: &str| {
+        let model = lessen::Model::open(std::path::Path::new(file)).unwrap();
+        let graph = &model.inner().graph;
+        let all =
+            ["first.weight", "second.weight"].map(|name| graph.constant(graph.find(name).unwrap()).unwrap());
+        all.map(|tensor| tensor.to_f32().unwrap().into_owned()).concat()
+    };
+    let (new, old) = (weights(&out), weights(&model));
+    assert_eq!(weights(&added), new);
+    assert_ne!(new, old);
+    // Taken away again, it is the old one, nearly.
+    let back = place.path("back.onnx");
+    lessen(&["convert", &added, &back, "--adapter", &format!("{adapter}=-1")]).text();
+    assert!(weights(&back).iter().zip(&old).all(|(a, b)| (a - b).abs() < 1e-5));
+    lessen(&["convert", &added, &back, "--adapter", &format!("{adapter}=much")]).fails(&["much"]);
+    lessen(&["convert", &added, &back, "--adapter", &place.path("nowhere")]).fails(&["adapter_config.json"]);
+    teach(&model, &["--adapter", &adapter]).fails(&["--tune lora"]);
+    // A model of convolutions has no place for factors.
+    teach(&example("digits.onnx"), &["--tune", "lora"]).fails(&["--tune all"]);
+}
+
+/// Pictures, flat, through two products with weights and a last one that is cut away.
+fn layers(place: &Place) -> String {
+    let mut graph = graph::Graph::new("layers");
+    let shape = [1, 8, 8].map(graph::Dim::Is);
+    let shape = [&[graph::Dim::named("n")], &shape[..]].concat();
+    let image = graph.add_input("image", graph::Fact::tensor(graph::DType::F32, shape)).unwrap();
+    let mut x = graph.append("flat", "Flatten", 13, &graph::Attrs::new(), &[image]).unwrap();
+    for (name, rows, cols) in [("first", 64, 24), ("second", 24, 16), ("last", 16, 4)] {
+        let scale = 1.0 / (rows as f32).sqrt();
+        let values: Vec<f32> =
+            (0..rows * cols).map(|i| scale * (((i * 37 + i * i) % 29) as f32 / 14.0 - 1.0)).collect();
+        let weight =
+            graph.add_constant(&format!("{name}.weight"), Tensor::new(&[rows, cols], &values).unwrap());
+        x = graph.append(name, "MatMul", 13, &graph::Attrs::new(), &[x, weight]).unwrap();
+        if name != "last" {
+            x = graph.append(name, "Relu", 14, &graph::Attrs::new(), &[x]).unwrap();
+        }
+    }
+    graph.outputs.push(x);
+    let mut model = graph::Model { graph, ir_version: 8, ..graph::Model::default() };
+    model.opsets.insert(String::new(), 17);
+    let path = place.path("layers.onnx");
+    format::save(&model, path.as_ref()).unwrap();
+    path
+}

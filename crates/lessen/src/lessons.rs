@@ -13,6 +13,8 @@ use crate::{Model, Result};
 
 /// Batches that the examples of a step come in, which are run side by side.
 const PARTS: usize = 8;
+/// Fewer examples than this are not worth a batch of their own: each has gradients of all weights.
+const LEAST: usize = 8;
 
 /// Examples to train on.
 pub(crate) struct Training<'a> {
@@ -57,6 +59,12 @@ impl<'a> Training<'a> {
 
     /// See [`shrink::Judge::lesson`].
     pub fn lesson(&self, examples: &[usize], seed: Option<u64>) -> Result<Vec<(Inputs, usize)>> {
+        let batches = self.batches(examples, seed)?;
+        Ok(batches.into_iter().map(|(inputs, rows)| (inputs, rows.len())).collect())
+    }
+
+    /// The same, each batch with the places of its examples among those that are asked for.
+    pub fn batches(&self, examples: &[usize], seed: Option<u64>) -> Result<Vec<(Inputs, Vec<usize>)>> {
         let (mut prepared, mut images) = (Vec::new(), true);
         for &i in examples {
             let input = self.data.get(self.rows[i])?.input;
@@ -67,7 +75,7 @@ impl<'a> Training<'a> {
         }
         let mut random = seed.filter(|_| images).map(Random::new);
         let mut batches = Vec::new();
-        let each = prepared.len().div_ceil(PARTS).clamp(self.feeder.least(), self.feeder.most());
+        let each = prepared.len().div_ceil(PARTS).max(LEAST).clamp(self.feeder.least(), self.feeder.most());
         for batch in self.feeder.batches_of(&prepared, each)? {
             let mut inputs = Inputs::new();
             for (name, mut tensor) in batch.arrays {
@@ -76,7 +84,7 @@ impl<'a> Training<'a> {
                 }
                 inputs.push((name, Datum::Tensor(tensor)));
             }
-            batches.push((inputs, batch.rows.len()));
+            batches.push((inputs, batch.rows));
         }
         Ok(batches)
     }

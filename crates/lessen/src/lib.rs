@@ -5,6 +5,7 @@
 //! [`bench`] what a run costs and [`inspect`](inspect::inspect) what the model is made of.
 #![forbid(unsafe_code)]
 
+pub mod adapter;
 pub mod answer;
 pub mod bench;
 pub mod big;

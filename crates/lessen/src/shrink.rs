@@ -5,14 +5,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use learn::data::Dataset;
-use learn::fit::{Loss, Recipe};
+use learn::fit::{Loss, Recipe, Which};
 use meter::{Machine, Stopwatch};
 use serde::Serialize;
 pub use shrink::prepare::Preparations;
 pub use shrink::prune::pattern::Pattern;
 pub use shrink::prune::zeros::Rule;
 pub use shrink::quantize::coded::{Form, Ranges, Rounding};
-use shrink::repair::tune::{Tune, Which};
+use shrink::repair::tune::Tune;
 pub use shrink::{CalibrationData, Change, Choice, Goal, Plan, Sparse, Step};
 use shrink::{Pass, Score};
 

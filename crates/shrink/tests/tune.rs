@@ -4,9 +4,9 @@ use graph::op::{Reader, ramp};
 use graph::run::Session;
 use graph::{Attrs, DType, Datum, Dim, Fact, Graph, Model, Node, Tensor, ValueId};
 use kernel::Cpu;
-use learn::fit::{Loss, Recipe};
+use learn::fit::{Loss, Recipe, Which};
 use lessen_shrink::pass::Context;
-use lessen_shrink::repair::tune::{Tune, Which, apply};
+use lessen_shrink::repair::tune::{Tune, apply};
 use lessen_shrink::walk::Example;
 use lessen_shrink::{Error, Goal, Judge, Part, Pass, Plan, Result, Score, shrink};
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use lessen::adapter::Adapter;
 use lessen::inspect::{Inspection, inspect};
 use lessen::receipt::bytes;
 use lessen::{Cpu, Model};
@@ -18,6 +19,7 @@ use crate::flags::Common;
 #[command(after_help = "Examples:
   lessen convert minilm/ minilm.onnx
   lessen convert old.onnx new.onnx --opset 21
+  lessen convert minilm/ film.onnx --adapter films/ --adapter books/=0.5
   lessen convert big.onnx big2.onnx --external --json")]
 pub struct Convert {
     /// The model: an ONNX file, or a folder with config.json and model.safetensors.
@@ -30,6 +32,18 @@ pub struct Convert {
     /// Put the weights into a file beside, OUTPUT.data, as is done with models of more than 1 GB in any case.
     #[arg(long)]
     external: bool,
+    /// Add an adapter of PEFT (LoRA) to the weights; FOLDER=0.5 adds half of it. Several are added one after the other.
+    #[arg(long, value_name = "FOLDER[=SHARE]", value_parser = share)]
+    adapter: Vec<(PathBuf, f32)>,
+}
+
+/// A folder, and how much of what is in it.
+fn share(text: &str) -> std::result::Result<(PathBuf, f32), String> {
+    let Some((folder, share)) = text.rsplit_once('=') else { return Ok((text.into(), 1.0)) };
+    match share.parse::<f32>() {
+        Ok(share) if share.is_finite() => Ok((folder.into(), share)),
+        _ => Err(format!("{share:?} is no share of an adapter; give a number, such as 0.5")),
+    }
 }
 
 impl Convert {
@@ -39,6 +53,10 @@ impl Convert {
         let before = inspect(&model, &[], &cpu)?;
         if let Some(to) = self.opset {
             model.upgrade(to).with_context(|| format!("the model cannot be raised to version {to}"))?;
+        }
+        for (folder, share) in &self.adapter {
+            let adapter = Adapter::read(folder).context("the adapter cannot be read")?;
+            adapter.add_to(&mut model, *share).context("the adapter does not fit the model")?;
         }
         match self.external {
             true => model.save_beside(&self.output),

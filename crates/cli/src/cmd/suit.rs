@@ -54,6 +54,7 @@ impl Suit {
                 wanted: self.learning.wanted(data.as_ref(), None),
                 test: None,
                 methods: &[Method::Ridge],
+                tuning: None,
                 balanced: self.learning.balanced,
                 progress: &|what| spinner.set_message(what.to_owned()),
             };

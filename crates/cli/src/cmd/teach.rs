@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use lessen::data;
 use lessen::eval::Eval;
 use lessen::head::Method;
-use lessen::teach::{Report, Request, teach};
+use lessen::teach::{Depth, Report, Request, Taught, Tuning, teach};
 
 use super::eval::by_class;
 use super::{Done, table};
@@ -24,6 +24,7 @@ logistic and centroid. The new model answers with logits and probabilities, or w
 Examples:
   lessen teach minilm/ --data reviews.csv -o reviews.onnx
   lessen teach mobilenet.onnx --data photos/ --test others/ --balanced -o photos.onnx
+  lessen teach minilm/ --data reviews.csv --tune all --epochs 2 -o reviews.onnx
   lessen teach minilm/ --data tweets.csv --text-column tweet --label-column class --head ridge -o tweets.onnx"
 )]
 pub struct Teach {
@@ -44,6 +45,20 @@ pub struct Teach {
     /// The node or value of the model that makes the features [default: what its last weights read, or the vector of a text].
     #[arg(long, value_name = "NAME")]
     features: Option<String>,
+    /// Train weights before the head, too: all, small (what is added, and the factors of norms), the last share of them, such
+    /// as 50%, or lora (two small factors beside each; lora=16 for a rank of 16). A tenth of the examples is held out to
+    /// say when to stop.
+    #[arg(long, value_name = "WHICH", value_parser = Depth::from_str)]
+    tune: Option<Depth>,
+    /// Times that each example is seen, at most.
+    #[arg(long, value_name = "N", default_value_t = 3, requires = "tune", value_parser = clap::value_parser!(u32).range(1..))]
+    epochs: u32,
+    /// The greatest step of the training, as a part of what weights measure.
+    #[arg(long, value_name = "RATE", default_value_t = 1e-3, requires = "tune")]
+    rate: f32,
+    /// A folder to write the factors of --tune lora to, as PEFT has them; they are in the model, too.
+    #[arg(long, value_name = "FOLDER")]
+    adapter: Option<PathBuf>,
     #[command(flatten)]
     learning: Learning,
 }
@@ -57,6 +72,13 @@ impl Teach {
         let open = |path| data::open(path, &self.learning.columns.with_classes(classes));
         let test = self.test.as_deref().map(open).transpose().context("the data of --test cannot be used")?;
         let methods = if self.head.is_empty() { Method::ALL.to_vec() } else { self.head };
+        if self.adapter.is_some() && !matches!(self.tune, Some(Depth::Lora(_))) {
+            bail!("--adapter is what --tune lora has trained; give that, too");
+        }
+        if !(self.rate > 0.0 && self.rate.is_finite()) {
+            bail!("--rate {} is no step; give one above 0, such as 0.001", self.rate);
+        }
+        let tuning = self.tune.map(|depth| Tuning { depth, epochs: self.epochs as usize, rate: self.rate });
         let spinner = common.spinner();
         spinner.set_message("features, then heads");
         let request = Request {
@@ -64,9 +86,13 @@ impl Teach {
             test: test.as_deref(),
             methods: &methods,
             balanced: self.learning.balanced,
+            tuning,
             progress: &|what| spinner.set_message(what.to_owned()),
         };
-        let (taught, report) = teach(&model, &request, &common.cpu()?)?;
+        let Taught { model: taught, adapter, report } = teach(&model, &request, &common.cpu()?)?;
+        if let Some((folder, adapter)) = self.adapter.as_ref().zip(adapter) {
+            adapter.write(folder).context("the adapter cannot be written")?;
+        }
         taught.save(&self.output).context("the model cannot be written")?;
         let beside = taught
             .save_tokenizer(&self.output)
@@ -118,6 +144,20 @@ fn told(report: &Report) -> String {
     }
     text += &format!("on examples that a head has not seen (intervals are of 95 %):\n{}", table(&rows));
     text += &told_eval("the first head, on them", &report.unseen);
+    if let (Some(tuned), Some(eval)) = (&report.tuned, &report.held_out) {
+        text += &format!(
+            "tuned: {} numbers ({}), {} examples, {} epochs ({:.1}): loss {:.4} -> {:.4} on {} held out\n",
+            tuned.weights,
+            tuned.depth,
+            tuned.examples,
+            tuned.epochs.len(),
+            tuned.time,
+            tuned.before,
+            tuned.after,
+            tuned.held_out
+        );
+        text += &told_eval("the new model, on those held out", eval);
+    }
     if let Some(test) = &report.test {
         text += &told_eval("the new model, on --test", test);
     }

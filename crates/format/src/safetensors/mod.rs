@@ -84,6 +84,28 @@ pub fn read_folder(folder: &Path) -> Result<Tensors> {
     }
 }
 
+/// Writes tensors to a file, which is there as a whole or not at all.
+///
+/// # Errors
+/// When a tensor is of a type that is not written, or the file cannot be.
+pub fn write_file(path: &Path, tensors: &Tensors) -> Result<()> {
+    let failed = |what: String| Error::broken(path, format!("tensors cannot be written: {what}"));
+    let mut views = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        let dtype = match tensor.dtype() {
+            DType::F32 => Dtype::F32,
+            DType::F16 => Dtype::F16,
+            DType::BF16 => Dtype::BF16,
+            DType::I64 => Dtype::I64,
+            other => return Err(failed(format!("{name:?} is of type {other:?}"))),
+        };
+        let view = ::safetensors::tensor::TensorView::new(dtype, tensor.shape().to_vec(), tensor.bytes());
+        views.push((name.as_str(), view.map_err(|e| failed(e.to_string()))?));
+    }
+    let bytes = ::safetensors::serialize(views, None).map_err(|e| failed(e.to_string()))?;
+    crate::file::write(path, |out| out.write_all(&bytes))
+}
+
 /// Reads a JSON file of bounded size.
 ///
 /// # Errors

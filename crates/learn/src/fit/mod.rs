@@ -2,11 +2,13 @@
 //! checkpoints to go on from.
 
 mod checkpoint;
+pub mod lora;
 mod loss;
 mod network;
 mod optimizer;
 #[cfg(test)]
 mod tests;
+mod which;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +16,7 @@ pub use checkpoint::Checkpoints;
 pub use loss::{Loss, weighted};
 pub use network::{Held, Hold, Inputs, Network, Weight};
 pub use optimizer::{Optimizer, cosine};
+pub use which::{Which, trainable};
 
 use crate::random::Random;
 use crate::{Error, Result};
@@ -182,7 +185,10 @@ fn advance(
     let total = loss * all as f64;
     let norm = sums.iter().flatten().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
     if !norm.is_finite() {
-        tracing::warn!(step, "a gradient is not finite: the step is left out");
+        let finite = |values: &[f32]| values.iter().all(|x| x.is_finite());
+        let of = network.weights.iter().zip(&sums).find(|(_, grad)| !finite(grad));
+        let weight = of.map_or("", |(weight, _)| weight.name.as_str());
+        tracing::warn!(step, loss, weight, "a gradient is not finite: the step is left out");
         return Ok((total, all));
     }
     if recipe.clip > 0.0 && norm > f64::from(recipe.clip) {
@@ -190,15 +196,25 @@ fn advance(
         sums.iter_mut().flatten().for_each(|g| *g *= factor);
     }
     let rate = cosine(recipe.rate, step, steps, recipe.warmup);
-    for ((weight, grad), moments) in network.weights.iter_mut().zip(&sums).zip(&mut state.moments) {
-        let decays = weight.tensor.rank() > 1;
-        let sizes = match recipe.relative {
-            true => sizes(weight.tensor.as_slice()?, weight.tensor.shape()),
-            false => vec![1.0],
+    let pool = network.cpu.pool().clone();
+    let weights = network.weights.iter_mut().zip(&sums).zip(&mut state.moments);
+    let mut weights: Vec<_> =
+        weights.map(|((weight, grad), moments)| (weight, grad, moments, Ok(()))).collect();
+    pool.for_chunks_mut(&mut weights, 1, |_, one| {
+        let (weight, grad, moments, done) = &mut one[0];
+        let mut move_it = || -> Result<()> {
+            let decays = weight.tensor.rank() > 1;
+            let sizes = match recipe.relative {
+                true => sizes(weight.tensor.as_slice()?, weight.tensor.shape()),
+                false => vec![1.0],
+            };
+            let rates: Vec<f32> = sizes.iter().map(|size| rate * size).collect();
+            let elements = weight.tensor.as_mut_slice()?;
+            recipe.optimizer.step(&rates, step + 1, decays, elements, grad, moments);
+            weight.clear()
         };
-        let rates: Vec<f32> = sizes.iter().map(|size| rate * size).collect();
-        recipe.optimizer.step(&rates, step + 1, decays, weight.tensor.as_mut_slice()?, grad, moments);
-        weight.clear()?;
-    }
+        *done = move_it();
+    });
+    weights.into_iter().try_for_each(|(_, _, _, done)| done)?;
     Ok((total, all))
 }

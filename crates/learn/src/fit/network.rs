@@ -86,7 +86,7 @@ pub struct Network {
     train: Session,
     /// Gives what is judged.
     judge: Session,
-    cpu: Cpu,
+    pub(super) cpu: Cpu,
     pub(super) weights: Vec<Weight>,
 }
 

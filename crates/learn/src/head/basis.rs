@@ -127,8 +127,8 @@ pub fn products(rows: &[f32], columns: usize, part: f64, cpu: &Cpu) -> Vec<f64> 
     sums
 }
 
-/// Mean and standard deviation of each column; 1 where a column is constant.
-fn moments(features: &Features, masses: &[f64]) -> (Vec<f64>, Vec<f64>) {
+/// Mean and standard deviation of each column; 1 where a column is constant, or all but 0 beside the others.
+pub fn moments(features: &Features, masses: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let columns = features.columns();
     let total: f64 = masses.iter().sum();
     let mut mean = vec![0f64; columns];
@@ -140,9 +140,11 @@ fn moments(features: &Features, masses: &[f64]) -> (Vec<f64>, Vec<f64>) {
         let row = squares.iter_mut().zip(row).zip(&mean);
         row.for_each(|((sum, &x), mean)| *sum += mass / total * (f64::from(x) - mean).powi(2));
     }
+    // Features that are all but 0, as dead ones of a model are, would get weights that are all but infinite.
+    let least = 1e-12 * squares.iter().copied().fold(0.0, f64::max).sqrt();
     let spread = squares.iter().zip(&mean).map(|(square, mean)| {
         let spread = square.sqrt();
-        if spread > mean.abs() * 1e-6 && spread > 0.0 { spread } else { 1.0 }
+        if spread > mean.abs() * 1e-6 && spread > least { spread } else { 1.0 }
     });
     let spread = spread.collect();
     (mean, spread)

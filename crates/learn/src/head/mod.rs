@@ -224,6 +224,18 @@ impl Linear {
         scores
     }
 
+    /// Takes away the weights of features that hardly move beside the others: for as good as nothing they make gradients of
+    /// what lies before them great.
+    pub fn calm(&mut self, features: &Features) {
+        const LEAST: f64 = 1e-4;
+        let (_, spread) = basis::moments(features, &vec![1.0; features.rows()]);
+        // Columns that are constant have a spread of 1, and weights of 0.
+        let most = spread.iter().copied().filter(|s| *s != 1.0).fold(0.0, f64::max);
+        for row in self.weight.chunks_exact_mut(features.columns()) {
+            row.iter_mut().zip(&spread).filter(|(_, s)| **s < LEAST * most).for_each(|(w, _)| *w = 0.0);
+        }
+    }
+
     fn scale(&mut self, factor: f64) {
         let all = self.weight.iter_mut().chain(&mut self.bias);
         all.for_each(|x| *x = (f64::from(*x) * factor) as f32);

@@ -239,3 +239,29 @@ fn what_cannot_be_learnt_is_said() {
     let nan = Features::new(2, vec![1.0, 2.0, 3.0, f32::NAN]).unwrap_err().to_string();
     assert!(nan.contains("feature 1 of example 1"), "{nan}");
 }
+
+#[test]
+fn features_that_hardly_move_get_no_great_weights() {
+    let cpu = cpu();
+    let (clouds, of) = clouds(200, 3, 2, 0.5, 9);
+    let mut random = Random::new(5);
+    let tiny = [1e-33, 1e-8, 1e-3];
+    let values = (0..200).flat_map(|i| {
+        let small = tiny.map(|size| (size * random.normal()) as f32);
+        [clouds.row(i), &small].concat()
+    });
+    let features = Features::new(6, values.collect()).unwrap();
+    let problem = Truth::Classes { of, count: 2 };
+    let problem = Problem::new(&features, &problem, false, 0, &cpu).unwrap();
+    for method in Method::ALL {
+        let mut head = problem.fit(method).unwrap().head;
+        let greatest = |column: usize| head.weight[column].abs().max(head.weight[6 + column].abs());
+        assert!(greatest(3) < 1.0 && greatest(4) > 1.0, "{method}: {:?}", head.weight);
+        let before = head.scores(&cpu, &features);
+        head.calm(&features);
+        assert!(head.weight[4] == 0.0 && head.weight[10] == 0.0 && head.weight[0] != 0.0);
+        assert!(
+            before.iter().zip(head.scores(&cpu, &features)).all(|(a, b)| (a - b).abs() < 0.5 * a.abs() + 0.5)
+        );
+    }
+}

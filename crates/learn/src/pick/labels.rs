@@ -1,5 +1,7 @@
 //! Labels that are probably wrong: confident learning (Northcutt, Jiang and Chuang, *Confident Learning: Estimating
-//! Uncertainty in Dataset Labels*, 2021), pruned by noise rate.
+//! Uncertainty in Dataset Labels*, 2021), pruned both by noise rate and by class.
+
+use std::collections::HashSet;
 
 use crate::{Error, Result};
 
@@ -17,8 +19,9 @@ pub struct Issue {
 }
 
 /// Finds examples whose labels are probably wrong, the surest first, by the probabilities of `count` classes that heads
-/// give them which have not seen them, row by row. How many there are of each class that pass for each other is estimated;
-/// so many go, those with the widest margin. No class loses all its examples.
+/// give them which have not seen them, row by row. How many there are of each class that pass for each other is estimated.
+/// So many with the widest margin are taken, and as many of each class as pass for any other, whose own class is the least
+/// probable: issues are those that are both. No class loses all its examples.
 ///
 /// # Errors
 /// When there are not as many rows of probabilities as classes, or a class is none of `count`.
@@ -41,6 +44,10 @@ pub fn issues(of: &[usize], probabilities: &[f64], count: usize) -> Result<Vec<I
         let most = sizes[given].saturating_sub(1);
         let total: usize = (0..count).filter(|likely| *likely != given).map(|likely| wanted[likely]).sum();
         let share = if total > most { most as f64 / total as f64 } else { 1.0 };
+        let mut least: Vec<(f64, usize)> =
+            (0..of.len()).filter(|&row| of[row] == given).map(|row| (rows[row][given], row)).collect();
+        least.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        let least: HashSet<usize> = least.into_iter().take(total.min(most)).map(|(_, row)| row).collect();
         for likely in (0..count).filter(|likely| *likely != given) {
             let mut found: Vec<Issue> = (0..of.len())
                 .filter(|&row| of[row] == given)
@@ -48,13 +55,11 @@ pub fn issues(of: &[usize], probabilities: &[f64], count: usize) -> Result<Vec<I
                 .collect();
             found.sort_by(|a, b| b.margin.total_cmp(&a.margin).then(a.row.cmp(&b.row)));
             found.truncate((wanted[likely] as f64 * share) as usize);
-            all.extend(found);
+            all.extend(found.into_iter().filter(|issue| least.contains(&issue.row)));
         }
     }
     // A label that is the most probable is no issue; one issue a row.
-    all.retain(|issue| {
-        issue.margin > 0.0 && rows[issue.row].iter().any(|p| *p > rows[issue.row][issue.given])
-    });
+    all.retain(|issue| issue.margin > 0.0);
     all.sort_by(|a, b| a.row.cmp(&b.row).then(b.margin.total_cmp(&a.margin)));
     all.dedup_by_key(|issue| issue.row);
     all.sort_by(|a, b| b.margin.total_cmp(&a.margin).then(a.row.cmp(&b.row)));

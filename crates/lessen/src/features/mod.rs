@@ -6,7 +6,7 @@ mod cache;
 use std::path::Path;
 
 use kernel::Cpu;
-use learn::data::Dataset;
+use learn::data::{Dataset, Target};
 use learn::head::Features;
 use learn::{Example, Input};
 use serde::Serialize;
@@ -111,6 +111,35 @@ pub(crate) fn learn(
     }
     let features = Features::new(columns.unwrap_or(0), kept.values)?;
     Ok(Learnt { features, rows: kept.rows, skipped, cached })
+}
+
+/// Some examples of a data set.
+pub(crate) struct Subset<'a> {
+    pub data: &'a dyn Dataset,
+    /// In ascending order.
+    pub rows: &'a [usize],
+}
+
+impl Dataset for Subset<'_> {
+    fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn get(&self, i: usize) -> learn::Result<Example> {
+        self.data.get(self.rows.get(i).copied().unwrap_or(usize::MAX))
+    }
+
+    fn target(&self, i: usize) -> Target {
+        self.rows.get(i).map_or(Target::None, |&row| self.data.target(row))
+    }
+
+    fn classes(&self) -> Option<&[String]> {
+        self.data.classes()
+    }
+
+    fn describe(&self) -> String {
+        format!("{} of {}", self.len(), self.data.describe())
+    }
 }
 
 /// What an example is, whatever the answer to it; texts are compared without regard to case and spaces.

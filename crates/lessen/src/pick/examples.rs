@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use kernel::Cpu;
+use learn::Input;
 use learn::data::{self, Dataset, Target};
 use learn::head::Truth;
-use learn::{Example, Input};
 
 use super::{All, Request, Verdict};
 use crate::Result;
@@ -14,35 +14,6 @@ use crate::features::print;
 
 /// Examples that are decoded at once.
 const PART: usize = 64;
-
-/// Some examples of a data set.
-pub(super) struct Subset<'a> {
-    pub data: &'a dyn Dataset,
-    /// In ascending order.
-    pub rows: &'a [usize],
-}
-
-impl Dataset for Subset<'_> {
-    fn len(&self) -> usize {
-        self.rows.len()
-    }
-
-    fn get(&self, i: usize) -> learn::Result<Example> {
-        self.data.get(self.rows.get(i).copied().unwrap_or(usize::MAX))
-    }
-
-    fn target(&self, i: usize) -> Target {
-        self.rows.get(i).map_or(Target::None, |&row| self.data.target(row))
-    }
-
-    fn classes(&self) -> Option<&[String]> {
-        self.data.classes()
-    }
-
-    fn describe(&self) -> String {
-        format!("{} of {}", self.len(), self.data.describe())
-    }
-}
 
 /// The classes of these examples, when each has one and there are two at least.
 pub(super) fn classes(data: &dyn Dataset, rows: &[usize]) -> Option<Truth> {

@@ -20,7 +20,7 @@ use meter::energy::{Meter, SENSORS, processor};
 use meter::{Energy, Machine};
 use serde::Serialize;
 
-use crate::features::{Wanted, backbone, learn};
+use crate::features::{Subset, Wanted, backbone, learn};
 use crate::receipt::Number;
 use crate::{Error, Model, Result};
 use choose::{Chooser, Looked};
@@ -412,7 +412,7 @@ fn by_features(
 ) -> Result<Choice> {
     let backbone = backbone(model, examples.node)?;
     let left = all.left();
-    let subset = examples::Subset { data: examples.data, rows: &left };
+    let subset = Subset { data: examples.data, rows: &left };
     let learnt = learn(&backbone, &Wanted { data: &subset, ..examples.clone() }, cpu, request.progress)?;
     let mut readable = learnt.rows.iter().peekable();
     for (at, &row) in left.iter().enumerate() {

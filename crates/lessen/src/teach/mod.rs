@@ -2,6 +2,8 @@
 //! computed once, heads are fitted to them in seconds, and the one that does best on examples it has not seen becomes the
 //! new model's last layer.
 
+mod tune;
+
 use std::collections::HashSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,12 +16,14 @@ use meter::energy::{Meter, SENSORS, processor};
 use meter::{Energy, Machine};
 use serde::Serialize;
 
+use crate::adapter::Adapter;
 use crate::answer::{Answerer, Options, Task};
 use crate::eval::{Eval, Judged, eval};
-use crate::features::{Backbone, Skipped, Wanted, backbone, claim, learn, print};
+use crate::features::{Backbone, Skipped, Subset, Wanted, backbone, claim, learn, print};
 use crate::model::{CLASSES, TASK};
 use crate::receipt::Number;
 use crate::{Error, Model, Result};
+pub use tune::{Depth, Tuned, Tuning};
 
 /// What is asked for.
 pub struct Request<'a> {
@@ -31,6 +35,8 @@ pub struct Request<'a> {
     pub methods: &'a [Method],
     /// Does each class count the same, however many examples it has?
     pub balanced: bool,
+    /// How weights before the head are trained; not at all when not given.
+    pub tuning: Option<Tuning>,
     /// Told what is being done, in a few words.
     pub progress: &'a dyn Fn(&str),
 }
@@ -69,6 +75,10 @@ pub struct Report {
     pub heads: Vec<Tried>,
     /// How the head does on examples of the data that it has not seen: each is judged by a head that was fitted without it.
     pub unseen: Eval,
+    /// What came of training weights before the head.
+    pub tuned: Option<Tuned>,
+    /// How the new model does on the examples that were held out of that.
+    pub held_out: Option<Eval>,
     /// How the new model does on the examples to judge it by.
     pub test: Option<Eval>,
     /// How many of those are among the examples that it was taught with.
@@ -81,11 +91,21 @@ pub struct Report {
     pub energy: Energy,
 }
 
+/// A model that was taught.
+pub struct Taught {
+    /// The new model.
+    pub model: Model,
+    /// What was added to its weights, when factors were trained.
+    pub adapter: Option<Adapter>,
+    /// What was done and what came of it.
+    pub report: Report,
+}
+
 /// Teaches a model a new task.
 ///
 /// # Errors
 /// When the model has no features, the data have no answers or only one, or an answer is missing; the example is named.
-pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<(Model, Report)> {
+pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
     let meter = Meter::start(Path::new(SENSORS), Duration::ZERO);
     let start = Instant::now();
     let backbone = backbone(model, request.wanted.node)?;
@@ -93,13 +113,42 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<(Model, Repo
     let feature_time = start.elapsed().as_secs_f64();
 
     let start = Instant::now();
-    let (truth, names) = truth(request.wanted.data, &learnt.rows)?;
-    let problem = Problem::new(&learnt.features, &truth, request.balanced, crate::eval::SEED, cpu)?;
+    let (all, names) = truth(request.wanted.data, &learnt.rows)?;
+    let task = if matches!(all, Truth::Numbers(_)) { Task::Similarity } else { Task::Classify };
+    // What is held out to say when training stops may teach the head nothing either.
+    let shares = request.tuning.as_ref().map(|_| tune::shares(&all)).transpose()?;
+    let (features, truth) = match &shares {
+        Some((train, _)) => (learnt.features.select(train), all.select(train)),
+        None => (learnt.features, all.clone()),
+    };
+    let problem = Problem::new(&features, &truth, request.balanced, crate::eval::SEED, cpu)?;
     let fitted = problem.best(request.methods)?;
     let head_time = start.elapsed().as_secs_f64();
 
-    let taught = with_head(&backbone, &fitted[0].head, &truth, names.as_deref())?;
-    let task = if matches!(truth, Truth::Numbers(_)) { Task::Similarity } else { Task::Classify };
+    let mut head = fitted[0].head.clone();
+    if request.tuning.is_some() {
+        head.calm(&features);
+    }
+    let mut taught = with_head(&backbone, &head, &truth, names.as_deref())?;
+    let options = Options { feed: request.wanted.feed.clone(), output: None };
+    let (mut tuned, mut adapter, mut held_out) = (None, None, None);
+    if let Some((tuning, shares)) = request.tuning.as_ref().zip(shares) {
+        let counts = truth.counts();
+        let mass = |&count: &usize| truth.rows() as f32 / counts.len() as f32 / count.max(1) as f32;
+        let rows: Vec<usize> = shares.1.iter().map(|&at| learnt.rows[at]).collect();
+        let examples = tune::Examples {
+            data: request.wanted.data,
+            rows: &learnt.rows,
+            truth: &all,
+            shares,
+            masses: if request.balanced { counts.iter().map(mass).collect() } else { Vec::new() },
+            feed: request.wanted.feed.clone(),
+        };
+        let (found, factors) = tune::tune(&mut taught, tuning, &examples, cpu, request.progress)?;
+        (tuned, adapter) = (Some(found), factors);
+        let judges = Subset { data: request.wanted.data, rows: &rows };
+        held_out = Some(eval(&Answerer::new(&taught, cpu, task, &options)?, &judges, |_| ())?);
+    }
     let heads = fitted.iter().map(|fitted| {
         let (_, value) = judged(fitted, &truth)?.metric()?;
         let (method, penalty) = (fitted.method, fitted.penalty);
@@ -113,13 +162,7 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<(Model, Repo
         None => None,
         Some(test) => {
             leaked = shared(request.wanted.data, &learnt.rows, test);
-            let answerer = Answerer::new(
-                &taught,
-                cpu,
-                task,
-                &Options { feed: request.wanted.feed.clone(), output: None },
-            )?;
-            Some(eval(&answerer, test, |_| ())?)
+            Some(eval(&Answerer::new(&taught, cpu, task, &options)?, test, |_| ())?)
         }
     };
     let report = Report {
@@ -127,18 +170,20 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<(Model, Repo
         examples: learnt.rows.len(),
         skipped: learnt.skipped,
         node: backbone.node,
-        features: learnt.features.columns(),
+        features: features.columns(),
         cached: learnt.cached,
         balanced: request.balanced,
         heads,
         unseen,
+        tuned,
+        held_out,
         test,
         leaked,
         feature_time: Number::measured(feature_time, "s"),
         head_time: Number::measured(head_time, "s"),
         energy: meter.stop(&processor(&Machine::this())),
     };
-    Ok((taught, report))
+    Ok(Taught { model: taught, adapter, report })
 }
 
 /// How well a model suits a task.

@@ -3,11 +3,12 @@
 
 use std::cell::RefCell;
 
-use graph::op::WeightKind;
 use graph::ops::softmax::{Kind, Softmax};
 use graph::run::Session;
 use graph::{DType, Dim, Graph, ValueId, tidy};
-use learn::fit::{Checkpoints, Fitted, Hold, Inputs, Lessons, Loss, Network, Recipe, fit, weighted};
+use learn::fit::{
+    Checkpoints, Fitted, Hold, Inputs, Lessons, Loss, Network, Recipe, Which, fit, trainable, weighted,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::job::{Key, Store};
@@ -43,17 +44,6 @@ pub struct Tune {
     /// Epochs after which it was stopped because the time was over; the rates are those of all epochs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop: Option<usize>,
-}
-
-/// Which weights are tuned.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Which {
-    /// Those of convolutions and products, what is added to them, and the factors of norms; not tables of tokens.
-    #[default]
-    All,
-    /// What is added to products, and the factors of norms.
-    Small,
 }
 
 /// Tunes the graph. Gives the loss on examples that were held out, before and after, and the epochs.
@@ -155,40 +145,6 @@ fn key(graph: &Graph, tune: &Tune, cx: &Context, count: usize) -> Result<Key> {
         format!("{:?}", cx.cpu.isa()).as_bytes(),
     ]);
     Ok(key.graph(cx.original).graph(graph))
-}
-
-/// The weights of a graph that can be tuned, and what each is held to.
-fn trainable(graph: &Graph, which: Which) -> Vec<(ValueId, Hold)> {
-    /// Where what is added or multiplied can stand.
-    const BESIDE: [&str; 10] = [
-        "Add",
-        "Mul",
-        "Conv",
-        "Gemm",
-        "LayerNormalization",
-        "SimplifiedLayerNormalization",
-        "RMSNormalization",
-        "SkipLayerNormalization",
-        "FusedConv",
-        "PRelu",
-    ];
-    let mut found: Vec<(ValueId, Hold)> = Vec::new();
-    for (_, node) in graph.nodes() {
-        let weight = node.op.weight();
-        for (at, value) in node.inputs.iter().enumerate() {
-            let Some(value) = *value else { continue };
-            let Some(tensor) = graph.constant(value).filter(|t| t.dtype() == DType::F32) else { continue };
-            let main = weight.as_ref().is_some_and(|w| w.input == at && w.kind != WeightKind::Embedding);
-            // A vector, whatever its place among axes of size one; a single number is a constant of the formula.
-            let wide = tensor.shape().iter().filter(|n| **n > 1).count();
-            let beside = wide == 1 && BESIDE.contains(&node.kind());
-            let wanted = if main { which == Which::All } else { beside };
-            if wanted && found.iter().all(|(v, _)| *v != value) {
-                found.push((value, if wide > 1 { Hold::Zeros } else { Hold::Free }));
-            }
-        }
-    }
-    found
 }
 
 /// The examples, with what the original answers.
