@@ -86,7 +86,11 @@ impl Adapter {
                     .unwrap_or(usual)
             };
             let (rank, alpha) = (special("rank_pattern", rank), special("alpha_pattern", alpha));
-            if a.shape()[0] != b.shape()[1] || a.shape()[0] as f64 != rank {
+            if a.shape()[0] != b.shape()[1]
+                || a.shape()[0] as f64 != rank
+                || rank <= 0.0
+                || !alpha.is_finite()
+            {
                 return Err(wrong(format!(
                     "{module:?} has factors of {:?} and {:?}, which are not of rank {rank}",
                     a.shape(),

@@ -218,7 +218,9 @@ impl<'a> Rows<'a> {
             self.columns = by_name(&first.fields, options).map_err(|what| at(self, (1, what)))?;
         } else {
             self.ahead.push_back(first);
+            let held = self.source.at;
             while self.ahead.len() < guessed_from
+                && (self.source.at - held < MAX_ROW as u64 || guessed_from == usize::MAX)
                 && let Some(record) = self.read(options)?
             {
                 self.ahead.push_back(record);

@@ -102,8 +102,7 @@ fn beside(graph: &mut Graph, node: NodeId, pair: &Pair, scale: f32) -> Result<()
     let made = graph.add_free(&graph.fresh_name("lora.product"), fact);
     let readers = graph.readers()[output.index()].clone();
     for reader in readers {
-        let inputs: Vec<Option<ValueId>> =
-            graph.node(reader).map(|n| n.inputs.iter().copied().collect()).unwrap_or_default();
+        let inputs: Vec<Option<ValueId>> = graph.node(reader).map(|n| n.inputs.to_vec()).unwrap_or_default();
         for (at, value) in inputs.into_iter().enumerate() {
             if value == Some(output) {
                 graph.set_input(reader, at, Some(made));

@@ -202,19 +202,27 @@ fn advance(
         weights.map(|((weight, grad), moments)| (weight, grad, moments, Ok(()))).collect();
     pool.for_chunks_mut(&mut weights, 1, |_, one| {
         let (weight, grad, moments, done) = &mut one[0];
-        let mut move_it = || -> Result<()> {
-            let decays = weight.tensor.rank() > 1;
-            let sizes = match recipe.relative {
-                true => sizes(weight.tensor.as_slice()?, weight.tensor.shape()),
-                false => vec![1.0],
-            };
-            let rates: Vec<f32> = sizes.iter().map(|size| rate * size).collect();
-            let elements = weight.tensor.as_mut_slice()?;
-            recipe.optimizer.step(&rates, step + 1, decays, elements, grad, moments);
-            weight.clear()
-        };
-        *done = move_it();
+        *done = moved(weight, grad, moments, recipe, rate, step);
     });
     weights.into_iter().try_for_each(|(_, _, _, done)| done)?;
     Ok((total, all))
+}
+
+/// Moves a weight by a step, counted from 0.
+fn moved(
+    weight: &mut Weight,
+    grad: &[f32],
+    moments: &mut [Vec<f32>],
+    recipe: &Recipe,
+    rate: f32,
+    step: u64,
+) -> Result<()> {
+    let decays = weight.tensor.rank() > 1;
+    let sizes = match recipe.relative {
+        true => sizes(weight.tensor.as_slice()?, weight.tensor.shape()),
+        false => vec![1.0],
+    };
+    let rates: Vec<f32> = sizes.iter().map(|size| rate * size).collect();
+    recipe.optimizer.step(&rates, step + 1, decays, weight.tensor.as_mut_slice()?, grad, moments);
+    weight.clear()
 }

@@ -13,10 +13,12 @@ use learn::pick::resemblance::Resemblance;
 use super::{All, Request, Verdict};
 use crate::{Error, Result};
 
-/// Rows that are read at once.
+/// Rows that are read at once, and about as many bytes at most.
 const PART: usize = 1 << 14;
-/// Labels that are told apart; more are numbers.
+const PART_BYTES: u64 = 64 << 20;
+/// Labels that are told apart, and the bytes that one may have; what goes beyond has no label.
 const LABELS: usize = 1 << 16;
+const LABEL_BYTES: usize = 256;
 /// Characters of a text that people are shown.
 const TEXT: usize = 160;
 
@@ -35,7 +37,10 @@ pub(super) fn scan(request: &Request, cpu: &Cpu) -> Result<All> {
         for row in &part {
             starts.push(row.start);
             answers.push(match &row.answer {
-                Some(label) if labels.len() < LABELS || labels.contains_key(label.trim()) => {
+                Some(label)
+                    if label.len() <= LABEL_BYTES
+                        && (labels.len() < LABELS || labels.contains_key(label.trim())) =>
+                {
                     let next = labels.len() as u32;
                     *labels.entry(label.trim().to_owned()).or_insert(next)
                 }
@@ -93,7 +98,9 @@ pub(super) fn scan(request: &Request, cpu: &Cpu) -> Result<All> {
 
 fn part(rows: &mut Rows) -> Result<Vec<Row>> {
     let mut part = Vec::new();
+    let start = rows.end();
     while part.len() < PART
+        && rows.end() - start < PART_BYTES
         && let Some(row) = rows.next_row()?
     {
         part.push(row);

@@ -1,6 +1,6 @@
 //! Writes examples that are no rows of a table: images to a folder, one sub-folder a class, and arrays to `.npz`.
 
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Cursor;
 use std::path::Path;
@@ -40,19 +40,26 @@ fn images(data: &dyn Dataset, rows: &[usize], out: &Path) -> Result<()> {
     let place =
         tempfile::Builder::new().prefix(".lessen-").tempdir_in(parent).map_err(|e| failed(parent, e))?;
     let classes = data.classes();
-    let mut made: HashSet<std::path::PathBuf> = HashSet::new();
+    let mut names: BTreeMap<usize, String> = BTreeMap::new();
     for &row in rows {
         let example = data.get(row)?;
         let folder = match example.target {
             Target::Class(class) => {
-                let name = classes.and_then(|names| names.get(class)).cloned();
-                place.path().join(plain(&name.unwrap_or_else(|| class.to_string())))
+                if !names.contains_key(&class) {
+                    let name = classes.and_then(|names| names.get(class)).cloned();
+                    let mut name = plain(&name.unwrap_or_else(|| class.to_string()));
+                    // Two classes never become one.
+                    while names.values().any(|other| *other == name) {
+                        name += "_";
+                    }
+                    let folder = place.path().join(&name);
+                    fs::create_dir_all(&folder).map_err(|e| failed(&folder, e))?;
+                    names.insert(class, name);
+                }
+                place.path().join(&names[&class])
             }
             _ => place.path().to_owned(),
         };
-        if made.insert(folder.clone()) {
-            fs::create_dir_all(&folder).map_err(|e| failed(&folder, e))?;
-        }
         // The number first: files of two folders may have the same name.
         let write = |name: String, bytes: &[u8]| {
             let path = folder.join(name);
