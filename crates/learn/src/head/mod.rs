@@ -21,6 +21,7 @@ use serde::Serialize;
 
 use crate::{Error, Result};
 use basis::Basis;
+pub(crate) use basis::moments;
 pub use unseen::{Unseen, log_loss};
 
 /// What a model makes of examples: a row of numbers for each.
@@ -228,7 +229,7 @@ impl Linear {
     /// what lies before them great.
     pub fn calm(&mut self, features: &Features) {
         const LEAST: f64 = 1e-4;
-        let (_, spread) = basis::moments(features, &vec![1.0; features.rows()]);
+        let (_, spread) = moments(features, &vec![1.0; features.rows()]);
         // Columns that are constant have a spread of 1, and weights of 0.
         let most = spread.iter().copied().filter(|s| *s != 1.0).fold(0.0, f64::max);
         for row in self.weight.chunks_exact_mut(features.columns()) {

@@ -3,7 +3,7 @@
 use kernel::Cpu;
 use serde::Serialize;
 
-use crate::head::Features;
+use crate::head::{Features, moments};
 use crate::random::Random;
 use crate::{Error, Result};
 
@@ -68,27 +68,14 @@ pub fn difficulty(
 
 /// Columns of mean 0 and variance 1, over the square root of their number: rows have a length of about 1.
 fn standardised(features: &Features) -> Vec<f32> {
-    let (n, columns) = (features.rows() as f64, features.columns());
-    let (mut mean, mut square) = (vec![0f64; columns], vec![0f64; columns]);
-    for row in features.values().chunks_exact(columns) {
-        mean.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x) / n);
-    }
-    for row in features.values().chunks_exact(columns) {
-        let apart = square.iter_mut().zip(row).zip(&mean);
-        apart.for_each(|((sum, &x), mean)| *sum += (f64::from(x) - mean).powi(2) / n);
-    }
-    let scale = 1.0 / (columns as f64).sqrt();
-    let each = mean.iter().zip(&square).map(|(mean, square)| {
-        let spread = square.sqrt();
-        (*mean, if spread > mean.abs() * 1e-6 && spread > 0.0 { scale / spread } else { 0.0 })
-    });
-    let each: Vec<(f64, f64)> = each.collect();
-    let values = features.values().chunks_exact(columns);
-    values
-        .flat_map(|row| {
-            row.iter().zip(&each).map(|(&x, (mean, scale))| ((f64::from(x) - mean) * scale) as f32)
-        })
-        .collect()
+    let (mean, spread) = moments(features, &vec![1.0; features.rows()]);
+    let width = (features.columns() as f64).sqrt();
+    let columns: Vec<(f64, f64)> = mean.into_iter().zip(spread).collect();
+    let rows = features.values().chunks_exact(features.columns());
+    rows.flat_map(|row| {
+        row.iter().zip(&columns).map(|(&x, (mean, spread))| ((f64::from(x) - mean) / spread / width) as f32)
+    })
+    .collect()
 }
 
 /// A softmax head that learns by momentum.

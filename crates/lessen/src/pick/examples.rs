@@ -4,11 +4,10 @@ use std::collections::HashMap;
 
 use kernel::Cpu;
 use learn::Input;
-use learn::data::{self, Dataset, Target};
+use learn::data::{Dataset, Target};
 use learn::head::Truth;
 
 use super::{All, Request, Verdict};
-use crate::Result;
 use crate::eval::name_of;
 use crate::features::print;
 
@@ -30,15 +29,7 @@ pub(super) fn classes(data: &dyn Dataset, rows: &[usize]) -> Option<Truth> {
 }
 
 /// Reads all examples; of those that are the same the first stays.
-pub(super) fn scan(request: &Request, cpu: &Cpu) -> Result<All> {
-    let opened;
-    let data = match &request.model {
-        Some((_, wanted)) => wanted.data,
-        None => {
-            opened = data::open(request.path, request.options)?;
-            opened.as_ref()
-        }
-    };
+pub(super) fn scan(data: &dyn Dataset, request: &Request, cpu: &Cpu) -> All {
     let mut first: HashMap<[u8; 32], u32> = HashMap::new();
     let (mut verdicts, mut answers, mut contradictions) = (Vec::new(), Vec::new(), 0);
     let rows: Vec<usize> = (0..data.len()).collect();
@@ -64,22 +55,11 @@ pub(super) fn scan(request: &Request, cpu: &Cpu) -> Result<All> {
     }
     let names = data.classes().map(<[String]>::to_vec).unwrap_or_default();
     let describe = data.describe();
-    Ok(All { describe, verdicts, answers, names, contradictions, starts: Vec::new() })
+    All { describe, verdicts, answers, names, contradictions, starts: Vec::new() }
 }
 
 /// What these examples are called.
-pub(super) fn told(request: &Request, rows: &[usize]) -> Vec<(String, Option<String>)> {
-    let opened;
-    let data = match &request.model {
-        Some((_, wanted)) => wanted.data,
-        None => match data::open(request.path, request.options) {
-            Ok(data) => {
-                opened = data;
-                opened.as_ref()
-            }
-            Err(_) => return Vec::new(),
-        },
-    };
+pub(super) fn told(data: &dyn Dataset, rows: &[usize]) -> Vec<(String, Option<String>)> {
     let text = |row: usize| match data.get(row).ok()?.input {
         Input::Text(text) => Some(text),
         Input::Pair(a, b) => Some(format!("{a} | {b}")),

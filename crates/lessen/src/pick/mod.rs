@@ -13,7 +13,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use kernel::Cpu;
-use learn::data;
+use learn::data::{self, Dataset};
 pub use learn::pick::Near;
 use learn::pick::{Coreset, meaning};
 use meter::energy::{Meter, SENSORS, processor};
@@ -278,10 +278,14 @@ pub fn pick(request: &Request, out: &Path, cpu: &Cpu) -> Result<(Report, Vec<Ver
     let meter = Meter::start(Path::new(SENSORS), Duration::ZERO);
     let start = Instant::now();
     fits(request)?;
-    let is_table = data::is_table(request.path)?;
-    let mut all = match is_table {
-        true => table::scan(request, cpu)?,
-        false => examples::scan(request, cpu)?,
+    // What is no table; tables are streamed.
+    let opened = match data::is_table(request.path)? {
+        true => None,
+        false => Some(data::open(request.path, request.options)?),
+    };
+    let mut all = match opened.as_deref() {
+        None => table::scan(request, cpu)?,
+        Some(data) => examples::scan(data, request, cpu),
     };
     let count = all.verdicts.len();
     let wanted = match request.keep {
@@ -310,11 +314,11 @@ pub fn pick(request: &Request, out: &Path, cpu: &Cpu) -> Result<(Report, Vec<Ver
         return Err(Error::input("no example is worth keeping; nothing is written"));
     }
     (request.progress)("writing");
-    match is_table {
-        true => table::copy(request.path, &all, out)?,
-        false => write::examples(request, &all.verdicts, out)?,
+    match opened.as_deref() {
+        None => table::copy(request.path, &all, out)?,
+        Some(data) => write::examples(data, &all.verdicts, out)?,
     }
-    let dropped = shown(request, &all, is_table)?;
+    let dropped = shown(request, &all, opened.as_deref())?;
     let report = Report {
         data: all.describe,
         examples: count,
@@ -466,7 +470,7 @@ fn by_features(
 }
 
 /// What goes, and some of it for people to see.
-fn shown(request: &Request, all: &All, is_table: bool) -> Result<Vec<Dropped>> {
+fn shown(request: &Request, all: &All, data: Option<&dyn Dataset>) -> Result<Vec<Dropped>> {
     let mut by_reason: BTreeMap<Why, (usize, Vec<usize>)> = BTreeMap::new();
     for (row, verdict) in all.verdicts.iter().enumerate() {
         if let Some((why, ..)) = verdict.why() {
@@ -482,9 +486,9 @@ fn shown(request: &Request, all: &All, is_table: bool) -> Result<Vec<Dropped>> {
     let mut seen: Vec<usize> = rows.flat_map(|row| [Some(*row), other(row)]).flatten().collect();
     seen.sort_unstable();
     seen.dedup();
-    let told = match is_table {
-        true => table::told(request, &seen)?,
-        false => examples::told(request, &seen),
+    let told = match data {
+        None => table::told(request, &seen)?,
+        Some(data) => examples::told(data, &seen),
     };
     let of = |row: usize| {
         let at = seen.binary_search(&row).ok().and_then(|at| told.get(at));

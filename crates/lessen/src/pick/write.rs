@@ -8,21 +8,13 @@ use std::path::Path;
 use graph::Tensor;
 use image::ImageFormat;
 use learn::Input;
-use learn::data::{self, Dataset, Target, concat, npz};
+use learn::data::{Dataset, Target, concat, npz};
 
-use super::{Request, Verdict};
+use super::Verdict;
 use crate::{Error, Result};
 
 /// Writes those that stay.
-pub(super) fn examples(request: &Request, verdicts: &[Verdict], out: &Path) -> Result<()> {
-    let opened;
-    let data = match &request.model {
-        Some((_, wanted)) => wanted.data,
-        None => {
-            opened = data::open(request.path, request.options)?;
-            opened.as_ref()
-        }
-    };
+pub(super) fn examples(data: &dyn Dataset, verdicts: &[Verdict], out: &Path) -> Result<()> {
     let rows: Vec<usize> = (0..verdicts.len()).filter(|&row| verdicts[row] == Verdict::Kept).collect();
     match data.get(rows[0])?.input {
         Input::Image(_) => images(data, &rows, out),
