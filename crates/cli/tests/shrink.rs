@@ -346,14 +346,16 @@ fn goals_that_are_no_numbers_are_refused() {
 #[test]
 fn zeros_outlast_channels_that_go_for_speed() {
     let place = Place::new();
-    let answer = digits(&place, &["--zeros", "50%", "--faster", "1000"]);
+    let answer = digits(&place, &["--zeros", "50%", "--fewer", "2", "--faster", "1000"]);
     assert_eq!(answer.code, 2, "{}", answer.err);
     let receipt: serde_json::Value = serde_json::from_str(&answer.out).unwrap();
     assert!(receipt["missed"][0].as_str().unwrap().contains("times faster"), "{receipt}");
     let changes = receipt["changes"].as_array().unwrap();
     let passes: Vec<&str> = changes.iter().map(|c| c["pass"].as_str().unwrap()).collect();
-    assert_eq!(passes, ["channels", "zeros"]);
-    let elements = |i: usize| changes[1]["elements"][i].as_f64().unwrap();
+    // More channels may have gone for speed, where that is more than noise.
+    assert!(passes[0] == "channels" && passes.iter().filter(|pass| **pass == "zeros").count() == 1);
+    assert_eq!(passes.last(), Some(&"zeros"));
+    let elements = |i: usize| changes.last().unwrap()["elements"][i].as_f64().unwrap();
     assert!(elements(1) < 0.6 * elements(0), "{receipt}");
 }
 
