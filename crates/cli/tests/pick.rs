@@ -109,25 +109,29 @@ fn so_many_are_drawn_and_those_that_resemble_a_target() {
     let labelled: String = (0..100).map(|i| format!("text {i},{}\n", i32::from(i % 10 == 0))).collect();
     let data = place.file("c.csv", format!("text,label\n{labelled}").as_bytes());
     let out = place.path("d.csv");
-    lessen(&["pick", &data, "-o", &out, "--keep", "16", "--balanced", "--json"]).json();
-    assert_eq!(text(&place, "d.csv").lines().filter(|line| line.ends_with(",1")).count(), 8);
+    for more in [&[][..], &["--target", &target]] {
+        let args = ["pick", &data, "-o", &out, "--keep", "16", "--balanced", "--json"];
+        lessen(&[&args[..], more].concat()).json();
+        assert_eq!(text(&place, "d.csv").lines().filter(|line| line.ends_with(",1")).count(), 8, "{more:?}");
+    }
 }
 
-/// The example's digits, some of them labelled as the next one; which.
-fn digits(place: &Place, wrong: usize) -> (String, Vec<usize>) {
+/// The example's digits, some of them labelled as the next one; which, and the pictures.
+fn digits(place: &Place, wrong: usize) -> (String, Vec<usize>, Tensor) {
     let arrays = npz::read(example("test.npz").as_ref(), 1 << 24).unwrap();
     let find = |name: &str| arrays.iter().find(|(n, _)| n == name).unwrap().1.clone();
     let mut labels = find("label").to_ints().unwrap();
     let planted: Vec<usize> = (0..wrong).map(|i| i * labels.len() / wrong).collect();
     planted.iter().for_each(|&row| labels[row] = (labels[row] + 1) % 10);
     let labels = Tensor::new(&[labels.len()], &labels).unwrap();
-    (place.npz("a.npz", &[("image", find("image")), ("label", labels)]), planted)
+    let image = find("image");
+    (place.npz("a.npz", &[("image", image.clone()), ("label", labels)]), planted, image)
 }
 
 #[test]
 fn wrong_labels_are_found_and_what_stays_is_judged_on_examples_held_out() {
     let place = Place::new();
-    let (data, planted) = digits(&place, 60);
+    let (data, planted, _) = digits(&place, 60);
     let (model, out, gone) = (example("digits.onnx"), place.path("b.npz"), place.path("gone.csv"));
     let args = ["pick", &data, "--model", &model, "--labels", "-o", &out, "--dropped", &gone, "--json"];
     let report = lessen(&args).json();
@@ -161,7 +165,7 @@ fn wrong_labels_are_found_and_what_stays_is_judged_on_examples_held_out() {
 #[test]
 fn each_way_chooses_and_what_means_the_same_goes() {
     let place = Place::new();
-    let (data, _) = digits(&place, 1);
+    let (data, _, _) = digits(&place, 1);
     let (model, out) = (example("digits.onnx"), place.path("b.npz"));
     let mut seen = Vec::new();
     for by in [
@@ -212,9 +216,19 @@ fn images_go_to_a_folder_of_classes_and_those_that_cannot_be_read_are_counted() 
     assert_eq!(why(&report, "unreadable").unwrap()["examples"][0]["example"], "example 3");
     assert_eq!(std::fs::read(place.path("out/cat/0000000-1.png")).unwrap(), png(1));
     assert_eq!(std::fs::read(place.path("out/dog/0000004-4.png")).unwrap(), png(4));
+    // Two classes never become one, whatever they are called.
+    place.file("odd/a:b/1.png", &png(1));
+    place.file("odd/a_b/2.png", &png(2));
+    lessen(&["pick", &place.path("odd"), "-o", &place.path("plain"), "--json"]).json();
+    let mut names: Vec<String> = std::fs::read_dir(place.path("plain"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["a_b", "a_b_"]);
     // What is there is left alone.
     lessen(&["pick", &data, "-o", &out]).fails(&["is there already"]);
-    assert_eq!(std::fs::read_dir(place.path("")).unwrap().count(), 2, "nothing else is left behind");
+    assert_eq!(place.names().len(), 4, "nothing else is left behind");
 }
 
 #[test]
@@ -233,6 +247,12 @@ fn what_does_not_fit_is_refused_and_nothing_is_written() {
     fails(&["--keep", "1", "--by", "hard"], &["--model"]);
     fails(&["--keep", "1", "--by", "target"], &["--target"]);
     fails(&["--by", "random"], &["--keep"]);
+    // Without classes there are no labels that could be wrong, and nothing is hard.
+    let (plain, model) = (place.npz("plain.npz", &[("image", digits(&place, 1).2)]), example("digits.onnx"));
+    for more in [&["--labels"][..], &["--keep", "9", "--by", "hard"], &["--keep", "9", "--by", "sure"]] {
+        let args = [&["pick", &plain, "--model", &model, "-o", &out], more].concat();
+        lessen(&args).fails(&["two classes or more"]);
+    }
     fails(&["--near", "1.5"], &["--near 1.5"]);
     fails(&["--words", "0"], &["at least one word"]);
     fails(&["--keep", "1", "--target", &place.file("t.txt", b"\n")], &["no texts to resemble"]);
@@ -241,7 +261,7 @@ fn what_does_not_fit_is_refused_and_nothing_is_written() {
     lessen(&["pick", &place.file("u.txt", b"fine\n\xff\n"), "-o", &out]).fails(&["line 2", "UTF-8"]);
     lessen(&["pick", &place.path("nowhere.csv"), "-o", &out]).fails(&["nowhere.csv"]);
     lessen(&["pick", &data, "-o", &place.path("no/b.txt")]).fails(&["no/b.txt"]);
-    let (digits, _) = digits(&place, 1);
+    let (digits, _, _) = digits(&place, 1);
     lessen(&["pick", &digits, "-o", &out]).fails(&[".npz"]);
     assert!(!std::path::Path::new(&out).exists());
 }

@@ -109,13 +109,6 @@ pub struct Rounds {
     pub within: f64,
 }
 
-impl Rounds {
-    /// So many rounds.
-    pub const fn of(least: usize) -> Rounds {
-        Rounds { least, time: Duration::ZERO, within: f64::INFINITY }
-    }
-}
-
 /// Runs `a` and `b` once each to warm up, then in turns, the first of a round being the second of the next; at least one
 /// round.
 pub fn interleave(rounds: Rounds, mut a: impl FnMut(), mut b: impl FnMut()) -> Race {
@@ -190,11 +183,11 @@ mod tests {
     #[test]
     fn turns_alternate() {
         let order = RefCell::new(String::new());
-        let race =
-            interleave(Rounds::of(3), || order.borrow_mut().push('a'), || order.borrow_mut().push('b'));
+        let rounds = |least| Rounds { least, time: Duration::ZERO, within: f64::INFINITY };
+        let race = interleave(rounds(3), || order.borrow_mut().push('a'), || order.borrow_mut().push('b'));
         assert_eq!(order.into_inner(), "ababbaab");
         assert_eq!(race.rounds, 3);
-        assert_eq!(interleave(Rounds::of(0), || (), || ()).rounds, 1);
+        assert_eq!(interleave(rounds(0), || (), || ()).rounds, 1);
     }
 
     #[test]

@@ -167,31 +167,22 @@ impl Default for Options {
 /// When nothing can be read there, the data contradict themselves, or they unpack to more than
 /// [`Options::limit`] bytes.
 pub fn open(path: &Path, options: &Options) -> Result<Box<dyn Dataset>> {
-    if path.is_dir() {
-        if packed::is_packed(path) {
-            return Ok(Box::new(packed::Packed::open(path, options)?));
+    let load = |path| source::load(path, options.limit);
+    Ok(match Form::of(path)? {
+        Form::Packed => Box::new(packed::Packed::open(path, options)?),
+        Form::Folder => match idx::images_in(path)? {
+            Some(file) => idx::open(&file, load(&file)?, options)?,
+            None => Box::new(folder::Folder::open(path, options)?),
+        },
+        Form::Npz => Box::new(arrays::Arrays::open(path, npz::read(path, options.limit)?, options)?),
+        Form::Npy => {
+            let array = ("input".to_string(), npy::read(path, options.limit)?);
+            Box::new(arrays::Arrays::open(path, vec![array], options)?)
         }
-        return match idx::images_in(path)? {
-            Some(file) => idx::open(&file, source::load(&file, options.limit)?, options),
-            None => Ok(Box::new(folder::Folder::open(path, options)?)),
-        };
-    }
-    let head = source::head(path)?;
-    if head.starts_with(b"PK\x03\x04") || head.starts_with(b"PK\x05\x06") {
-        return Ok(Box::new(arrays::Arrays::open(path, npz::read(path, options.limit)?, options)?));
-    }
-    if head.starts_with(npy::MAGIC) {
-        let array = ("input".to_string(), npy::read(path, options.limit)?);
-        return Ok(Box::new(arrays::Arrays::open(path, vec![array], options)?));
-    }
-    if folder::is_image(&head) {
-        return Ok(Box::new(folder::Folder::single(path)?));
-    }
-    let bytes = source::load(path, options.limit)?;
-    if idx::is_idx(&bytes) {
-        return idx::open(path, bytes, options);
-    }
-    Ok(Box::new(table::Table::open(path, &bytes, options)?))
+        Form::Image => Box::new(folder::Folder::single(path)?),
+        Form::Idx => idx::open(path, load(path)?, options)?,
+        Form::Table => Box::new(table::Table::open(path, &load(path)?, options)?),
+    })
 }
 
 /// Is this a table, which [`rows::Rows`] reads row by row?
@@ -199,16 +190,39 @@ pub fn open(path: &Path, options: &Options) -> Result<Box<dyn Dataset>> {
 /// # Errors
 /// When it cannot be read.
 pub fn is_table(path: &Path) -> Result<bool> {
-    if path.is_dir() {
-        return Ok(false);
+    Ok(Form::of(path)? == Form::Table)
+}
+
+/// What a path holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Packed,
+    Folder,
+    Npz,
+    Npy,
+    Image,
+    Idx,
+    Table,
+}
+
+impl Form {
+    /// By what the folder or the first bytes are; a table when they are nothing else.
+    fn of(path: &Path) -> Result<Form> {
+        if path.is_dir() {
+            return Ok(if packed::is_packed(path) { Form::Packed } else { Form::Folder });
+        }
+        let head = source::head(path)?;
+        Ok(if head.starts_with(b"PK\x03\x04") || head.starts_with(b"PK\x05\x06") {
+            Form::Npz
+        } else if head.starts_with(npy::MAGIC) {
+            Form::Npy
+        } else if folder::is_image(&head) {
+            Form::Image
+        } else {
+            let unpacked = source::read_up_to(&mut rows::unpacked(path)?, 4).map_err(Error::io(path))?;
+            if idx::is_idx(&unpacked) { Form::Idx } else { Form::Table }
+        })
     }
-    let head = source::read_up_to(&mut rows::unpacked(path)?, 64).map_err(Error::io(path))?;
-    let other = head.starts_with(b"PK\x03\x04")
-        || head.starts_with(b"PK\x05\x06")
-        || head.starts_with(npy::MAGIC)
-        || folder::is_image(&head)
-        || idx::is_idx(&head);
-    Ok(!other)
 }
 
 /// "3 classes", "no labels" and so on, for [`Dataset::describe`].

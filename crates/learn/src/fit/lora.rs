@@ -49,7 +49,7 @@ pub fn attach(
             )));
         }
         // Two products with the same weight have the same factors.
-        let known = pairs.iter().find(|pair| pair.weight == weight && pair.transposed == transposed).cloned();
+        let known = pairs.iter().find(|pair| pair.weight == weight).cloned();
         let pair = match known {
             Some(pair) => pair,
             None => {
@@ -73,7 +73,8 @@ pub fn attach(
 
 /// Nodes that multiply with a constant weight of two axes, and whether it is transposed.
 fn products(graph: &Graph) -> Vec<(NodeId, ValueId, bool)> {
-    let mut found = Vec::new();
+    let readers = graph.readers();
+    let mut found: Vec<(NodeId, ValueId, bool)> = Vec::new();
     for (id, node) in graph.nodes() {
         let Some(used) = node.op.weight().filter(|w| w.kind == WeightKind::MatMul && w.input == 1) else {
             continue;
@@ -85,7 +86,12 @@ fn products(graph: &Graph) -> Vec<(NodeId, ValueId, bool)> {
             found.push((id, weight, matches!(used.out_axis, 0 | -2)));
         }
     }
-    found
+    // What is also read otherwise, as a table that a head shares, would change there, too, once factors are merged.
+    let alike = |weight, transposed| found.iter().filter(|f| (f.1, f.2) == (weight, transposed)).count();
+    let keeps = |&&(_, weight, transposed): &&(NodeId, ValueId, bool)| {
+        alike(weight, transposed) == readers[weight.index()].len()
+    };
+    found.iter().filter(keeps).copied().collect()
 }
 
 fn beside(graph: &mut Graph, node: NodeId, pair: &Pair, scale: f32) -> Result<()> {
@@ -201,6 +207,14 @@ mod tests {
         assert_ne!(a, run(&plain));
         let only = attach(&mut plain.clone(), 2, 0.5, 1, |name| name == "v").unwrap();
         assert_eq!(only.len(), 1);
+        // A weight that is looked up, too, gets none.
+        let mut tied = plain.clone();
+        let (w, row) = (tied.find("w").unwrap(), tied.add_constant("row", Tensor::scalar(1i64)));
+        let row = tied.append("row", "Gather", 13, &Attrs::new(), &[w, row]).unwrap();
+        tied.outputs.push(row);
+        let names: Vec<String> =
+            attach(&mut tied, 2, 0.5, 1, |_| true).unwrap().into_iter().map(|p| p.name).collect();
+        assert_eq!(names, ["v"]);
     }
 
     #[test]

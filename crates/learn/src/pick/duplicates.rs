@@ -140,7 +140,7 @@ impl Duplicates {
             u128::from(hasher.finish())
         };
         let hash = half(1) << 64 | half(2);
-        if self.near == Near::EXACT {
+        if self.near.bands == 0 {
             return Made { hash, shingles: Vec::new(), bands: Vec::new() };
         }
         let words: Vec<&str> = text.split(' ').collect();

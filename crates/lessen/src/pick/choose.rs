@@ -61,17 +61,29 @@ pub(super) fn without_features(
     wanted: usize,
     request: &Request,
 ) -> Vec<usize> {
-    if by == By::Target {
-        let drawn = resemblance::draw(weights, wanted, request.seed);
-        return drawn.into_iter().map(|at| rows[at]).collect();
-    }
-    let labels = rows.iter().map(|&row| answers[row]);
     let groups = match request.balanced {
-        true => grouped(labels),
+        true => grouped(rows.iter().map(|&row| answers[row])),
         false => vec![(0..rows.len()).collect()],
     };
-    let mut stay = drawn(&groups, wanted, request.balanced, request.seed);
+    let mut stay = match by {
+        By::Target => resembling(&groups, weights, wanted, request.seed),
+        _ => drawn(&groups, wanted, request.balanced, request.seed),
+    };
     stay.iter_mut().for_each(|at| *at = rows[*at]);
+    stay
+}
+
+/// Of each group the same share, as far as there are so many, drawn by their weights; in ascending order.
+fn resembling(groups: &[Vec<usize>], weights: &[f64], wanted: usize, seed: u64) -> Vec<usize> {
+    let sizes: Vec<usize> = groups.iter().map(Vec::len).collect();
+    let each = groups.iter().zip(quotas(&sizes, wanted, true));
+    let mut stay: Vec<usize> = each
+        .flat_map(|(group, count)| {
+            let of: Vec<f64> = group.iter().map(|&at| weights[at]).collect();
+            resemblance::draw(&of, count, seed).into_iter().map(|at| group[at])
+        })
+        .collect();
+    stay.sort_unstable();
     stay
 }
 
@@ -153,15 +165,16 @@ impl Chooser<'_> {
         }
     }
 
-    /// The way that serves best: heads are fitted to what each way chooses of a part of these `rows`, and judged on some
-    /// of `all` others. When none does more than random choices of all, it is those.
+    /// The way that serves best: heads are fitted to what each way chooses of a part of the `candidates`, without those
+    /// whose labels are wrong when these go, and judged on some of `all` others. When none does more than random choices of
+    /// all, it is those. Both in ascending order.
     ///
     /// # Errors
     /// When heads cannot be fitted.
     pub fn best(
         &self,
         all: &[usize],
-        rows: &[usize],
+        candidates: &[usize],
         wanted: usize,
     ) -> Result<(By, Vec<Tried>, Option<Random>)> {
         let usual = if self.weights.is_empty() { By::Coreset(Coreset::Facility) } else { By::Target };
@@ -189,12 +202,12 @@ impl Chooser<'_> {
             let wanted = (wanted * others.len() / all.len()).max(2);
             // What was found out with the labels of those that judge must not choose.
             let everything = Looked::at(self, &others);
-            let mut pool: Vec<usize> =
-                others.iter().copied().filter(|row| rows.binary_search(row).is_ok()).collect();
-            if self.request.labels {
-                let wrong: HashSet<usize> = everything.issues()?.iter().map(|issue| issue.row).collect();
-                pool = others.iter().copied().filter(|row| !wrong.contains(row)).collect();
-            }
+            let wrong: HashSet<usize> = match self.request.labels {
+                true => everything.issues()?.iter().map(|issue| issue.row).collect(),
+                false => HashSet::new(),
+            };
+            let stays = |row: &usize| !wrong.contains(row) && candidates.binary_search(row).is_ok();
+            let pool: Vec<usize> = others.iter().copied().filter(stays).collect();
             let looked = Looked::at(self, &pool);
             whole += part * judge.score(&others).unwrap_or(0.0);
             for (draw, sum) in draws.iter_mut().enumerate() {
@@ -232,7 +245,9 @@ impl Chooser<'_> {
     /// The answers to these rows, of the classes that are among them; and which classes those are.
     fn truth(&self, rows: &[usize]) -> Result<(Truth, Vec<usize>)> {
         let Some((of, count)) = self.of() else {
-            return Err(Error::input("that needs examples of two classes at least, each with its class"));
+            return Err(Error::input(
+                "wrong labels and difficulty are told only of examples of two classes or more, each with its class",
+            ));
         };
         let mut place = vec![None; count];
         rows.iter().for_each(|&row| place[of[row]] = Some(0));
@@ -322,7 +337,9 @@ impl<'a> Looked<'a> {
             By::Random => drawn(&groups, wanted, request.balanced, seed),
             By::Target => {
                 let weights: Vec<f64> = self.rows.iter().map(|&row| weights[row]).collect();
-                resemblance::draw(&weights, wanted, seed)
+                // Shares of classes are the target's, unless they are to be the same.
+                let whole = vec![(0..self.rows.len()).collect()];
+                resembling(if request.balanced { &groups } else { &whole }, &weights, wanted, seed)
             }
             By::Coreset(coreset) => {
                 let features = features.select(self.rows);

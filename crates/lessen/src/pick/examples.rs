@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use kernel::Cpu;
 use learn::Input;
 use learn::data::{Dataset, Target};
-use learn::head::Truth;
 
 use super::{All, Request, Verdict};
 use crate::eval::name_of;
@@ -13,20 +12,6 @@ use crate::features::print;
 
 /// Examples that are decoded at once.
 const PART: usize = 64;
-
-/// The classes of these examples, when each has one and there are two at least.
-pub(super) fn classes(data: &dyn Dataset, rows: &[usize]) -> Option<Truth> {
-    let class = |&row: &usize| match data.target(row) {
-        Target::Class(class) => Some(class),
-        _ => None,
-    };
-    let of = rows.iter().map(class).collect::<Option<Vec<usize>>>()?;
-    let most = of.iter().max()? + 1;
-    let count = data.classes().map_or(most, <[String]>::len).max(most);
-    let seen = of.iter().collect::<std::collections::HashSet<_>>().len();
-    // Every class must be there for heads to be fitted.
-    (seen > 1 && seen == count).then_some(Truth::Classes { of, count })
-}
 
 /// Reads all examples; of those that are the same the first stays.
 pub(super) fn scan(data: &dyn Dataset, request: &Request, cpu: &Cpu) -> All {

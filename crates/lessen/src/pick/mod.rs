@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use kernel::Cpu;
 use learn::data::{self, Dataset};
+use learn::head::Truth;
 pub use learn::pick::Near;
 use learn::pick::{Coreset, meaning};
 use meter::energy::{Meter, SENSORS, processor};
@@ -22,6 +23,7 @@ use serde::Serialize;
 
 use crate::features::{Subset, Wanted, backbone, learn};
 use crate::receipt::Number;
+use crate::teach::truth;
 use crate::{Error, Model, Result};
 use choose::{Chooser, Looked};
 pub use choose::{Random, Tried};
@@ -279,11 +281,17 @@ pub fn pick(request: &Request, out: &Path, cpu: &Cpu) -> Result<(Report, Vec<Ver
     let start = Instant::now();
     fits(request)?;
     // What is no table; tables are streamed.
-    let opened = match data::is_table(request.path)? {
+    let is_table = data::is_table(request.path)?;
+    let opened = match is_table || request.model.is_some() {
         true => None,
         false => Some(data::open(request.path, request.options)?),
     };
-    let mut all = match opened.as_deref() {
+    let data = match &request.model {
+        _ if is_table => None,
+        Some((_, examples)) => Some(examples.data),
+        None => opened.as_deref(),
+    };
+    let mut all = match data {
         None => table::scan(request, cpu)?,
         Some(data) => examples::scan(data, request, cpu),
     };
@@ -314,11 +322,11 @@ pub fn pick(request: &Request, out: &Path, cpu: &Cpu) -> Result<(Report, Vec<Ver
         return Err(Error::input("no example is worth keeping; nothing is written"));
     }
     (request.progress)("writing");
-    match opened.as_deref() {
+    match data {
         None => table::copy(request.path, &all, out)?,
         Some(data) => write::examples(data, &all.verdicts, out)?,
     }
-    let dropped = shown(request, &all, opened.as_deref())?;
+    let dropped = shown(request, &all, data)?;
     let report = Report {
         data: all.describe,
         examples: count,
@@ -425,7 +433,10 @@ fn by_features(
         }
     }
     let rows: Vec<usize> = learnt.rows.iter().map(|&at| left[at]).collect();
-    let classes = examples::classes(examples.data, &rows);
+    // Where some have no class, none is looked at.
+    let classes = truth(examples.data, &rows).ok().map(|(truth, _)| truth).filter(|truth| {
+        matches!(truth, Truth::Classes { .. }) && truth.counts().iter().filter(|n| **n > 0).count() > 1
+    });
     let features = learnt.features;
     let weights = match request.target {
         Some(_) => all.weights(request, &rows)?,
@@ -455,7 +466,10 @@ fn by_features(
         Some(by) => by,
         None => {
             (request.progress)("trying ways to choose on examples that are held out");
-            let (by, tried, random) = chooser.best(&every, &at, wanted)?;
+            // Which labels are wrong is found out again, without those of the examples that judge.
+            let stays = |&at: &usize| matches!(all.verdicts[rows[at]], Verdict::Kept | Verdict::Label(..));
+            let candidates: Vec<usize> = every.iter().copied().filter(stays).collect();
+            let (by, tried, random) = chooser.best(&every, &candidates, wanted)?;
             (choice.tried, choice.random) = (tried, random);
             by
         }

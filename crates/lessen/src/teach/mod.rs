@@ -226,7 +226,7 @@ pub fn suit(model: &Model, request: &Request, cpu: &Cpu) -> Result<Suit> {
 }
 
 /// The answers to these examples, and the names of the classes.
-fn truth(data: &dyn Dataset, rows: &[usize]) -> Result<(Truth, Option<Vec<String>>)> {
+pub(crate) fn truth(data: &dyn Dataset, rows: &[usize]) -> Result<(Truth, Option<Vec<String>>)> {
     let missing = |i: usize, what: &str| {
         Error::input(format!("{} has no {what} to learn from", crate::eval::name_of(data, i)))
     };
