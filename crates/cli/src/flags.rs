@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use lessen::answer::{self, Task};
-use lessen::data::{self, Dataset};
+use lessen::data::{self, Dataset, Several};
 use lessen::features::Wanted;
 use lessen::image::Preprocess;
 use lessen::{Cpu, Error, Model};
@@ -70,6 +70,9 @@ pub struct Opening {
     /// [default: what the model's metadata say].
     #[arg(long, value_name = "STEPS", value_parser = Preprocess::from_str)]
     pub preprocess: Option<Preprocess>,
+    /// Which task, of a model that was taught several: the name that `teach --add` gave it [default: the first].
+    #[arg(long = "for", value_name = "NAME")]
+    pub task_name: Option<String>,
 }
 
 impl Opening {
@@ -84,7 +87,10 @@ impl Opening {
         if let Some(preprocess) = &self.preprocess {
             model.set_preprocess(preprocess.clone())?;
         }
-        Ok(model)
+        match &self.task_name {
+            Some(name) => Ok(model.only(name)?),
+            None => Ok(model),
+        }
     }
 }
 
@@ -120,7 +126,7 @@ pub struct Data {
     pub path: PathBuf,
     #[command(flatten)]
     pub columns: Columns,
-    /// What the model is for: classify, similarity or agree [default: what the data are for].
+    /// What the model is for: classify, multilabel, similarity or agree [default: what the data are for].
     #[arg(long, value_name = "TASK")]
     pub task: Option<Task>,
 }
@@ -166,12 +172,26 @@ pub struct Columns {
     /// The column or array of the score.
     #[arg(long, value_name = "NAME")]
     pub score_column: Option<String>,
+    /// Where an example can have several labels: the columns that hold 0 or 1, one for each label.
+    #[arg(long, value_name = "NAME,NAME..", value_delimiter = ',', conflicts_with_all = ["label_column", "score_column"])]
+    pub label_columns: Vec<String>,
+    /// Where an example can have several labels: the column that lists them with ; or | between, or an array of 0 and 1 of
+    /// shape [examples, labels].
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["label_column", "score_column", "label_columns"])]
+    pub labels_column: Option<String>,
 }
 
 impl Columns {
     /// The same as options of the reader. The model's names of the classes put folders in its order.
     pub fn options(&self, model: &Model) -> data::Options {
         self.with_classes(model.classes())
+    }
+
+    fn several(&self) -> Option<Several> {
+        let listed = self.labels_column.clone().map(Several::Listed);
+        listed.or_else(|| {
+            (!self.label_columns.is_empty()).then(|| Several::Columns(self.label_columns.clone()))
+        })
     }
 
     /// The same as options of the reader, with names of the classes in their order.
@@ -181,6 +201,7 @@ impl Columns {
             text_b: self.text_b_column.clone(),
             label: self.label_column.clone(),
             score: self.score_column.clone(),
+            several: self.several(),
             classes,
             ..Default::default()
         }

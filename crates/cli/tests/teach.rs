@@ -392,3 +392,208 @@ fn layers(place: &Place) -> String {
     format::save(&model, path.as_ref()).unwrap();
     path
 }
+
+/// Pictures of digits as a table of their 64 numbers, with more columns behind.
+fn numbers(
+    place: &Place,
+    name: &str,
+    rows: std::ops::Range<usize>,
+    more: &[(&str, &dyn Fn(i64) -> String)],
+) -> String {
+    let (images, labels) = pictures();
+    let values = images.to_f32().unwrap();
+    let mut text: String = (0..64).map(|i| format!("p{i},")).collect();
+    text += &more.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(",");
+    for row in rows {
+        text += "\n";
+        text += &values[row * 64..][..64].iter().map(|v| format!("{v},")).collect::<String>();
+        text += &more.iter().map(|(_, of)| of(labels[row])).collect::<Vec<_>>().join(",");
+    }
+    let path = place.path(name);
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+#[test]
+fn numbers_are_their_own_features() {
+    let place = Place::new();
+    let digit: &[(&str, &dyn Fn(i64) -> String)] = &[("label", &|digit| format!("d{digit}"))];
+    let (data, test) = (numbers(&place, "a.csv", 0..500, digit), numbers(&place, "b.csv", 500..899, digit));
+    let out = place.path("digits.onnx");
+    let report = lessen(&["teach", "--data", &data, "--test", &test, "-o", &out, "--json"]).json();
+    assert_eq!(report["features"], 64);
+    let value = |eval: &serde_json::Value| eval["value"]["value"].as_f64().unwrap();
+    assert!(value(&report["test"]) > 90.0, "{}", report["test"]);
+    let again = lessen(&["eval", &out, "--data", &test, "--json"]).json();
+    assert_eq!(value(&again), value(&report["test"]));
+    assert_eq!(again["classes"][3]["name"], "d3");
+    // Arrays of numbers, too; texts need a model.
+    let loops = part(&place, "c.npz", 0..200, has_loop);
+    let report = lessen(&["teach", "--data", &loops, "-o", &out, "--json"]).json();
+    assert!(value(&report["unseen"]) > 80.0, "{}", report["unseen"]);
+    let texts = place.path("texts.csv");
+    std::fs::write(&texts, "text,label\ngood,1\nbad,0\nfine,1\n").unwrap();
+    lessen(&["teach", "--data", &texts, "-o", &out]).fails(&["without a model", "text", "name a model"]);
+    // Sensors that send no numbers are named.
+    let broken = std::fs::read_to_string(&data).unwrap().replacen("\n0,", "\nn/a,", 1);
+    std::fs::write(place.path("broken.csv"), broken).unwrap();
+    lessen(&["teach", "--data", &place.path("broken.csv"), "-o", &out]).fails(&["\"p0\"", "n/a", "line"]);
+}
+
+#[test]
+fn an_example_can_have_several_labels() {
+    let place = Place::new();
+    let yes = |holds: bool| u8::from(holds).to_string();
+    let labels: &[(&str, &dyn Fn(i64) -> String)] =
+        &[("loop", &|d| yes(has_loop(d) == 1)), ("even", &|d| yes(d % 2 == 0)), ("great", &|d| yes(d > 4))];
+    let (data, test) = (numbers(&place, "a.csv", 0..500, labels), numbers(&place, "b.csv", 500..899, labels));
+    let out = place.path("labels.onnx");
+    let columns = ["--label-columns", "loop,even,great"];
+    let value = |eval: &serde_json::Value| eval["value"]["value"].as_f64().unwrap();
+    for head in ["ridge", "logistic"] {
+        let args = ["teach", "--data", &data, "--test", &test, "-o", &out, "--json", "--head", head];
+        let report = lessen(&[&args[..], &columns].concat()).json();
+        assert_eq!(report["test"]["metric"], "micro F1");
+        assert!(value(&report["test"]) > 85.0, "{head}: {}", report["test"]);
+        assert!((value(&report["test"]) - value(&report["unseen"])).abs() < 5.0, "{head}");
+        let again = lessen(&[&["eval", &out, "--data", &test, "--json"][..], &columns].concat()).json();
+        assert_eq!(value(&again), value(&report["test"]));
+        let names: Vec<&str> =
+            again["classes"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
+        assert_eq!(names, ["loop", "even", "great"]);
+    }
+    let discriminant = ["teach", "--data", &data, "-o", &out, "--head", "discriminant"];
+    lessen(&[&discriminant[..], &columns].concat()).fails(&["no method"]);
+    // Labels in one column, and a smaller model whose receipt counts them.
+    let listed: &[(&str, &dyn Fn(i64) -> String)] = &[("tags", &|d| {
+        [("loop", has_loop(d) == 1), ("even", d % 2 == 0)]
+            .iter()
+            .filter(|t| t.1)
+            .map(|t| t.0)
+            .collect::<Vec<_>>()
+            .join("; ")
+    })];
+    let (data, test) = (numbers(&place, "c.csv", 0..500, listed), numbers(&place, "d.csv", 500..899, listed));
+    let tags = ["--labels-column", "tags"];
+    lessen(&[&["teach", "--data", &data, "-o", &out, "--json"][..], &tags].concat()).json();
+    let small = place.path("small.onnx");
+    let receipt = lessen(
+        &[&["shrink", &out, "--data", &test, "--lose", "3", "-o", &small, "--json"][..], &tags].concat(),
+    );
+    let receipt = receipt.json();
+    assert_eq!(receipt["quality"]["metric"], "micro F1");
+    assert_eq!(receipt["verification"]["classes"].as_array().unwrap().len(), 2);
+    assert!(receipt["verification"]["flips"]["lost"].is_number(), "{}", receipt["verification"]["flips"]);
+}
+
+#[test]
+fn several_labels_are_tuned_too() {
+    let place = Place::new();
+    let (images, digits) = pictures();
+    let values = images.to_f32().unwrap();
+    let image = Tensor::new(&[300, 1, 8, 8], &values[..300 * 64]).unwrap();
+    let of = |d: &i64| [has_loop(*d), i64::from(d % 2 == 0)];
+    let labels: Vec<i64> = digits[..300].iter().flat_map(of).collect();
+    let data = place.npz("a.npz", &[("image", image), ("y", Tensor::new(&[300, 2], &labels).unwrap())]);
+    let more = ["--labels-column", "y", "--tune", "all", "--epochs", "6", "--rate", "0.0003"];
+    let tuned = &teach(&place, &data, &more).json()["tuned"];
+    assert!(tuned["after"].as_f64().unwrap() < tuned["before"].as_f64().unwrap(), "{tuned}");
+}
+
+#[test]
+fn few_examples_are_compared_with_each_other() {
+    let place = Place::new();
+    let (data, test) = (part(&place, "a.npz", 0..24, has_loop), part(&place, "b.npz", 100..899, has_loop));
+    let value = |report: &serde_json::Value| report["test"]["value"]["value"].as_f64().unwrap();
+    let plain = value(&teach(&place, &data, &["--test", &test]).json());
+    let report = teach(&place, &data, &["--test", &test, "--contrast"]).json();
+    let tuned = &report["tuned"];
+    assert_eq!((&tuned["contrast"], &tuned["held_out"]), (&true.into(), &0.into()));
+    assert!(tuned["after"].as_f64().unwrap() < 0.5 * tuned["before"].as_f64().unwrap(), "{tuned}");
+    assert!(value(&report) > plain - 3.0, "{plain} {}", value(&report));
+    // Of many, some are held out, and say how it went.
+    let many = part(&place, "c.npz", 0..220, has_loop);
+    let report = teach(&place, &many, &["--contrast", "--epochs", "2"]).json();
+    assert_eq!(report["tuned"]["held_out"], 22);
+    assert_eq!(report["held_out"]["examples"], 22);
+    let (images, digits) = pictures();
+    let score = Tensor::new(&[20], &digits[..20].iter().map(|d| *d as f32).collect::<Vec<_>>()).unwrap();
+    let image = Tensor::new(&[20, 1, 8, 8], &images.to_f32().unwrap()[..20 * 64]).unwrap();
+    let numbers = place.npz("d.npz", &[("image", image), ("score", score)]);
+    teach(&place, &numbers, &["--contrast"]).fails(&["--contrast", "classes"]);
+    assert!(teach(&place, &data, &["--epochs", "2"]).err.contains("--tune"));
+}
+
+#[test]
+fn a_teacher_answers_in_the_place_of_labels() {
+    let place = Place::new();
+    let (model, teacher) = (example("digits.onnx"), place.path("teacher.onnx"));
+    let labelled = part(&place, "a.npz", 0..300, has_loop);
+    lessen(&["teach", &model, "--data", &labelled, "-o", &teacher, "--json"]).json();
+    // Without labels, and with wrong ones, which are not looked at.
+    let (images, _) = pictures();
+    let image = Tensor::new(&[300, 1, 8, 8], &images.to_f32().unwrap()[300 * 64..600 * 64]).unwrap();
+    let unlabelled = place.npz("b.npz", &[("image", image)]);
+    let wrong = part(&place, "c.npz", 300..600, |_| 1);
+    let test = part(&place, "d.npz", 600..899, has_loop);
+    let value = |report: &serde_json::Value| report["test"]["value"]["value"].as_f64().unwrap();
+    let more = ["--teacher", &teacher, "--test", &test];
+    let one = teach(&place, &unlabelled, &more).json();
+    let other = teach(&place, &wrong, &more).json();
+    assert!(value(&one) > 90.0 && value(&one) == value(&other), "{} {}", value(&one), value(&other));
+    assert!(one["data"].as_str().unwrap().contains("teacher"));
+    let tuned = teach(&place, &unlabelled, &[&more[..], &["--tune", "all", "--epochs", "3"]].concat()).json();
+    assert!(tuned["tuned"]["after"].as_f64().unwrap() < tuned["tuned"]["before"].as_f64().unwrap());
+    assert!(value(&tuned) > 90.0);
+    teach(&place, &unlabelled, &["--teacher", &place.path("none.onnx")]).fails(&["none.onnx"]);
+}
+
+#[test]
+fn one_model_learns_several_tasks_beside_each_other() {
+    let place = Place::new();
+    let even = |digit: i64| (digit + 1) % 2;
+    let (loops, evens) = (part(&place, "a.npz", 0..300, has_loop), part(&place, "b.npz", 0..300, even));
+    let (judge_loops, judge_evens) =
+        (part(&place, "c.npz", 300..899, has_loop), part(&place, "d.npz", 300..899, even));
+    let value = |eval: &serde_json::Value| eval["value"]["value"].as_f64().unwrap();
+    let alone = value(&teach(&place, &loops, &["--test", &judge_loops]).json()["test"]);
+    let (one, both) = (place.path("taught.onnx"), place.path("both.onnx"));
+    let add = |more: &[&str]| {
+        lessen(&[&["teach", &one, "--data", &evens, "--add", "even", "-o", &both, "--json"], more].concat())
+    };
+    let report = add(&["--test", &judge_evens]).json();
+    let eval = |model: &str, data: &str, more: &[&str]| {
+        value(&lessen(&[&["eval", model, "--data", data, "--json"], more].concat()).json())
+    };
+    assert_eq!(eval(&both, &judge_loops, &[]), alone, "the first task is as it was");
+    assert_eq!(eval(&both, &judge_evens, &["--for", "even"]), value(&report["test"]));
+    assert!(value(&report["test"]) > 80.0, "{}", report["test"]);
+    let outputs = lessen(&["inspect", &both]);
+    for name in ["\"logits\"", "\"probabilities\"", "\"even.logits\"", "\"even.probabilities\""] {
+        assert!(outputs.text().contains(name), "{name}");
+    }
+    // The features are there once.
+    let size = |path: &str| std::fs::metadata(path).unwrap().len();
+    assert!(size(&both) < size(&one) + 2_000, "{} {}", size(&both), size(&one));
+    let small = place.path("small.onnx");
+    lessen(&[
+        "shrink",
+        &both,
+        "--for",
+        "even",
+        "--data",
+        &judge_evens,
+        "--lose",
+        "3",
+        "-o",
+        &small,
+        "--json",
+    ])
+    .json();
+    assert!(eval(&small, &judge_evens, &[]) > 80.0);
+
+    lessen(&["eval", &both, "--data", &judge_evens, "--for", "odd"]).fails(&["\"odd\"", "even"]);
+    lessen(&["teach", &both, "--data", &evens, "--add", "even", "-o", &one]).fails(&["\"even\" already"]);
+    lessen(&["teach", &one, "--data", &evens, "--add", "a.b", "-o", &both]).fails(&["no name of a task"]);
+    add(&["--tune", "all"]).fails(&["--add", "weights"]);
+}

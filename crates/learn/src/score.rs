@@ -3,11 +3,13 @@
 use crate::{Error, Result};
 
 mod interval;
+mod labels;
 mod paired;
 mod posterior;
 mod shares;
 
 pub use interval::{Interval, Samples, bootstrap, mean, resample, wilson, with_interval};
+pub use labels::{by_label, label_macro_f1, micro_f1};
 pub use paired::{
     ClassChange, Flips, accuracy_difference, agreement, class_changes, difference, difference_samples, flips,
     mcnemar,

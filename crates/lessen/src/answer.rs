@@ -18,6 +18,8 @@ use crate::{Cpu, Error, Model, Result, Runner};
 pub enum Task {
     /// To name the class of an example.
     Classify,
+    /// To name all labels that hold for an example, perhaps none.
+    Multilabel,
     /// To say how much two texts mean the same: by the cosine of their vectors, or by a number of its own.
     Similarity,
     /// To answer as another model does.
@@ -29,9 +31,15 @@ impl Task {
     pub fn guess(model: &Model, data: &dyn Dataset) -> Task {
         match data.target(0) {
             Target::Class(_) => Task::Classify,
+            Target::Labels(_) => Task::Multilabel,
             Target::Score(_) => Task::Similarity,
             Target::None => model.inner().metadata(TASK).and_then(|t| t.parse().ok()).unwrap_or(Task::Agree),
         }
+    }
+
+    /// Is the answer one class?
+    pub(crate) fn is_class(self) -> bool {
+        matches!(self, Task::Classify | Task::Agree)
     }
 }
 
@@ -41,9 +49,10 @@ impl FromStr for Task {
     fn from_str(text: &str) -> std::result::Result<Task, String> {
         match text {
             "classify" => Ok(Task::Classify),
+            "multilabel" => Ok(Task::Multilabel),
             "similarity" => Ok(Task::Similarity),
             "agree" => Ok(Task::Agree),
-            _ => Err(format!("{text:?} is no task; tasks are classify, similarity and agree")),
+            _ => Err(format!("{text:?} is no task; tasks are classify, multilabel, similarity and agree")),
         }
     }
 }
@@ -52,6 +61,7 @@ impl fmt::Display for Task {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Task::Classify => "classify",
+            Task::Multilabel => "multilabel",
             Task::Similarity => "similarity",
             Task::Agree => "agree",
         })
@@ -76,6 +86,8 @@ pub struct Answerer {
     /// The outputs that are read, the most important first.
     outputs: Vec<usize>,
     first_token: bool,
+    /// See [`Answer::bar`].
+    bar: f32,
 }
 
 /// What a model answers to one example.
@@ -87,6 +99,8 @@ pub struct Answer {
     pub score: Option<f64>,
     /// True when the first output is a row of numbers, which may stand for classes; false for maps and sequences.
     pub is_row: bool,
+    /// A label holds when its number is greater: 0 for logits, a half for probabilities.
+    pub bar: f32,
 }
 
 impl Answer {
@@ -103,6 +117,12 @@ impl Answer {
             }
         }
         Some(best)
+    }
+
+    /// Whether each label holds, by index; `None` when there are no numbers, or NaN among them, or they are no row.
+    pub fn labels(&self) -> Option<Vec<bool>> {
+        let values = self.outputs.first().filter(|v| !v.is_empty() && self.is_row)?;
+        (!values.iter().any(|v| v.is_nan())).then(|| values.iter().map(|v| *v > self.bar).collect())
     }
 }
 
@@ -137,7 +157,11 @@ impl Answerer {
                 )));
             }
         };
+        let graph = &model.inner().graph;
+        let main = outputs.first().and_then(|&i| graph.outputs.get(i));
+        let probable = main.and_then(|&id| graph.producer(id)).is_some_and(|(_, n)| n.kind() == "Sigmoid");
         Ok(Answerer {
+            bar: if probable { 0.5 } else { 0.0 },
             runner,
             cpu: cpu.clone(),
             feeder: Feeder::new(model, &options.feed)?,
@@ -207,7 +231,7 @@ impl Answerer {
             return Ok(outputs
                 .map(|outputs| {
                     let score = (self.task == Task::Similarity).then(|| first(&outputs));
-                    Answer { outputs, score, is_row }
+                    Answer { outputs, score, is_row, bar: self.bar }
                 })
                 .collect());
         }
@@ -224,7 +248,7 @@ impl Answerer {
         let mut answers = Vec::with_capacity(inputs.len());
         while let (Some(Some(a)), Some(Some(b))) = (vectors.next(), vectors.next()) {
             let score = Some(cosine(&a, &b));
-            answers.push(Answer { outputs: vec![[a, b].concat()], score, is_row: true });
+            answers.push(Answer { outputs: vec![[a, b].concat()], score, is_row: true, bar: self.bar });
         }
         Ok(answers)
     }
@@ -346,7 +370,7 @@ fn select(outputs: &[(&str, &Fact)], task: Task) -> Result<Vec<usize>> {
             .or_else(|| find(&|i| rank(i) == Some(2) && !name(i).contains("pooler")))
             .or_else(|| find(&|i| name(i).contains("last_hidden_state")))
             .or_else(|| find(&|i| rank(i) == Some(3))),
-        Task::Classify | Task::Agree => {
+        Task::Classify | Task::Multilabel | Task::Agree => {
             find(&|i| name(i) == "logits").or_else(|| find(&|i| rank(i) == Some(2)))
         }
     };
@@ -406,8 +430,9 @@ mod tests {
 
     #[test]
     fn classes_are_the_first_greatest() {
-        let class =
-            |values: &[f32]| Answer { outputs: vec![values.to_vec()], score: None, is_row: true }.class();
+        let class = |values: &[f32]| {
+            Answer { outputs: vec![values.to_vec()], score: None, is_row: true, bar: 0.0 }.class()
+        };
         assert_eq!(class(&[1.0, 3.0, 3.0]), Some(1));
         assert_eq!(class(&[1.0]), None);
         assert_eq!(class(&[1.0, f32::NAN]), None);

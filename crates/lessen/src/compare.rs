@@ -166,10 +166,10 @@ pub fn compare(
         for ((&i, of_a), of_b) in part.iter().zip(a.answers(&inputs)?).zip(b.answers(&inputs)?) {
             let target = data.target(i);
             if let Some((judged_a, judged_b)) = &mut judged {
-                judged_a.add(|| name_of(data, i), &of_a, target)?;
-                judged_b.add(|| name_of(data, i), &of_b, target)?;
+                judged_a.add(|| name_of(data, i), &of_a, target.clone())?;
+                judged_b.add(|| name_of(data, i), &of_b, target.clone())?;
             }
-            let pair = of_a.class().zip(of_b.class()).filter(|_| task != Task::Similarity);
+            let pair = of_a.class().zip(of_b.class()).filter(|_| task.is_class());
             classes = classes.zip(pair).map(|((mut of_a, mut of_b), (a, b))| {
                 of_a.push(a);
                 of_b.push(b);
@@ -299,7 +299,7 @@ mod tests {
     use super::*;
 
     fn answer(values: &[f32]) -> Answer {
-        Answer { outputs: vec![values.to_vec()], score: None, is_row: true }
+        Answer { outputs: vec![values.to_vec()], score: None, is_row: true, bar: 0.0 }
     }
 
     #[test]

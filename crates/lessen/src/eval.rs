@@ -26,9 +26,9 @@ pub struct Eval {
     pub metric: &'static str,
     /// The metric.
     pub value: Number,
-    /// The mean of F1 over the classes, for [`Task::Classify`].
+    /// The mean of F1 over the classes or labels, for [`Task::Classify`] and [`Task::Multilabel`].
     pub macro_f1: Option<Number>,
-    /// What became of each class, for [`Task::Classify`].
+    /// What became of each class or label.
     pub classes: Vec<Class>,
     /// Time that all examples took, with reading them.
     pub time: Number,
@@ -52,6 +52,8 @@ pub struct Class {
 pub enum Judged {
     /// Classes.
     Classes(Vec<usize>, Vec<usize>),
+    /// Whether each label holds.
+    Labels(Vec<Vec<bool>>, Vec<Vec<bool>>),
     /// Scores.
     Scores(Vec<f64>, Vec<f64>),
 }
@@ -64,6 +66,7 @@ impl Judged {
     pub fn new(task: Task) -> Result<Judged> {
         match task {
             Task::Classify => Ok(Judged::Classes(Vec::new(), Vec::new())),
+            Task::Multilabel => Ok(Judged::Labels(Vec::new(), Vec::new())),
             Task::Similarity => Ok(Judged::Scores(Vec::new(), Vec::new())),
             Task::Agree => Err(Error::input(
                 "the data have neither labels nor scores to judge by; compare with another model instead: \
@@ -97,6 +100,23 @@ impl Judged {
                 answers.push(class);
                 truths.push(truth);
             }
+            (Judged::Labels(answers, truths), Target::Labels(held)) => {
+                let answer = answer.labels().ok_or_else(|| {
+                    Error::input(format!(
+                        "the model answers {} with no row of numbers, one for each label",
+                        id()
+                    ))
+                })?;
+                if let Some(label) = held.iter().find(|label| **label >= answer.len()) {
+                    let known = answer.len();
+                    let id = id();
+                    return Err(Error::input(format!(
+                        "{id} has label {label}, but the model knows only {known}"
+                    )));
+                }
+                truths.push((0..answer.len()).map(|label| held.binary_search(&label).is_ok()).collect());
+                answers.push(answer);
+            }
             (Judged::Scores(answers, truths), Target::Score(truth)) => {
                 answers.push(answer.score.filter(|s| s.is_finite()).ok_or_else(|| {
                     Error::input(format!("the model answers {} with no finite number", id()))
@@ -110,6 +130,9 @@ impl Judged {
             }
             (Judged::Classes(..), _) => {
                 return Err(Error::input(format!("{} has no class to judge by", id())));
+            }
+            (Judged::Labels(..), _) => {
+                return Err(Error::input(format!("{} has no set of labels to judge by", id())));
             }
             (Judged::Scores(..), _) => {
                 return Err(Error::input(format!("{} has no score to judge by", id())));
@@ -127,6 +150,10 @@ impl Judged {
             Judged::Classes(answers, truths) => {
                 ("top-1 accuracy", percent(score::accuracy_interval(answers, truths)?))
             }
+            Judged::Labels(answers, truths) => {
+                let metric = score::with_interval(score::micro_f1, &rows(answers), &rows(truths), SEED)?;
+                ("micro F1", percent(metric))
+            }
             Judged::Scores(answers, truths) => {
                 let interval = score::with_interval(score::spearman, answers, truths, SEED)?;
                 ("Spearman correlation", number(interval, ""))
@@ -143,12 +170,24 @@ impl Judged {
             (Judged::Classes(a, truths), Judged::Classes(b, _)) => {
                 Number { unit: "points", ..percent(score::accuracy_difference(a, b, truths)?) }
             }
+            (Judged::Labels(a, truths), Judged::Labels(b, _)) => {
+                let [a, b, truths] = [a, b, truths].map(|of| rows(of));
+                Number {
+                    unit: "points",
+                    ..percent(score::difference(score::micro_f1, &a, &b, &truths, SEED)?)
+                }
+            }
             (Judged::Scores(a, truths), Judged::Scores(b, _)) => {
                 number(score::difference(score::spearman, a, b, truths, SEED)?, "")
             }
             _ => return Err(Error::input("the models were judged by different tasks")),
         })
     }
+}
+
+/// Sets of labels as the rows that metrics take.
+pub(crate) fn rows(sets: &[Vec<bool>]) -> Vec<&[bool]> {
+    sets.iter().map(Vec::as_slice).collect()
 }
 
 /// An interval as a number of this unit.
@@ -193,25 +232,26 @@ impl Eval {
         seconds: f64,
     ) -> Result<Eval> {
         let (metric, value) = judged.metric()?;
-        let (classes, macro_f1) = match judged {
-            Judged::Scores(..) => (Vec::new(), None),
+        let (counts, macro_f1, examples) = match judged {
+            Judged::Scores(answers, _) => (Vec::new(), None, answers.len()),
+            Judged::Labels(answers, truths) => {
+                let (answers, truths) = (rows(answers), rows(truths));
+                let f1 = score::with_interval(score::label_macro_f1, &answers, &truths, SEED)?;
+                let counts = score::by_label(&answers, &truths).into_iter().enumerate().collect();
+                (counts, Some(percent(f1)), answers.len())
+            }
             Judged::Classes(answers, truths) => {
-                let classes =
-                    score::by_class(answers, truths).into_iter().filter(|(_, count)| count.truth > 0);
-                let class = |(class, count): (usize, score::ClassCount)| Class {
-                    class,
-                    name: names.and_then(|n| n.get(class)).cloned(),
-                    examples: count.truth,
-                    recall: percent(score::wilson(count.right, count.truth)),
-                };
                 let f1 = score::with_interval(score::macro_f1, answers, truths, SEED)?;
-                (classes.map(class).collect(), Some(percent(f1)))
+                (score::by_class(answers, truths), Some(percent(f1)), answers.len())
             }
         };
-        let examples = match judged {
-            Judged::Classes(answers, _) => answers.len(),
-            Judged::Scores(answers, _) => answers.len(),
+        let class = |(class, count): (usize, score::ClassCount)| Class {
+            class,
+            name: names.and_then(|n| n.get(class)).cloned(),
+            examples: count.truth,
+            recall: percent(score::wilson(count.right, count.truth)),
         };
+        let classes = counts.into_iter().filter(|(_, count)| count.truth > 0).map(class).collect();
         Ok(Eval {
             task,
             data: data.describe(),

@@ -22,6 +22,8 @@ pub(crate) struct Training<'a> {
     rows: Vec<usize>,
     task: Task,
     feeder: Feeder,
+    /// Examples of a batch, at least.
+    together: usize,
 }
 
 impl<'a> Training<'a> {
@@ -34,7 +36,12 @@ impl<'a> Training<'a> {
         options: &Options,
     ) -> Result<Training<'a>> {
         let feeder = Feeder::new(model, &options.feed)?;
-        Ok(Training { data, rows, task, feeder })
+        Ok(Training { data, rows, task, feeder, together: LEAST })
+    }
+
+    /// With so many examples in a batch, which are not to be told apart by the number of batches.
+    pub fn together(self, together: usize) -> Training<'a> {
+        Training { together, ..self }
     }
 
     /// Number of examples.
@@ -75,7 +82,8 @@ impl<'a> Training<'a> {
         }
         let mut random = seed.filter(|_| images).map(Random::new);
         let mut batches = Vec::new();
-        let each = prepared.len().div_ceil(PARTS).max(LEAST).clamp(self.feeder.least(), self.feeder.most());
+        let each =
+            prepared.len().div_ceil(PARTS).max(self.together).clamp(self.feeder.least(), self.feeder.most());
         for batch in self.feeder.batches_of(&prepared, each)? {
             let mut inputs = Inputs::new();
             for (name, mut tensor) in batch.arrays {

@@ -30,6 +30,7 @@ pub mod runner;
 pub mod shapes;
 pub mod shrink;
 pub mod storage;
+mod tasks;
 pub mod teach;
 mod thumbnail;
 pub mod verify;

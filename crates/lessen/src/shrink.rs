@@ -297,7 +297,7 @@ impl Tuning<'_> {
         let rate = if convolutional { 0.015 } else { 1e-3 };
         let (loss, hints) = match task {
             Task::Classify => (Loss::Distil { temperature: TEMPERATURE }, HINTS),
-            Task::Similarity | Task::Agree => (Loss::Relative, 0.0),
+            Task::Multilabel | Task::Similarity | Task::Agree => (Loss::Relative, 0.0),
         };
         let (epochs, rate) = (self.epochs.unwrap_or(usual.epochs), self.rate.unwrap_or(rate));
         let recipe = Recipe { epochs, rate, relative: true, ..usual };

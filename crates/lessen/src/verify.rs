@@ -1,6 +1,8 @@
 //! What shrinking did to the answers, beyond the metric: which flipped, how far probabilities moved, which classes
 //! pay for it, whether confidence is still honest, and the examples that changed most.
 
+use std::collections::HashMap;
+
 use learn::Input;
 use learn::data::{Dataset, Target};
 use learn::score::{self, Kind};
@@ -8,7 +10,7 @@ use serde::Serialize;
 
 use crate::answer::{Answer, Task};
 use crate::compare::{Distance, Flips, Metric, Sums};
-use crate::eval::{Judged, SEED, number, percent};
+use crate::eval::{Judged, SEED, number, percent, rows};
 use crate::receipt::Number;
 use crate::{Result, thumbnail};
 
@@ -146,7 +148,7 @@ impl Answers<'_> {
     /// Classes of both models, when all answers are classes.
     fn classes(&self) -> Option<(Vec<usize>, Vec<usize>)> {
         let of = |answers: &[Answer]| answers.iter().map(Answer::class).collect::<Option<Vec<usize>>>();
-        of(self.before).zip(of(self.after)).filter(|(a, _)| self.task != Task::Similarity && !a.is_empty())
+        of(self.before).zip(of(self.after)).filter(|(a, _)| self.task.is_class() && !a.is_empty())
     }
 
     /// The probability that at most `bound` of the metric is lost, by these examples; `None` when it has none.
@@ -157,6 +159,11 @@ impl Answers<'_> {
             }
             Some((Judged::Scores(a, truths), Judged::Scores(b, _))) => {
                 let samples = score::difference_samples(score::spearman, &a, &b, &truths, SEED)?;
+                Some(samples.share_at_least(-bound))
+            }
+            Some((Judged::Labels(a, truths), Judged::Labels(b, _))) => {
+                let [a, b, truths] = [&a, &b, &truths].map(|of| rows(of));
+                let samples = score::difference_samples(score::micro_f1, &a, &b, &truths, SEED)?;
                 Some(samples.share_at_least(-bound))
             }
             _ => match self.classes() {
@@ -214,7 +221,32 @@ impl Answers<'_> {
                 let changes: Vec<f64> = a.iter().zip(b).map(|(a, b)| (b - a).abs()).collect();
                 found.score_change = Some(number(score::mean(&changes, SEED)?, ""));
             }
+            Some((Judged::Labels(a, truths), Judged::Labels(b, _))) => {
+                let [a, b, truths] = numbered([a, b, truths]);
+                found.agreement = Some(percent(score::agreement(&a, &b)?));
+                found.flips = Some(Flips::from(score::flips(&a, &b, &truths)?));
+                found.classes = self.labels(&judged)?;
+            }
             _ => {}
+        }
+        Ok(found)
+    }
+
+    /// What became of the examples that each label holds for.
+    fn labels(&self, judged: &Option<(Judged, Judged)>) -> Result<Vec<ClassDamage>> {
+        let Some((Judged::Labels(a, truths), Judged::Labels(b, _))) = judged else { return Ok(Vec::new()) };
+        let labels = truths.first().map_or(0, Vec::len);
+        let mut found = Vec::new();
+        for label in 0..labels {
+            let held: Vec<usize> = (0..truths.len()).filter(|&i| truths[i][label]).collect();
+            let named =
+                |sets: &[Vec<bool>]| held.iter().map(|&i| usize::from(sets[i][label])).collect::<Vec<_>>();
+            if !held.is_empty() {
+                for change in score::class_changes(&named(a), &named(b), &named(truths))? {
+                    let p = (change.p * labels as f64).min(1.0);
+                    found.push(self.damage(score::ClassChange { class: label, p, ..change }));
+                }
+            }
         }
         Ok(found)
     }
@@ -291,13 +323,26 @@ impl Answers<'_> {
         changes.into_iter().take(WORST).map(|(_, change, at)| self.changed(at, change)).collect()
     }
 
-    /// 0 for a class that was right and is no more, 1 for another one that changed, 2 for all else.
+    /// 0 for a class or set of labels that was right and is no more, 1 for another one that changed, 2 for all else.
     fn harm(&self, at: usize) -> u8 {
-        let (before, after) = (self.before[at].class(), self.after[at].class());
-        match self.data.target(self.rows[at]) {
-            _ if self.task == Task::Similarity || before == after => 2,
-            Target::Class(truth) if before == Some(truth) => 0,
-            _ => 1,
+        let (before, after) = (&self.before[at], &self.after[at]);
+        let right = match self.data.target(self.rows[at]) {
+            Target::Class(truth) => before.class() == Some(truth),
+            Target::Labels(held) => before.labels().is_some_and(|labels| indices(&labels) == *held),
+            _ => false,
+        };
+        match self.flipped(before, after) {
+            false => 2,
+            true => u8::from(!right),
+        }
+    }
+
+    /// Is the class another one, or the set of labels?
+    fn flipped(&self, before: &Answer, after: &Answer) -> bool {
+        match self.task {
+            Task::Similarity => false,
+            Task::Multilabel => before.labels() != after.labels(),
+            Task::Classify | Task::Agree => before.class() != after.class(),
         }
     }
 
@@ -308,14 +353,17 @@ impl Answers<'_> {
             Some(name) => name.clone(),
             None => class.to_string(),
         };
+        let set = |labels: &[usize]| labels.iter().map(|&label| class(label)).collect::<Vec<_>>().join(", ");
         let words = |answer: &Answer| match self.task {
             Task::Similarity => answer.score.map(|score| format!("{score:.4}")),
+            Task::Multilabel => answer.labels().map(|labels| set(&indices(&labels))),
             _ => answer.class().map(class),
         };
         let target = match self.data.target(index) {
             Target::Class(truth) if self.task != Task::Similarity => Some(class(truth)),
             Target::Class(truth) => Some(truth.to_string()),
             Target::Score(truth) => Some(format!("{truth}")),
+            Target::Labels(held) => Some(set(&held)),
             Target::None => None,
         };
         let example = self.data.get(index).ok();
@@ -331,12 +379,29 @@ impl Answers<'_> {
             target,
             before: words(before),
             after: words(after),
-            flipped: self.task != Task::Similarity && before.class() != after.class(),
+            flipped: self.flipped(before, after),
             image: input.and_then(thumbnail::of),
             text,
             id: example.map_or_else(|| format!("example {index}"), |e| e.id),
         }
     }
+}
+
+/// The labels that hold.
+fn indices(labels: &[bool]) -> Vec<usize> {
+    (0..labels.len()).filter(|&label| labels[label]).collect()
+}
+
+/// A number for each set of labels, the same for equal ones.
+fn numbered<const N: usize>(sets: [&Vec<Vec<bool>>; N]) -> [Vec<usize>; N] {
+    let mut known = HashMap::new();
+    sets.map(|sets| {
+        let number = |set| {
+            let next = known.len();
+            *known.entry(set).or_insert(next)
+        };
+        sets.iter().map(number).collect()
+    })
 }
 
 /// How far an answer moved; infinite where sizes differ or NaN came in.

@@ -124,7 +124,7 @@ pub struct Shrink {
     /// Write the model even when a goal is missed.
     #[arg(long)]
     force: bool,
-    /// What the model is for: classify, similarity or agree [default: what the data are for].
+    /// What the model is for: classify, multilabel, similarity or agree [default: what the data are for].
     #[arg(long, value_name = "TASK")]
     task: Option<Task>,
     /// How weights of few bits go to their codes: sweep; learned, which takes longer; nearest, or gptq as it was

@@ -55,6 +55,8 @@ impl Suit {
                 test: None,
                 methods: &[Method::Ridge],
                 tuning: None,
+                teacher: None,
+                add: None,
                 balanced: self.learning.balanced,
                 progress: &|what| spinner.set_message(what.to_owned()),
             };

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use lessen::data;
 use lessen::eval::Eval;
+use lessen::features::plain;
 use lessen::head::Method;
 use lessen::teach::{Depth, Report, Request, Taught, Tuning, teach};
 
@@ -17,7 +18,7 @@ use crate::flags::{Common, Learning};
 /// Teach a trained model a new task: what it makes of the examples is used again, and only its last layer is new.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The data are texts or images with a class or a number each. Heads of several kinds are fitted to what the model
+    after_help = "The data are texts, images or numbers with a class, a number or any of several labels each. Heads of several kinds are fitted to what the model
 makes of them, and the one that does best on examples it has not seen is taken: ridge, discriminant,
 logistic and centroid. The new model answers with logits and probabilities, or with a score.
 
@@ -25,11 +26,17 @@ Examples:
   lessen teach minilm/ --data reviews.csv -o reviews.onnx
   lessen teach mobilenet.onnx --data photos/ --test others/ --balanced -o photos.onnx
   lessen teach minilm/ --data reviews.csv --tune all --epochs 2 -o reviews.onnx
-  lessen teach minilm/ --data tweets.csv --text-column tweet --label-column class --head ridge -o tweets.onnx"
+  lessen teach minilm/ --data few.csv --contrast -o reviews.onnx
+  lessen teach small/ --data unlabelled.csv --teacher reviews.onnx --tune all -o small-reviews.onnx
+  lessen teach minilm/ --data tweets.csv --text-column tweet --label-column class --head ridge -o tweets.onnx
+  lessen teach minilm/ --data comments.csv --label-columns toxic,threat,insult -o comments.onnx
+  lessen teach reviews.onnx --data tweets.csv --add hate -o both.onnx
+  lessen teach --data cells.csv --label-column malignant -o cells.onnx"
 )]
 pub struct Teach {
-    /// The model: an ONNX file, or a folder with config.json and model.safetensors.
-    model: PathBuf,
+    /// The model: an ONNX file, or a folder with config.json and model.safetensors. Without one, numbers are their own
+    /// features.
+    model: Option<PathBuf>,
     /// The examples to learn from: a folder of images by class, .npz, CSV/TSV/JSONL (perhaps .gz), or IDX.
     #[arg(long, value_name = "PATH")]
     data: PathBuf,
@@ -50,11 +57,23 @@ pub struct Teach {
     /// say when to stop.
     #[arg(long, value_name = "WHICH", value_parser = Depth::from_str)]
     tune: Option<Depth>,
-    /// Times that each example is seen, at most.
-    #[arg(long, value_name = "N", default_value_t = 3, requires = "tune", value_parser = clap::value_parser!(u32).range(1..))]
-    epochs: u32,
+    /// Before the head is fitted, train weights until the features tell the classes apart (SetFit): for few examples. Which
+    /// weights, --tune says [default: all].
+    #[arg(long)]
+    contrast: bool,
+    /// A model that knows the task: what it answers is taken for right, and the data need no answers. With --tune it is
+    /// learnt how sure it is, too.
+    #[arg(long, value_name = "MODEL")]
+    teacher: Option<PathBuf>,
+    /// Leave the model the tasks that it has, and put this one, under this name, beside them; `--for NAME` is then said to
+    /// judge, run or shrink it.
+    #[arg(long, value_name = "NAME")]
+    add: Option<String>,
+    /// Times that each example is seen, at most [default: 3; more often for few examples with --contrast].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    epochs: Option<u32>,
     /// The greatest step of the training, as a part of what weights measure.
-    #[arg(long, value_name = "RATE", default_value_t = 1e-3, requires = "tune")]
+    #[arg(long, value_name = "RATE", default_value_t = 1e-3)]
     rate: f32,
     /// A folder to write the factors of --tune lora to, as PEFT has them; they are in the model, too.
     #[arg(long, value_name = "FOLDER")]
@@ -65,9 +84,12 @@ pub struct Teach {
 
 impl Teach {
     pub fn run(self, common: &Common) -> Result<Done> {
-        let model = self.learning.opening.open(&self.model)?;
         let data = data::open(&self.data, &self.learning.columns.with_classes(None))
             .context("the data cannot be used")?;
+        let model = match &self.model {
+            Some(path) => self.learning.opening.open(path)?,
+            None => plain(data.as_ref())?,
+        };
         let classes = data.classes().map(<[String]>::to_vec);
         let open = |path| data::open(path, &self.learning.columns.with_classes(classes));
         let test = self.test.as_deref().map(open).transpose().context("the data of --test cannot be used")?;
@@ -78,7 +100,13 @@ impl Teach {
         if !(self.rate > 0.0 && self.rate.is_finite()) {
             bail!("--rate {} is no step; give one above 0, such as 0.001", self.rate);
         }
-        let tuning = self.tune.map(|depth| Tuning { depth, epochs: self.epochs as usize, rate: self.rate });
+        let depth = self.tune.or(self.contrast.then_some(Depth::All));
+        if depth.is_none() && self.epochs.is_some() {
+            bail!("--epochs is of --tune and --contrast; give one of them, too");
+        }
+        let epochs = self.epochs.map(|n| n as usize);
+        let tuning = depth.map(|depth| Tuning { depth, contrast: self.contrast, epochs, rate: self.rate });
+        let teacher = self.teacher.as_ref().map(|path| self.learning.opening.open(path)).transpose()?;
         let spinner = common.spinner();
         spinner.set_message("features, then heads");
         let request = Request {
@@ -87,6 +115,8 @@ impl Teach {
             methods: &methods,
             balanced: self.learning.balanced,
             tuning,
+            teacher: teacher.as_ref(),
+            add: self.add.as_deref(),
             progress: &|what| spinner.set_message(what.to_owned()),
         };
         let Taught { model: taught, adapter, report } = teach(&model, &request, &common.cpu()?)?;
@@ -110,10 +140,8 @@ impl Teach {
                 report.leaked
             );
         }
-        Done::new(
-            format!("{} -> {}\n{}", self.model.display(), self.output.display(), told(&report)),
-            &report,
-        )
+        let from = self.model.as_ref().map_or("numbers".into(), |path| path.display().to_string());
+        Done::new(format!("{from} -> {}\n{}", self.output.display(), told(&report)), &report)
     }
 }
 
@@ -142,11 +170,10 @@ fn told(report: &Report) -> String {
             format!("{:.digits$}", head.value),
         ]);
     }
-    text += &format!("on examples that a head has not seen (intervals are of 95 %):\n{}", table(&rows));
-    text += &told_eval("the first head, on them", &report.unseen);
-    if let (Some(tuned), Some(eval)) = (&report.tuned, &report.held_out) {
+    if let Some(tuned) = &report.tuned {
+        let on = if tuned.held_out > 0 { format!("{} held out", tuned.held_out) } else { "all".into() };
         text += &format!(
-            "tuned: {} numbers ({}), {} examples, {} epochs ({:.1}): loss {:.4} -> {:.4} on {} held out\n",
+            "tuned: {} numbers ({}), {} examples, {} epochs ({:.1}): loss {:.4} -> {:.4} on {on}\n",
             tuned.weights,
             tuned.depth,
             tuned.examples,
@@ -154,8 +181,15 @@ fn told(report: &Report) -> String {
             tuned.time,
             tuned.before,
             tuned.after,
-            tuned.held_out
         );
+        if tuned.contrast {
+            text +=
+                "the features know these examples: what heads get on them is too good; others must judge\n";
+        }
+    }
+    text += &format!("on examples that a head has not seen (intervals are of 95 %):\n{}", table(&rows));
+    text += &told_eval("the first head, on them", &report.unseen);
+    if let Some(eval) = &report.held_out {
         text += &told_eval("the new model, on those held out", eval);
     }
     if let Some(test) = &report.test {

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use graph::Tensor;
 
-use super::{Dataset, Example, Input, Options, Target, class_index, class_number, describe_targets, no_such};
+use super::{
+    Dataset, Example, Input, Options, Several, Target, class_index, class_number, describe_targets, no_such,
+};
 use crate::{Error, Result};
 
 /// Arrays of one file.
@@ -20,6 +22,13 @@ pub(super) struct Arrays {
 impl Arrays {
     pub(super) fn open(path: &Path, mut arrays: Vec<(String, Tensor)>, options: &Options) -> Result<Arrays> {
         let bad = |what: String| Error::file(path, what);
+        let several = match &options.several {
+            Some(Several::Listed(name)) => take(&mut arrays, Some(name), "").map_err(bad)?,
+            Some(Several::Columns(_)) => {
+                return Err(bad("holds arrays, which have no columns; name the array of labels".into()));
+            }
+            None => None,
+        };
         let label = take(&mut arrays, options.label.as_deref(), "label").map_err(bad)?;
         let score = take(&mut arrays, options.score.as_deref(), "score").map_err(bad)?;
         let Some((first, tensor)) = arrays.first() else {
@@ -28,7 +37,7 @@ impl Arrays {
         let len = *tensor.shape().first().ok_or_else(|| {
             bad(format!("array {first:?} is a single number; the first axis must count the examples"))
         })?;
-        let all = arrays.iter().chain(&label).chain(&score);
+        let all = arrays.iter().chain(&label).chain(&score).chain(&several);
         if let Some((name, other)) = all.into_iter().find(|(_, t)| t.shape().first() != Some(&len)) {
             return Err(bad(format!(
                 "array {name:?} of shape {:?} does not hold {len} examples as {first:?} does",
@@ -38,13 +47,15 @@ impl Arrays {
         if len == 0 {
             return Err(bad("holds no examples".into()));
         }
-        let targets = match (label, score) {
-            (Some((name, label)), _) => classes_of(&label, options.classes.as_deref(), len)
+        let targets = match (several, label, score) {
+            (Some((name, labels)), ..) => labels_of(&labels, options.classes.as_deref())
                 .map_err(|what| bad(format!("array {name:?}: {what}")))?,
-            (None, Some((name, score))) => {
+            (None, Some((name, label)), _) => classes_of(&label, options.classes.as_deref(), len)
+                .map_err(|what| bad(format!("array {name:?}: {what}")))?,
+            (None, None, Some((name, score))) => {
                 scores_of(&score, len).map_err(|what| bad(format!("array {name:?}: {what}")))?
             }
-            (None, None) => vec![Target::None; len],
+            (None, None, None) => vec![Target::None; len],
         };
         Ok(Arrays { path: path.into(), arrays, targets, classes: options.classes.clone(), len })
     }
@@ -88,6 +99,22 @@ pub(super) fn classes_of(
     let ints = tensor.to_ints().map_err(|e| format!("{e}; classes are integers, scores go in `score`"))?;
     let index = |(i, label)| class_number(label, names).map_err(|e| at(i, e));
     ints.into_iter().enumerate().map(|pair| index(pair).map(Target::Class)).collect()
+}
+
+/// The set of labels of each row of 0 and 1.
+fn labels_of(tensor: &Tensor, names: Option<&[String]>) -> std::result::Result<Vec<Target>, String> {
+    let &[_, count] = tensor.shape() else {
+        return Err(format!("shape {:?} is not one row of labels for each example", tensor.shape()));
+    };
+    if let Some(names) = names.filter(|names| names.len() != count) {
+        return Err(format!("has {count} labels, {} are given", names.len()));
+    }
+    let ints = tensor.to_ints().map_err(|e| format!("{e}; labels are 0 or 1"))?;
+    if let Some(at) = ints.iter().position(|x| !(0..=1).contains(x)) {
+        return Err(format!("row {}: {} is no label; labels are 0 or 1", at / count.max(1), ints[at]));
+    }
+    let held = |row: &[i64]| Target::labels((0..count).filter(|&i| row[i] == 1).collect());
+    Ok(ints.chunks_exact(count.max(1)).map(held).collect())
 }
 
 fn scores_of(tensor: &Tensor, len: usize) -> std::result::Result<Vec<Target>, String> {
@@ -159,7 +186,7 @@ impl Dataset for Arrays {
     }
 
     fn target(&self, i: usize) -> Target {
-        self.targets.get(i).copied().unwrap_or(Target::None)
+        self.targets.get(i).cloned().unwrap_or(Target::None)
     }
 
     fn classes(&self) -> Option<&[String]> {
@@ -169,7 +196,7 @@ impl Dataset for Arrays {
     fn describe(&self) -> String {
         let arrays: Vec<_> =
             self.arrays.iter().map(|(n, t)| format!("{n} {}{:?}", t.dtype(), t.shape())).collect();
-        let targets = describe_targets(self.targets.iter().copied(), self.classes());
+        let targets = describe_targets(self.targets.iter().cloned(), self.classes());
         format!("{}: {} examples, {}, {targets}", self.path.display(), self.len, arrays.join(", "))
     }
 }

@@ -136,11 +136,11 @@ impl Dataset for Folder {
     fn get(&self, i: usize) -> Result<Example> {
         let (path, target) = self.files.get(i).ok_or_else(|| no_such(i, self.len()))?;
         let id = path.strip_prefix(&self.root).unwrap_or(path).display().to_string();
-        Ok(Example { id, input: Input::Image(read_image(path)?), target: *target })
+        Ok(Example { id, input: Input::Image(read_image(path)?), target: target.clone() })
     }
 
     fn target(&self, i: usize) -> Target {
-        self.files.get(i).map_or(Target::None, |file| file.1)
+        self.files.get(i).map_or(Target::None, |file| file.1.clone())
     }
 
     fn file(&self, i: usize) -> Option<PathBuf> {
@@ -153,7 +153,7 @@ impl Dataset for Folder {
 
     fn describe(&self) -> String {
         let targets = match self.files.iter().any(|file| file.1 != Target::None) {
-            true => describe_targets(self.files.iter().map(|file| file.1), self.classes()),
+            true => describe_targets(self.files.iter().map(|file| file.1.clone()), self.classes()),
             false => "no labels".into(),
         };
         format!("{}: {} images, {targets}", self.root.display(), self.len())

@@ -125,7 +125,7 @@ impl Dataset for Images {
     }
 
     fn get(&self, i: usize) -> Result<Example> {
-        let target = *self.targets.get(i).ok_or_else(|| no_such(i, self.len()))?;
+        let target = self.targets.get(i).ok_or_else(|| no_such(i, self.len()))?.clone();
         let size = self.width as usize * self.height as usize;
         let pixels = self.tensor.bytes()[i * size..(i + 1) * size].to_vec();
         let image = GrayImage::from_raw(self.width, self.height, pixels)
@@ -134,7 +134,7 @@ impl Dataset for Images {
     }
 
     fn target(&self, i: usize) -> Target {
-        self.targets.get(i).copied().unwrap_or(Target::None)
+        self.targets.get(i).cloned().unwrap_or(Target::None)
     }
 
     fn classes(&self) -> Option<&[String]> {
@@ -142,7 +142,7 @@ impl Dataset for Images {
     }
 
     fn describe(&self) -> String {
-        let targets = describe_targets(self.targets.iter().copied(), self.classes());
+        let targets = describe_targets(self.targets.iter().cloned(), self.classes());
         format!(
             "{}: {} gray images {}x{}, {targets}",
             self.path.display(),

@@ -1,6 +1,7 @@
 //! Data sets: examples to calibrate with and to judge a model by.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ::image::DynamicImage;
 use graph::Tensor;
@@ -39,14 +40,25 @@ pub enum Input {
 }
 
 /// The right answer.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Target {
     /// The index of a class.
     Class(usize),
+    /// The indices of all labels that hold, in ascending order; perhaps none.
+    Labels(Arc<[usize]>),
     /// A number, such as how much two texts mean the same; always finite.
     Score(f64),
     /// Not known.
     None,
+}
+
+impl Target {
+    /// The set of these labels, in whatever order and however often they are named.
+    fn labels(mut held: Vec<usize>) -> Target {
+        held.sort_unstable();
+        held.dedup();
+        Target::Labels(held.into())
+    }
 }
 
 /// One example of a data set.
@@ -116,6 +128,26 @@ pub struct Check {
     pub messages: Vec<String>,
 }
 
+/// Where the labels of an example are, when it can have several.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Several {
+    /// A column for each label, which holds 0 or 1.
+    Columns(Vec<String>),
+    /// One column that lists the names of those that hold, with `;` or `|` between; or an array of 0 and 1 of shape
+    /// `[examples, labels]`.
+    Listed(String),
+}
+
+impl Several {
+    /// The names of the columns.
+    pub fn names(&self) -> &[String] {
+        match self {
+            Several::Columns(names) => names,
+            Several::Listed(name) => std::slice::from_ref(name),
+        }
+    }
+}
+
 /// How to read data whose names or labels are not the usual ones.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -127,6 +159,8 @@ pub struct Options {
     pub label: Option<String>,
     /// The column or array of the score: `score` unless given.
     pub score: Option<String>,
+    /// Where the labels are, when an example can have several.
+    pub several: Option<Several>,
     /// The file of labels that belongs to an IDX file of images, when its name does not tell.
     pub labels: Option<PathBuf>,
     /// The names of the classes in the order of the model's outputs; else names are sorted.
@@ -142,6 +176,7 @@ impl Default for Options {
             text_b: None,
             label: None,
             score: None,
+            several: None,
             labels: None,
             classes: None,
             limit: LIMIT,
@@ -158,7 +193,7 @@ impl Default for Options {
 ///   or `score` (floating point);
 /// - a table (CSV, TSV, or a JSON object a line) with the columns `text` or `text_a` and `text_b`, and `label` or
 ///   `score`; other usual names are known, [`Options`] can give them; without a header row: text and label, or two
-///   texts and score. TSV is read without quotes. A `.txt` file holds one text a line;
+///   texts and score. Where there is no text, all columns but the answers are numbers, one input. TSV is read without quotes. A `.txt` file holds one text a line;
 /// - an IDX file (MNIST) or a folder with one of images.
 ///
 /// Tables and IDX files may be packed with gzip.
@@ -227,16 +262,22 @@ impl Form {
 
 /// "3 classes", "no labels" and so on, for [`Dataset::describe`].
 fn describe_targets(targets: impl Iterator<Item = Target>, classes: Option<&[String]>) -> String {
-    let mut scores = 0usize;
+    let (mut scores, mut sets) = (0usize, 0usize);
     let mut greatest = None;
     for target in targets {
         match target {
             Target::Class(c) => greatest = greatest.max(Some(c)),
             Target::Score(_) => scores += 1,
+            Target::Labels(held) => {
+                sets += 1;
+                greatest = greatest.max(held.last().copied());
+            }
             Target::None => {}
         }
     }
     match (greatest, classes) {
+        (_, Some(names)) if sets > 0 => format!("any of {} labels", names.len()),
+        (greatest, None) if sets > 0 => format!("any of {} labels", greatest.map_or(0, |last| last + 1)),
         (_, Some(names)) => format!("{} classes", names.len()),
         (Some(greatest), None) => format!("classes 0 to {greatest}"),
         (None, None) if scores > 0 => "with scores".into(),

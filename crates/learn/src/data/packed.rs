@@ -88,7 +88,7 @@ impl Dataset for Packed {
     }
 
     fn target(&self, i: usize) -> Target {
-        self.targets.get(i).copied().unwrap_or(Target::None)
+        self.targets.get(i).cloned().unwrap_or(Target::None)
     }
 
     fn classes(&self) -> Option<&[String]> {
@@ -96,7 +96,7 @@ impl Dataset for Packed {
     }
 
     fn describe(&self) -> String {
-        let targets = describe_targets(self.targets.iter().copied(), self.classes());
+        let targets = describe_targets(self.targets.iter().cloned(), self.classes());
         let side = self.side;
         format!("{}: {} images {side}x{side}, {targets}", self.root.display(), self.len())
     }

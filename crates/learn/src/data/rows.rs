@@ -10,7 +10,7 @@ use csv_core::{ReadRecordResult, Reader as Splitter, ReaderBuilder};
 use flate2::read::MultiGzDecoder;
 use serde_json::{Map, Value};
 
-use super::{Options, source};
+use super::{Options, Several, source};
 use crate::{Error, Result};
 
 const TEXT: &[&str] = &["text", "sentence", "tweet", "review", "content"];
@@ -38,13 +38,28 @@ pub(super) struct Record {
 }
 
 /// Where the text, the second text and the answer are among a row's fields.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Columns {
-    pub text: usize,
+    /// `None` for a table of numbers: all but the answer are shown.
+    pub text: Option<usize>,
     pub text_b: Option<usize>,
     pub answer: Option<usize>,
     /// The answer is a score even if all are integers.
     pub score: bool,
+    /// The columns of labels, one each.
+    pub several: Vec<usize>,
+}
+
+impl Columns {
+    /// Does this column hold an answer?
+    pub fn is_answer(&self, column: usize) -> bool {
+        self.answer == Some(column) || self.several.contains(&column)
+    }
+
+    /// Is this column shown to a model, or an answer?
+    fn reads(&self, column: usize) -> bool {
+        self.text.is_none() || [self.text, self.text_b].contains(&Some(column)) || self.is_answer(column)
+    }
 }
 
 /// How the rows of a table are told apart.
@@ -113,7 +128,7 @@ pub struct Rows<'a> {
     ends: Vec<usize>,
     /// Fields that each row has, once it is known.
     width: Option<usize>,
-    /// The names of JSON's fields.
+    /// The names of the columns, when they have names.
     names: Vec<String>,
     columns: Columns,
     ahead: VecDeque<Record>,
@@ -208,6 +223,7 @@ impl<'a> Rows<'a> {
 
     fn find_columns(&mut self, options: &Options, guessed_from: usize) -> Result<()> {
         if self.kind == Kind::Lines {
+            self.columns.text = Some(0);
             return Ok(());
         }
         let Some(first) = self.read(options)? else { return Ok(()) };
@@ -216,6 +232,7 @@ impl<'a> Rows<'a> {
             self.ahead.push_back(first);
         } else if is_header(&first.fields, options) {
             self.columns = by_name(&first.fields, options).map_err(|what| at(self, (1, what)))?;
+            self.names = first.fields.into_iter().map(|name| name.trim().to_owned()).collect();
         } else {
             self.ahead.push_back(first);
             let held = self.source.at;
@@ -236,8 +253,13 @@ impl<'a> Rows<'a> {
         self.kind
     }
 
-    pub(super) fn columns(&self) -> Columns {
-        self.columns
+    pub(super) fn columns(&self) -> &Columns {
+        &self.columns
+    }
+
+    /// The names of the columns; none when they have no names.
+    pub(super) fn names(&self) -> &[String] {
+        &self.names
     }
 
     /// Do rows have a second text?
@@ -253,6 +275,9 @@ impl<'a> Rows<'a> {
         let Some(mut record) = self.next_record()? else { return Ok(None) };
         let mut take = |i: usize| std::mem::take(&mut record.fields[i]);
         let Columns { text, text_b, answer, .. } = self.columns;
+        let Some(text) = text else {
+            return self.wrong(record.line, "has numbers and no text; name the column of the text");
+        };
         let (text, text_b, answer) = (take(text), text_b.map(&mut take), answer.map(&mut take));
         Ok(Some(Row { line: record.line, start: record.start, text, text_b, answer }))
     }
@@ -383,9 +408,9 @@ impl<'a> Rows<'a> {
             }
             self.names = names;
         }
-        let Columns { text, text_b, answer, .. } = self.columns;
+        let columns = &self.columns;
         let field = |(i, name): (usize, &String)| match object.get(name) {
-            _ if i != text && Some(i) != text_b && Some(i) != answer => Ok(String::new()),
+            _ if !columns.reads(i) => Ok(String::new()),
             Some(Value::String(text)) => Ok(text.clone()),
             Some(number @ Value::Number(_)) => Ok(number.to_string()),
             Some(Value::Bool(yes)) => Ok(yes.to_string()),
@@ -437,11 +462,12 @@ type Parsed<T> = std::result::Result<T, (u64, String)>;
 
 /// Does a row hold names of columns?
 fn is_header(fields: &[String], options: &Options) -> bool {
-    let given = [&options.text, &options.text_b, &options.label, &options.score];
+    let several = options.several.iter().flat_map(Several::names);
+    let given = [&options.text, &options.text_b, &options.label, &options.score].into_iter().flatten();
+    let given: Vec<&String> = given.chain(several).collect();
     let usual = [TEXT, TEXT_A, TEXT_B, LABEL, SCORE].concat();
     fields.iter().map(|field| field.trim()).any(|field| {
-        usual.iter().any(|name| name.eq_ignore_ascii_case(field))
-            || given.iter().any(|name| name.as_deref() == Some(field))
+        usual.iter().any(|name| name.eq_ignore_ascii_case(field)) || given.iter().any(|name| *name == field)
     })
 }
 
@@ -463,31 +489,47 @@ fn by_name(names: &[String], options: &Options) -> std::result::Result<Columns, 
         Some(_) => find(names, options.text.as_deref(), &[TEXT_A, TEXT].concat())?,
         None => find(names, options.text.as_deref(), &[TEXT, TEXT_A].concat())?,
     };
-    let Some(text) = text else {
-        return Err(format!("none of the columns {} is known to be the text; name it", names.join(", ")));
+    let at = |name: &String| Ok(find(names, Some(name), &[])?.unwrap_or(0));
+    let (label, several) = match (&options.several, &options.label, &options.score) {
+        (Some(Several::Listed(name)), ..) => (Some(at(name)?), Vec::new()),
+        (Some(Several::Columns(of)), ..) => {
+            (None, of.iter().map(at).collect::<std::result::Result<_, String>>()?)
+        }
+        (None, None, Some(_)) => (None, Vec::new()),
+        (None, label, _) => (find(names, label.as_deref(), LABEL)?, Vec::new()),
     };
-    let label = match (&options.label, &options.score) {
-        (None, Some(_)) => None,
-        (label, _) => find(names, label.as_deref(), LABEL)?,
-    };
-    let score = find(names, options.score.as_deref(), SCORE)?;
-    Ok(Columns { text, text_b, answer: label.or(score), score: label.is_none() && score.is_some() })
+    let score = if options.several.is_some() { None } else { find(names, options.score.as_deref(), SCORE)? };
+    let answer = label.or(score);
+    if text.is_none() {
+        let answers = several.len() + usize::from(answer.is_some());
+        if answers == 0 || answers == names.len() || text_b.is_some() {
+            return Err(format!(
+                "none of the columns {} is known to be the text; name it, or the label of a table of numbers",
+                names.join(", ")
+            ));
+        }
+        let mut seen = HashSet::new();
+        if let Some(twice) = names.iter().find(|name| !seen.insert(name.trim())) {
+            return Err(format!("two columns are called {twice:?}; rename one, or leave it out"));
+        }
+    }
+    Ok(Columns { text, text_b, answer, score: label.is_none() && score.is_some(), several })
 }
 
 /// The columns of a table without names: text; text and answer, in either order; two texts and answer.
 fn by_place(records: &[Record], options: &Options) -> Parsed<Columns> {
     let Some(first) = records.first() else {
-        return Ok(Columns::default());
+        return Ok(Columns { text: Some(0), ..Columns::default() });
     };
-    let given = [&options.text, &options.text_b, &options.label, &options.score];
-    if let Some(name) = given.into_iter().flatten().next() {
+    let given = [&options.text, &options.text_b, &options.label, &options.score].into_iter().flatten();
+    if let Some(name) = given.chain(options.several.iter().flat_map(Several::names)).next() {
         return Err((first.line, format!("there is no header row with a column {name:?}")));
     }
     let numbers = |column: usize| records.iter().all(|r| r.fields[column].trim().parse::<f64>().is_ok());
     match first.fields.len() {
-        1 => Ok(Columns::default()),
+        1 => Ok(Columns { text: Some(0), ..Columns::default() }),
         2 if numbers(0) && !numbers(1) => {
-            Ok(Columns { text: 1, text_b: None, answer: Some(0), score: false })
+            Ok(Columns { text: Some(1), answer: Some(0), ..Columns::default() })
         }
         2 => {
             let named = || records.iter().map(|r| r.fields[1].as_str());
@@ -497,9 +539,11 @@ fn by_place(records: &[Record], options: &Options) -> Parsed<Columns> {
                             come again; put a header row with known names first, or name the columns";
                 return Err((first.line, what.into()));
             }
-            Ok(Columns { text: 0, text_b: None, answer: Some(1), score: false })
+            Ok(Columns { text: Some(0), answer: Some(1), ..Columns::default() })
         }
-        3 if numbers(2) => Ok(Columns { text: 0, text_b: Some(1), answer: Some(2), score: false }),
+        3 if numbers(2) => {
+            Ok(Columns { text: Some(0), text_b: Some(1), answer: Some(2), ..Columns::default() })
+        }
         n => Err((
             first.line,
             format!("has {n} columns without known names; put a header row first, or name them"),

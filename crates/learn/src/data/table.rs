@@ -1,12 +1,16 @@
-//! Texts with labels or scores in tables, held in memory.
+//! Texts or numbers with labels or scores in tables, held in memory.
 
 use std::path::{Path, PathBuf};
 
+use graph::Tensor;
+
 use super::rows::{Columns, Record, Rows};
-use super::{Dataset, Example, Input, Options, Target, class_index, class_number, describe_targets, no_such};
+use super::{
+    Dataset, Example, Input, Options, Several, Target, class_index, class_number, describe_targets, no_such,
+};
 use crate::{Error, Result};
 
-/// The texts of one file.
+/// The rows of one file.
 pub(super) struct Table {
     path: PathBuf,
     rows: Vec<Row>,
@@ -15,10 +19,18 @@ pub(super) struct Table {
 
 struct Row {
     line: u64,
-    text: String,
-    text_b: Option<String>,
+    shown: Shown,
     target: Target,
 }
+
+enum Shown {
+    Text(String),
+    Pair(String, String),
+    Numbers(Tensor),
+}
+
+/// The name of a table's numbers among a model's inputs, where it has more than one.
+const NUMBERS: &str = "numbers";
 
 impl Table {
     pub(super) fn open(path: &Path, bytes: &[u8], options: &Options) -> Result<Table> {
@@ -31,26 +43,105 @@ impl Table {
             return Err(Error::file(path, "holds no examples"));
         }
         let columns = rows.columns();
-        let (targets, classes) = targets(&records, columns, options).map_err(|(line, what)| Error::Row {
-            path: path.into(),
-            line,
-            what,
-        })?;
-        let rows = records.into_iter().zip(targets).map(|(mut record, target)| {
+        let wrong = |(line, what)| Error::Row { path: path.into(), line, what };
+        let (targets, classes) = match &options.several {
+            Some(several) => labels(&records, columns, several, options.classes.as_deref()),
+            None => targets(&records, columns, options),
+        }
+        .map_err(wrong)?;
+        let shown = |mut record: Record| {
             let mut take = |i: usize| std::mem::take(&mut record.fields[i]);
-            let (text, text_b) = (take(columns.text), columns.text_b.map(take));
-            Row { line: record.line, text, text_b, target }
+            Ok(match (columns.text, columns.text_b) {
+                (Some(a), Some(b)) => Shown::Pair(take(a), take(b)),
+                (Some(text), None) => Shown::Text(take(text)),
+                (None, _) => Shown::Numbers(numbers(&record, columns, rows.names())?),
+            })
+        };
+        let rows = records.into_iter().zip(targets).map(|(record, target)| {
+            let line = record.line;
+            Ok(Row { line, shown: shown(record).map_err(wrong)?, target })
         });
-        Ok(Table { path: path.into(), rows: rows.collect(), classes })
+        Ok(Table { path: path.into(), rows: rows.collect::<Result<_>>()?, classes })
     }
 }
 
 type Parsed<T> = std::result::Result<T, (u64, String)>;
 
+/// All fields of a row that are no answers, as `[1, numbers]`.
+fn numbers(record: &Record, columns: &Columns, names: &[String]) -> Parsed<Tensor> {
+    let shown = record.fields.iter().enumerate().filter(|(i, _)| !columns.is_answer(*i));
+    let number = |(i, field): (usize, &String)| match field.trim().parse::<f32>() {
+        Ok(number) if number.is_finite() => Ok(number),
+        _ => {
+            let what =
+                if field.trim().is_empty() { "is empty".into() } else { format!("{field:?} is no number") };
+            let name = names.get(i).map_or_else(|| i.to_string(), |name| format!("{name:?}"));
+            Err((record.line, format!("column {name}: {what}; if a column is the text, name it")))
+        }
+    };
+    let values = shown.map(number).collect::<Parsed<Vec<f32>>>()?;
+    Tensor::new(&[1, values.len()], &values).map_err(|e| (record.line, e.to_string()))
+}
+
+/// What sets of labels are written with between them.
+const BETWEEN: [char; 2] = [';', '|'];
+
+/// The sets of labels, and their names.
+fn labels(
+    records: &[Record],
+    columns: &Columns,
+    several: &Several,
+    given: Option<&[String]>,
+) -> Parsed<(Vec<Target>, Option<Vec<String>>)> {
+    match several {
+        Several::Columns(names) => {
+            let all = given.unwrap_or(names);
+            let of = |record: &Record| {
+                let mut held = Vec::new();
+                for (name, &at) in names.iter().zip(&columns.several) {
+                    let holds = match record.fields[at].trim() {
+                        "0" | "0.0" | "false" | "False" => false,
+                        "1" | "1.0" | "true" | "True" => true,
+                        other => {
+                            let what =
+                                format!("column {name:?} holds {other:?}; a label's column holds 0 or 1");
+                            return Err((record.line, what));
+                        }
+                    };
+                    if holds {
+                        held.push(class_index(all, name).map_err(|what| (record.line, what))?);
+                    }
+                }
+                Ok(Target::labels(held))
+            };
+            Ok((records.iter().map(of).collect::<Parsed<_>>()?, Some(all.to_vec())))
+        }
+        Several::Listed(_) => {
+            let answer = columns.answer.unwrap_or(0);
+            let listed = |record: &'_ Record| -> Vec<String> {
+                let parts = record.fields[answer].split(BETWEEN).map(str::trim);
+                parts.filter(|name| !name.is_empty()).map(str::to_owned).collect()
+            };
+            let names = given.map(<[String]>::to_vec).unwrap_or_else(|| {
+                let mut names: Vec<String> = records.iter().flat_map(listed).collect();
+                names.sort();
+                names.dedup();
+                names
+            });
+            let of = |record: &Record| {
+                let index = |name: &String| class_index(&names, name).map_err(|what| (record.line, what));
+                Ok(Target::labels(listed(record).iter().map(index).collect::<Parsed<_>>()?))
+            };
+            let targets = records.iter().map(of).collect::<Parsed<_>>()?;
+            Ok((targets, Some(names)))
+        }
+    }
+}
+
 /// The answers, and the names of the classes if they have names.
 fn targets(
     records: &[Record],
-    columns: Columns,
+    columns: &Columns,
     options: &Options,
 ) -> Parsed<(Vec<Target>, Option<Vec<String>>)> {
     let given = options.classes.as_deref();
@@ -94,15 +185,16 @@ impl Dataset for Table {
 
     fn get(&self, i: usize) -> Result<Example> {
         let row = self.rows.get(i).ok_or_else(|| no_such(i, self.len()))?;
-        let input = match &row.text_b {
-            Some(text_b) => Input::Pair(row.text.clone(), text_b.clone()),
-            None => Input::Text(row.text.clone()),
+        let input = match &row.shown {
+            Shown::Pair(a, b) => Input::Pair(a.clone(), b.clone()),
+            Shown::Text(text) => Input::Text(text.clone()),
+            Shown::Numbers(numbers) => Input::Arrays(vec![(NUMBERS.into(), numbers.clone())]),
         };
-        Ok(Example { id: format!("line {}", row.line), input, target: row.target })
+        Ok(Example { id: format!("line {}", row.line), input, target: row.target.clone() })
     }
 
     fn target(&self, i: usize) -> Target {
-        self.rows.get(i).map_or(Target::None, |row| row.target)
+        self.rows.get(i).map_or(Target::None, |row| row.target.clone())
     }
 
     fn classes(&self) -> Option<&[String]> {
@@ -110,12 +202,13 @@ impl Dataset for Table {
     }
 
     fn describe(&self) -> String {
-        let kind = match self.rows.first().is_some_and(|row| row.text_b.is_some()) {
-            true => "pairs of texts",
-            false => "texts",
+        let kind = match self.rows.first().map(|row| &row.shown) {
+            Some(Shown::Pair(..)) => "pairs of texts".into(),
+            Some(Shown::Numbers(numbers)) => format!("rows of {} numbers", numbers.len()),
+            _ => "texts".into(),
         };
         let targets = match self.rows.iter().any(|row| row.target != Target::None) {
-            true => describe_targets(self.rows.iter().map(|row| row.target), self.classes()),
+            true => describe_targets(self.rows.iter().map(|row| row.target.clone()), self.classes()),
             false => "no labels".into(),
         };
         format!("{}: {} {kind}, {targets}", self.path.display(), self.len())

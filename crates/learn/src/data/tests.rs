@@ -385,3 +385,93 @@ fn public_data_sets() {
         assert_eq!(data.check(9).messages, Vec::<String>::new());
     }
 }
+
+fn rows_of_numbers(data: &dyn Dataset) -> Vec<(Vec<f32>, Target)> {
+    let row = |i| match data.get(i).unwrap() {
+        Example { input: Input::Arrays(arrays), target, .. } => {
+            (arrays[0].1.values::<f32>().unwrap().into_owned(), target)
+        }
+        other => panic!("{other:?}"),
+    };
+    (0..data.len()).map(row).collect()
+}
+
+#[test]
+fn tables_of_numbers() {
+    let place = Place::new();
+    let csv = place.put("cells.csv", "radius, smooth ,label\n1.5,-2,benign\n 3 ,4e-1,malignant\n");
+    let data = usual(&csv).unwrap();
+    assert_eq!(
+        rows_of_numbers(data.as_ref()),
+        [(vec![1.5, -2.0], Target::Class(0)), (vec![3.0, 0.4], Target::Class(1))]
+    );
+    assert!(data.describe().contains("2 rows of 2 numbers, 2 classes"), "{}", data.describe());
+    let json = place
+        .put("cells.jsonl", "{\"score\": 2, \"a\": 1, \"b\": 0.5}\n{\"b\": 3, \"a\": 2, \"score\": 1}\n");
+    assert_eq!(
+        rows_of_numbers(usual(&json).unwrap().as_ref()),
+        [(vec![1.0, 0.5], Target::Score(2.0)), (vec![2.0, 3.0], Target::Score(1.0))]
+    );
+    for (rows, what) in [
+        ("a,b,label\n1,n/a,0\n", &["line 2", "\"b\"", "n/a"][..]),
+        ("a,b,label\n1,2,0\n1,,0\n", &["line 3", "\"b\"", "empty"]),
+        ("a,b,label\n1,inf,0\n", &["line 2", "inf"]),
+        ("a,a,label\n1,2,0\n", &["two columns", "\"a\""]),
+        ("a,body,label\n1,good film,0\n", &["\"body\"", "name it"]),
+        ("label\n1\n", &["known to be the text"]),
+    ] {
+        let error = failure(&place.put("bad.csv", rows));
+        assert!(what.iter().all(|w| error.contains(w)), "{error}");
+    }
+}
+
+#[test]
+fn several_labels_an_example() {
+    let place = Place::new();
+    let several = |several, classes: Option<&[&str]>| Options {
+        several: Some(several),
+        classes: classes.map(|names| names.iter().map(|s| s.to_string()).collect()),
+        ..Options::default()
+    };
+    let names = |names: &[&str]| Several::Columns(names.iter().map(|s| s.to_string()).collect());
+    let held = |held: &[usize]| Target::labels(held.to_vec());
+    let csv = place.put("a.csv", "text,rude,kind,threat\nyou,1,0,true\nme,0,0,0\n");
+    let options = several(names(&["threat", "rude"]), None);
+    let data = open(&csv, &options).unwrap();
+    assert_eq!(texts(data.as_ref()), [text("you", held(&[0, 1])), text("me", held(&[]))]);
+    assert_eq!(data.classes().unwrap(), ["threat", "rude"]);
+    assert!(data.describe().contains("any of 2 labels"), "{}", data.describe());
+    // In the order of a model's labels.
+    let options = several(names(&["threat", "rude"]), Some(&["kind", "rude", "threat"]));
+    assert_eq!(open(&csv, &options).unwrap().target(0), held(&[1, 2]));
+    let error = |path: &Path, options: &Options| open(path, options).err().unwrap().to_string();
+    assert!(error(&csv, &several(names(&["rude"]), Some(&["kind"]))).contains("rude"));
+    assert!(error(&csv, &several(names(&["none"]), None)).contains("no column \"none\""));
+    let wrong = place.put("b.csv", "text,rude\nyou,2\n");
+    assert!(error(&wrong, &several(names(&["rude"]), None)).contains("0 or 1"));
+
+    let listed =
+        place.put("c.jsonl", "{\"text\": \"x\", \"tags\": \"b; a;b\"}\n{\"text\": \"y\", \"tags\": \"\"}\n");
+    let options = several(Several::Listed("tags".into()), None);
+    let data = open(&listed, &options).unwrap();
+    assert_eq!(texts(data.as_ref()), [text("x", held(&[0, 1])), text("y", held(&[]))]);
+    assert_eq!(data.classes().unwrap(), ["a", "b"]);
+    let unknown = several(Several::Listed("tags".into()), Some(&["a"]));
+    assert!(error(&listed, &unknown).contains("\"b\""));
+
+    let arrays = |labels: Tensor| {
+        let path = place.root().join("d.npz");
+        let x = ("x".to_string(), Tensor::new(&[2, 1], &[1f32, 2.0]).unwrap());
+        npz::write(&path, &[x, ("y".into(), labels)]).unwrap();
+        path
+    };
+    let options = several(Several::Listed("y".into()), None);
+    let good = arrays(Tensor::new(&[2, 3], &[1i64, 0, 1, 0, 0, 0]).unwrap());
+    let data = open(&good, &options).unwrap();
+    assert_eq!([data.target(0), data.target(1)], [held(&[0, 2]), held(&[])]);
+    assert!(error(&good, &several(names(&["y"]), None)).contains("no columns"));
+    let wrong = arrays(Tensor::new(&[2, 2], &[1i64, 0, 3, 0]).unwrap());
+    assert!(error(&wrong, &options).contains("row 1"));
+    let flat = arrays(Tensor::new(&[2], &[1i64, 0]).unwrap());
+    assert!(error(&flat, &options).contains("row of labels"));
+}

@@ -20,6 +20,8 @@ pub enum Loss {
     Relative,
     /// Cross-entropy of the softmax of the output; the target holds probabilities.
     CrossEntropy,
+    /// Cross-entropy of the sigmoid of each number of the output, added up; the target holds probabilities.
+    Binary,
 }
 
 impl Loss {
@@ -66,6 +68,12 @@ impl Loss {
                 let minus = constant(graph, -1.0);
                 node(graph, "Mul", Attrs::new(), &[sum, minus])
             }
+            Loss::Binary => {
+                let both = node(graph, "Softplus", Attrs::new(), &[output])?;
+                let held = node(graph, "Mul", Attrs::new(), &[target, output])?;
+                let each = node(graph, "Sub", Attrs::new(), &[both, held])?;
+                rows_mean(graph, each, output)
+            }
         }
     }
 }
@@ -85,6 +93,27 @@ pub fn weighted(graph: &mut Graph, losses: &[(ValueId, f32)]) -> graph::Result<V
         });
     }
     total.ok_or_else(|| Error::Input("there is no loss to train on".into()))
+}
+
+/// Adds a loss of all pairs of rows of an output `[examples, features]`: the squares of how far their cosines are from those
+/// that are wanted, each times what it counts, added up; both `[examples, examples]`.
+///
+/// # Errors
+/// When a node cannot be added.
+pub fn alike(graph: &mut Graph, output: ValueId, wanted: ValueId, counts: ValueId) -> graph::Result<ValueId> {
+    let last = graph.add_constant("loss", Tensor::vector(&[-1i64]));
+    let squares = node(graph, "Mul", Attrs::new(), &[output, output])?;
+    let sums = node(graph, "ReduceSum", Attrs::new(), &[squares, last])?;
+    let least = constant(graph, 1e-12);
+    let sums = node(graph, "Add", Attrs::new(), &[sums, least])?;
+    let lengths = node(graph, "Sqrt", Attrs::new(), &[sums])?;
+    let units = node(graph, "Div", Attrs::new(), &[output, lengths])?;
+    let turned = node(graph, "Transpose", Attrs::new().ints("perm", &[1, 0]), &[units])?;
+    let cosines = node(graph, "MatMul", Attrs::new(), &[units, turned])?;
+    let apart = node(graph, "Sub", Attrs::new(), &[cosines, wanted])?;
+    let squares = node(graph, "Mul", Attrs::new(), &[apart, apart])?;
+    let each = node(graph, "Mul", Attrs::new(), &[squares, counts])?;
+    whole(graph, "ReduceSum", each)
 }
 
 fn constant(graph: &mut Graph, value: f32) -> ValueId {

@@ -5,7 +5,7 @@ use kernel::f32::{Post, matmul};
 use kernel::matmul::View;
 
 use super::unseen::Unseen;
-use super::{Fitted, Method, Problem};
+use super::{Fitted, Method, Problem, Truth};
 use crate::Result;
 
 /// Penalties on the squares of weights, features being of variance 1: 10 to these powers, halved.
@@ -14,7 +14,11 @@ const POWERS: std::ops::RangeInclusive<i32> = -10..=4;
 pub(super) fn fit(problem: &Problem) -> Result<Fitted> {
     let (basis, rows, outputs) = (&problem.basis, problem.rows(), problem.truth.outputs());
     let size = basis.size();
-    let targets = problem.truth.targets();
+    let mut targets = problem.truth.targets();
+    if matches!(problem.truth, Truth::Labels { .. }) {
+        // A label holds whose score is above 0.
+        targets.iter_mut().for_each(|y| *y = 2.0 * *y - 1.0);
+    }
     let total = rows as f64;
     let mut mean = vec![0f64; outputs];
     for (row, mass) in targets.chunks_exact(outputs).zip(&problem.masses) {

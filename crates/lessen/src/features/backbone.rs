@@ -9,14 +9,16 @@ use crate::model::POOLING;
 use crate::{Error, Model, Result};
 
 /// The name of the features in the backbone.
-pub(super) const FEATURES: &str = "features";
+pub(crate) const FEATURES: &str = "features";
 /// The oldest version of ONNX's operators in which heads are written.
-const OLDEST: i64 = 13;
+pub(super) const OLDEST: i64 = 13;
 
 /// What features are made of.
 pub(crate) struct Backbone {
     /// The model, whose one output are the features, `[examples, features]`.
     pub model: Model,
+    /// The model with all of its answers, and a value of the name `features` that they are.
+    pub whole: Model,
     /// The value of the original that they are, or are pooled of.
     pub node: String,
 }
@@ -52,14 +54,19 @@ pub(crate) fn backbone(model: &Model, features: Option<&str>) -> Result<Backbone
     let is_mask = |name: &&String| role(name, inputs.len()) == Some(Role::Mask);
     let mask = inputs.iter().find(is_mask).and_then(|name| graph.find(name));
     let rows = pooled(graph, from, mask, first_token)?;
-    graph.outputs = vec![rows];
-    tidy::remove_dead(graph);
-    // Nobody has to give what only the old answer needs.
-    let readers = graph.readers();
-    let outputs = graph.outputs.clone();
-    graph.inputs.retain(|id| !readers[id.index()].is_empty() || outputs.contains(id));
     claim(graph, rows, FEATURES)?;
-    Ok(Backbone { model: made, node })
+    let whole = made.clone();
+    answering(&mut made.inner_mut().graph, &[rows]);
+    Ok(Backbone { model: made, whole, node })
+}
+
+/// Leaves a graph these outputs alone, and what leads to them.
+pub(crate) fn answering(graph: &mut Graph, outputs: &[ValueId]) {
+    graph.outputs = outputs.to_vec();
+    tidy::remove_dead(graph);
+    // Nobody has to give what only other answers need.
+    let readers = graph.readers();
+    graph.inputs.retain(|id| !readers[id.index()].is_empty() || outputs.contains(id));
 }
 
 /// The value of this name, or what the node of this name makes.

@@ -2,6 +2,7 @@
 
 mod backbone;
 mod cache;
+mod plain;
 
 use std::path::Path;
 
@@ -14,7 +15,8 @@ use sha2::{Digest, Sha256};
 
 use crate::answer::{Answerer, Options, Task, part_size};
 use crate::{Error, Result, feed};
-pub(crate) use backbone::{Backbone, backbone, claim};
+pub(crate) use backbone::{Backbone, FEATURES, answering, backbone, claim};
+pub use plain::plain;
 
 /// Which features of which examples.
 #[derive(Clone)]
@@ -68,7 +70,7 @@ pub(crate) fn learn(
     skipped.extend(absent.filter_map(|i| Some(of(i, data.get(i).err()?))));
     let cached = kept.examples == data.len();
     // Not Similarity: two texts of a pair go in together.
-    let options = Options { feed: wanted.feed.clone(), output: Some(backbone::FEATURES.into()) };
+    let options = Options { feed: wanted.feed.clone(), output: Some(FEATURES.into()) };
     let answerer = Answerer::new(&backbone.model, cpu, Task::Classify, &options)?;
     let mut columns = kept.columns.or_else(|| backbone::width(&backbone.model.inner().graph));
     let left: Vec<usize> = (kept.examples..data.len()).collect();

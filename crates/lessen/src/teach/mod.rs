@@ -2,6 +2,7 @@
 //! computed once, heads are fitted to them in seconds, and the one that does best on examples it has not seen becomes the
 //! new model's last layer.
 
+mod teacher;
 mod tune;
 
 use std::collections::HashSet;
@@ -19,10 +20,11 @@ use serde::Serialize;
 use crate::adapter::Adapter;
 use crate::answer::{Answerer, Options, Task};
 use crate::eval::{Eval, Judged, eval};
-use crate::features::{Backbone, Skipped, Subset, Wanted, backbone, claim, learn, print};
-use crate::model::{CLASSES, TASK};
+use crate::features::{FEATURES, Skipped, Subset, Wanted, backbone, claim, learn, print};
 use crate::receipt::Number;
+use crate::tasks::Purpose;
 use crate::{Error, Model, Result};
+use teacher::Answered;
 pub use tune::{Depth, Tuned, Tuning};
 
 /// What is asked for.
@@ -37,6 +39,10 @@ pub struct Request<'a> {
     pub balanced: bool,
     /// How weights before the head are trained; not at all when not given.
     pub tuning: Option<Tuning>,
+    /// The name of the task, which then stands beside those that the model has; in their place when not given.
+    pub add: Option<&'a str>,
+    /// A model whose answers are taken for right in the place of those of the examples.
+    pub teacher: Option<&'a Model>,
     /// Told what is being done, in a few words.
     pub progress: &'a dyn Fn(&str),
 }
@@ -108,17 +114,52 @@ pub struct Taught {
 pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
     let meter = Meter::start(Path::new(SENSORS), Duration::ZERO);
     let start = Instant::now();
-    let backbone = backbone(model, request.wanted.node)?;
-    let learnt = learn(&backbone, &request.wanted, cpu, request.progress)?;
+    if let Some(name) = request.add {
+        model.check_free(name)?;
+        if request.tuning.is_some() {
+            return Err(Error::input(
+                "the other tasks use the weights that --tune and --contrast would change; leave --add away",
+            ));
+        }
+    }
+    let answered = request.teacher.map(|teacher| {
+        Answered::by(teacher, request.wanted.data, &request.wanted.feed, cpu, request.progress)
+    });
+    let answered = answered.transpose()?;
+    let data = answered.as_ref().map_or(request.wanted.data, |answered| answered);
+    let mut wanted = Wanted { data, ..request.wanted.clone() };
+    let mut backbone = backbone(model, wanted.node)?;
+    let mut learnt = learn(&backbone, &wanted, cpu, request.progress)?;
+    let (all, names) = truth(data, &learnt.rows)?;
+    let task = task_of(&all);
+    let cached = learnt.cached;
+    // What is held out to say when training stops may teach the head nothing either.
+    let tuning = request.tuning.as_ref();
+    let shares = tuning.map(|tuning| tune::shares(&all, tuning.contrast)).transpose()?;
+    let rows = learnt.rows.clone();
+    let examples = shares.map(|shares| tune::Examples {
+        data,
+        rows: &rows,
+        truth: &all,
+        shares,
+        masses: if request.balanced { masses(&all) } else { Vec::new() },
+        logits: answered.as_ref().and_then(|answered| answered.logits(&rows)),
+        feed: wanted.feed.clone(),
+    });
+    let (mut tuned, mut adapter, mut held_out) = (None, None, None);
+    if let Some((tuning, examples)) = tuning.zip(examples.as_ref()).filter(|(tuning, _)| tuning.contrast) {
+        let mut trained = tune::contrast(&mut backbone.model, tuning, examples, cpu, request.progress)?;
+        adapter = trained.adapter.take();
+        tuned = Some(trained.told(tuning, examples));
+        // Such features are of no use to anybody else.
+        wanted.cache = None;
+        learnt = learn(&backbone, &wanted, cpu, request.progress)?;
+    }
     let feature_time = start.elapsed().as_secs_f64();
 
     let start = Instant::now();
-    let (all, names) = truth(request.wanted.data, &learnt.rows)?;
-    let task = if matches!(all, Truth::Numbers(_)) { Task::Similarity } else { Task::Classify };
-    // What is held out to say when training stops may teach the head nothing either.
-    let shares = request.tuning.as_ref().map(|_| tune::shares(&all)).transpose()?;
-    let (features, truth) = match &shares {
-        Some((train, _)) => (learnt.features.select(train), all.select(train)),
+    let (features, truth) = match &examples {
+        Some(tune::Examples { shares: (train, _), .. }) => (learnt.features.select(train), all.select(train)),
         None => (learnt.features, all.clone()),
     };
     let problem = Problem::new(&features, &truth, request.balanced, crate::eval::SEED, cpu)?;
@@ -126,28 +167,23 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
     let head_time = start.elapsed().as_secs_f64();
 
     let mut head = fitted[0].head.clone();
-    if request.tuning.is_some() {
+    if tuning.is_some_and(|tuning| !tuning.contrast) {
         head.calm(&features);
     }
-    let mut taught = with_head(&backbone, &head, &truth, names.as_deref())?;
-    let options = Options { feed: request.wanted.feed.clone(), output: None };
-    let (mut tuned, mut adapter, mut held_out) = (None, None, None);
-    if let Some((tuning, shares)) = request.tuning.as_ref().zip(shares) {
-        let counts = truth.counts();
-        let mass = |&count: &usize| truth.rows() as f32 / counts.len() as f32 / count.max(1) as f32;
-        let rows: Vec<usize> = shares.1.iter().map(|&at| learnt.rows[at]).collect();
-        let examples = tune::Examples {
-            data: request.wanted.data,
-            rows: &learnt.rows,
-            truth: &all,
-            shares,
-            masses: if request.balanced { counts.iter().map(mass).collect() } else { Vec::new() },
-            feed: request.wanted.feed.clone(),
-        };
-        let (found, factors) = tune::tune(&mut taught, tuning, &examples, cpu, request.progress)?;
-        (tuned, adapter) = (Some(found), factors);
-        let judges = Subset { data: request.wanted.data, rows: &rows };
-        held_out = Some(eval(&Answerer::new(&taught, cpu, task, &options)?, &judges, |_| ())?);
+    let base = if request.add.is_some() { &backbone.whole } else { &backbone.model };
+    let mut taught = with_head(base, request.add, &head, &truth, names.as_deref())?;
+    let options = Options { feed: wanted.feed.clone(), output: None };
+    if let Some((tuning, examples)) = tuning.zip(examples.as_ref()) {
+        if !tuning.contrast {
+            let mut trained = tune::answer(&mut taught, tuning, examples, cpu, request.progress)?;
+            adapter = trained.adapter.take();
+            tuned = Some(trained.told(tuning, examples));
+        }
+        let judges: Vec<usize> = examples.shares.1.iter().map(|&at| rows[at]).collect();
+        if !judges.is_empty() {
+            let judges = Subset { data, rows: &judges };
+            held_out = Some(eval(&Answerer::new(&taught, cpu, task, &options)?, &judges, |_| ())?);
+        }
     }
     let heads = fitted.iter().map(|fitted| {
         let (_, value) = judged(fitted, &truth)?.metric()?;
@@ -155,23 +191,24 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
         Ok(Tried { method, penalty, loss: problem.loss(fitted), value })
     });
     let heads = heads.collect::<Result<Vec<_>>>()?;
-    let unseen =
-        Eval::of(task, &judged(&fitted[0], &truth)?, request.wanted.data, names.as_deref(), head_time)?;
+    let unseen = Eval::of(task, &judged(&fitted[0], &truth)?, data, names.as_deref(), head_time)?;
     let mut leaked = 0;
     let test = match request.test {
         None => None,
         Some(test) => {
-            leaked = shared(request.wanted.data, &learnt.rows, test);
-            Some(eval(&Answerer::new(&taught, cpu, task, &options)?, test, |_| ())?)
+            leaked = shared(data, &rows, test);
+            let alone = request.add.map(|name| taught.only(name)).transpose()?;
+            let judged = alone.as_ref().unwrap_or(&taught);
+            Some(eval(&Answerer::new(judged, cpu, task, &options)?, test, |_| ())?)
         }
     };
     let report = Report {
-        data: request.wanted.data.describe(),
-        examples: learnt.rows.len(),
+        data: data.describe(),
+        examples: rows.len(),
         skipped: learnt.skipped,
         node: backbone.node,
         features: features.columns(),
-        cached: learnt.cached,
+        cached,
         balanced: request.balanced,
         heads,
         unseen,
@@ -184,6 +221,13 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
         energy: meter.stop(&processor(&Machine::this())),
     };
     Ok(Taught { model: taught, adapter, report })
+}
+
+/// How much an example of each class counts, when all classes count the same.
+fn masses(truth: &Truth) -> Vec<f32> {
+    let counts = truth.counts();
+    let mass = |&count: &usize| truth.rows() as f32 / counts.len() as f32 / count.max(1) as f32;
+    counts.iter().map(mass).collect()
 }
 
 /// How well a model suits a task.
@@ -225,6 +269,17 @@ pub fn suit(model: &Model, request: &Request, cpu: &Cpu) -> Result<Suit> {
     })
 }
 
+/// Most labels of all examples together that a head is fitted to.
+const MOST_LABELS: usize = 1 << 30;
+
+fn task_of(truth: &Truth) -> Task {
+    match truth {
+        Truth::Classes { .. } => Task::Classify,
+        Truth::Labels { .. } => Task::Multilabel,
+        Truth::Numbers(_) => Task::Similarity,
+    }
+}
+
 /// The answers to these examples, and the names of the classes.
 pub(crate) fn truth(data: &dyn Dataset, rows: &[usize]) -> Result<(Truth, Option<Vec<String>>)> {
     let missing = |i: usize, what: &str| {
@@ -245,6 +300,27 @@ pub(crate) fn truth(data: &dyn Dataset, rows: &[usize]) -> Result<(Truth, Option
                 return Err(Error::input(format!("class {} is more than {MOST} classes", count - 1)));
             }
             Ok((Truth::Classes { of, count }, names))
+        }
+        Target::Labels(_) => {
+            let held = |&i: &usize| match data.target(i) {
+                Target::Labels(held) => Ok(held),
+                _ => Err(missing(i, "labels")),
+            };
+            let held = rows.iter().map(held).collect::<Result<Vec<_>>>()?;
+            let greatest = held.iter().filter_map(|held| held.last()).max().map_or(0, |last| last + 1);
+            let names = data.classes().map(<[String]>::to_vec);
+            let count = names.as_ref().map_or(greatest, Vec::len).max(greatest);
+            if count == 0 {
+                return Err(Error::input("no example has a label to learn from"));
+            }
+            if count.saturating_mul(rows.len()) > MOST_LABELS {
+                return Err(Error::input(format!("{count} labels for {} examples are too many", rows.len())));
+            }
+            let mut of = vec![false; count * rows.len()];
+            of.chunks_exact_mut(count)
+                .zip(&held)
+                .for_each(|(of, held)| held.iter().for_each(|&l| of[l] = true));
+            Ok((Truth::Labels { of, count }, names))
         }
         Target::Score(_) => {
             let number = |&i: &usize| match data.target(i) {
@@ -271,53 +347,71 @@ fn judged(fitted: &Fitted, truth: &Truth) -> Result<Judged> {
             let answers = scores.map(|row| f64::from(row[0])).collect();
             Judged::Scores(answers, unseen.rows.iter().map(|&i| of[i]).collect())
         }
-        Truth::Labels { .. } => {
-            return Err(Error::input(
-                "examples with several labels cannot be judged; give each one class or number",
-            ));
+        Truth::Labels { of, count } => {
+            let answers = scores.map(|row| row.iter().map(|score| *score > 0.0).collect()).collect();
+            Judged::Labels(answers, unseen.rows.iter().map(|&i| of[i * count..][..*count].to_vec()).collect())
         }
     })
 }
 
-/// The backbone with a head behind it: `logits` and `probabilities`, or a `score`.
-fn with_head(backbone: &Backbone, head: &Linear, truth: &Truth, names: Option<&[String]>) -> Result<Model> {
-    let mut inner = backbone.model.inner().clone();
+/// A model with a head behind its features: `logits` and `probabilities` of classes or labels, or a `score`; beside what it
+/// answers already when the task has a name, which begins the names of these outputs, and else in its place.
+fn with_head(
+    model: &Model,
+    task: Option<&str>,
+    head: &Linear,
+    truth: &Truth,
+    names: Option<&[String]>,
+) -> Result<Model> {
+    let mut inner = model.inner().clone();
     let graph = &mut inner.graph;
     let outputs = head.bias.len();
-    let features = graph.outputs[0];
-    let weight = graph
-        .add_constant("head.weight", Tensor::new(&[outputs, head.weight.len() / outputs], &head.weight)?);
-    let bias = graph.add_constant("head.bias", Tensor::new(&[outputs], &head.bias)?);
-    let scores =
-        graph.append("head", "Gemm", 13, &Attrs::new().int("transB", 1), &[features, weight, bias])?;
-    graph.outputs = vec![scores];
-    let task = match truth {
-        Truth::Numbers(_) => {
-            claim(graph, scores, "score")?;
-            Task::Similarity
-        }
+    let features =
+        graph.find(FEATURES).ok_or_else(|| Error::input("the model has no value with its features"))?;
+    let named = |name: &str| task.map_or_else(|| name.to_owned(), |task| format!("{task}.{name}"));
+    let head_of =
+        |name: &str| task.map_or_else(|| format!("head{name}"), |task| format!("head.{task}{name}"));
+    let weight = Tensor::new(&[outputs, head.weight.len() / outputs], &head.weight)?;
+    let weight = graph.add_constant(&head_of(".weight"), weight);
+    let bias = graph.add_constant(&head_of(".bias"), Tensor::new(&[outputs], &head.bias)?);
+    let product = Attrs::new().int("transB", 1);
+    let scores = graph.append(&head_of(""), "Gemm", 13, &product, &[features, weight, bias])?;
+    if task.is_none() {
+        graph.outputs.clear();
+    }
+    graph.outputs.push(scores);
+    match truth {
+        Truth::Numbers(_) => claim(graph, scores, &named("score"))?,
         _ => {
-            claim(graph, scores, "logits")?;
-            let shares =
-                graph.append("head.softmax", "Softmax", 13, &Attrs::new().int("axis", -1), &[scores])?;
-            claim(graph, shares, "probabilities")?;
+            claim(graph, scores, &named("logits"))?;
+            let shares = match truth {
+                Truth::Labels { .. } => {
+                    graph.append(&head_of(".sigmoid"), "Sigmoid", 13, &Attrs::new(), &[scores])?
+                }
+                _ => {
+                    let last = Attrs::new().int("axis", -1);
+                    graph.append(&head_of(".softmax"), "Softmax", 13, &last, &[scores])?
+                }
+            };
+            claim(graph, shares, &named("probabilities"))?;
             graph.outputs.push(shares);
-            Task::Classify
         }
-    };
+    }
     for id in graph.outputs.clone() {
         graph.value_mut(id).declared = true;
     }
-    inner.set_metadata(TASK, task.to_string());
-    for key in CLASSES {
-        inner.metadata.retain(|(name, _)| name != key);
+    let purpose = Purpose { task: task_of(truth).to_string(), classes: names.map(<[String]>::to_vec) };
+    match task {
+        Some(task) => {
+            let mut made = model.with_inner(inner);
+            made.add_task(task, purpose)?;
+            Ok(made)
+        }
+        None => {
+            let made = model.with_inner(inner);
+            made.with_purpose(&purpose)
+        }
     }
-    if let Some(names) = names {
-        let text = serde_json::to_string(names)
-            .map_err(|e| Error::input(format!("the classes have odd names: {e}")))?;
-        inner.set_metadata(CLASSES[0], text);
-    }
-    Ok(backbone.model.with_inner(inner))
 }
 
 /// How many examples of the test set are among those that were learnt from; texts are compared without regard to case and

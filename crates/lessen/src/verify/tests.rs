@@ -15,7 +15,7 @@ impl Dataset for Texts {
     }
 
     fn target(&self, i: usize) -> Target {
-        self.0[i].1
+        self.0[i].1.clone()
     }
 
     fn classes(&self) -> Option<&[String]> {
@@ -28,11 +28,11 @@ impl Dataset for Texts {
 }
 
 fn row(values: &[f32]) -> Answer {
-    Answer { outputs: vec![values.to_vec()], score: None, is_row: true }
+    Answer { outputs: vec![values.to_vec()], score: None, is_row: true, bar: 0.0 }
 }
 
 fn number_of(score: f64) -> Answer {
-    Answer { outputs: vec![vec![score as f32]], score: Some(score), is_row: true }
+    Answer { outputs: vec![vec![score as f32]], score: Some(score), is_row: true, bar: 0.0 }
 }
 
 #[test]

@@ -1,22 +1,25 @@
-//! What lies before the head learns, too: weights are trained by gradients from the examples, starting from the head that
-//! was fitted, until examples that were held out are answered no better.
+//! What lies before the head learns, too: weights are trained by gradients from the examples, until those that were held out
+//! are answered no better.
+
+mod answers;
+mod contrast;
 
 use std::fmt;
 use std::str::FromStr;
 
-use graph::{DType, Datum, Dim, Fact, Tensor, ValueId};
+use graph::ValueId;
 use kernel::Cpu;
 use learn::data::{Dataset, split};
-use learn::fit::{Hold, Inputs, Lessons, Loss, Network, Progress, Recipe, Which, fit, lora, trainable};
+use learn::fit::{Fitted, Hold, Lessons, Network, Progress, Recipe, Which, fit, lora, trainable};
 use learn::head::Truth;
 use serde::Serialize;
 
 use crate::adapter::{Adapter, Factors};
-use crate::answer::{Options, Task};
 use crate::feed;
-use crate::lessons::Training;
 use crate::receipt::Number;
 use crate::{Error, Model, Result};
+pub(super) use answers::answer;
+pub(super) use contrast::contrast;
 
 /// Share of the examples that are held out.
 const HELD_OUT: f64 = 0.1;
@@ -24,6 +27,10 @@ const HELD_OUT: f64 = 0.1;
 const MOST: usize = 1_000;
 /// Fewest examples to tune on.
 const LEAST: usize = 16;
+/// Fewest examples of which some are held out when they are compared with each other.
+const FEW: usize = 200;
+/// Times that each example is seen when nothing else is said.
+const EPOCHS: usize = 3;
 /// The rank of factors, when none is given, and what their product is multiplied by.
 const RANK: usize = 8;
 const SCALE: f32 = 2.0;
@@ -80,17 +87,22 @@ impl fmt::Display for Depth {
 pub struct Tuning {
     /// Which.
     pub depth: Depth,
-    /// Times that each example is seen, at most.
-    pub epochs: usize,
+    /// Is it trained before there is a head, until the features tell the classes apart?
+    pub contrast: bool,
+    /// Times that each example is seen, at most; 3 when not given, and more often for few examples that are compared.
+    pub epochs: Option<usize>,
     /// The greatest step, as a part of what weights measure; of factors that begin at 0, the step itself.
     pub rate: f32,
 }
 
 impl Tuning {
-    fn recipe(&self) -> Recipe {
-        let (epochs, rate) = (self.epochs, self.rate);
+    fn recipe(&self, examples: usize) -> Recipe {
+        let usual = if self.contrast { contrast::epochs(examples) } else { EPOCHS };
+        let (epochs, rate) = (self.epochs.unwrap_or(usual), self.rate);
         let relative = !matches!(self.depth, Depth::Lora(_));
-        Recipe { epochs, rate, batch: 32, relative, warmup: 0.1, patience: 2, ..Recipe::default() }
+        // Losses on what is trained on do not say when to stop.
+        let patience = if self.contrast { epochs } else { 2 };
+        Recipe { epochs, rate, batch: 32, relative, warmup: 0.1, patience, ..Recipe::default() }
     }
 }
 
@@ -99,13 +111,15 @@ impl Tuning {
 pub struct Tuned {
     /// Which weights were trained.
     pub depth: Depth,
+    /// Was it before there was a head, until the features told the classes apart?
+    pub contrast: bool,
     /// How many numbers these are.
     pub weights: usize,
     /// Examples that were trained on.
     pub examples: usize,
     /// Examples that were held out.
     pub held_out: usize,
-    /// The loss on those, with the head alone.
+    /// The loss on those, or on all when none are held out, before the training.
     pub before: f64,
     /// The same after the training.
     pub after: f64,
@@ -115,12 +129,16 @@ pub struct Tuned {
     pub time: Number,
 }
 
-/// Positions to train on and to hold out, both in ascending order.
+/// Positions to train on and to hold out, both in ascending order. Of few examples that are compared with each other none are
+/// held out.
 ///
 /// # Errors
 /// When there are too few.
-pub(super) fn shares(truth: &Truth) -> Result<(Vec<usize>, Vec<usize>)> {
+pub(super) fn shares(truth: &Truth, contrast: bool) -> Result<(Vec<usize>, Vec<usize>)> {
     let count = truth.rows();
+    if contrast && count < FEW {
+        return Ok(((0..count).collect(), Vec::new()));
+    }
     if count < LEAST {
         return Err(Error::input(format!("{count} examples are too few for --tune; give {LEAST} or more")));
     }
@@ -148,32 +166,50 @@ pub(super) struct Examples<'a> {
     pub shares: (Vec<usize>, Vec<usize>),
     /// How much an example of each class counts; empty when all count the same.
     pub masses: Vec<f32>,
+    /// A teacher's logits, row by row, when the answers are its own.
+    pub logits: Option<Vec<f32>>,
     pub feed: feed::Options,
 }
 
-/// Trains the model that has a head already, whose first output are its scores.
-///
-/// # Errors
-/// When an operator between a weight and the scores has no gradient (the node is named), or an example cannot be read.
-pub(super) fn tune(
+/// What came of a training.
+pub(super) struct Trained {
+    fitted: Fitted,
+    /// How many numbers were trained.
+    weights: usize,
+    /// What was added to weights, when factors were trained.
+    pub adapter: Option<Adapter>,
+    seconds: f64,
+}
+
+impl Trained {
+    pub fn told(self, tuning: &Tuning, examples: &Examples) -> Tuned {
+        Tuned {
+            depth: tuning.depth,
+            contrast: tuning.contrast,
+            weights: self.weights,
+            examples: examples.shares.0.len(),
+            held_out: examples.shares.1.len(),
+            before: self.fitted.before,
+            after: self.fitted.after,
+            epochs: self.fitted.epochs,
+            time: Number::measured(self.seconds, "s"),
+        }
+    }
+}
+
+/// Trains a model to make the loss small that `loss` adds to its graph.
+fn train(
     model: &mut Model,
     tuning: &Tuning,
-    examples: &Examples,
+    loss: &dyn Fn(&mut graph::Graph) -> Result<ValueId>,
+    lessons: &dyn Lessons,
     cpu: &Cpu,
     progress: &dyn Fn(&str),
-) -> Result<(Tuned, Option<Adapter>)> {
+) -> Result<Trained> {
     let start = std::time::Instant::now();
     let mut graph = model.inner().graph.clone();
     graph.infer()?;
-    let scores = graph.outputs[0];
-    let outputs = examples.truth.outputs();
-    let shape = vec![Dim::named("examples"), Dim::from(outputs)];
-    let target = graph.add_input(TARGET, Fact::tensor(DType::F32, shape))?;
-    let loss = match examples.truth {
-        Truth::Classes { .. } => Loss::CrossEntropy,
-        Truth::Labels { .. } | Truth::Numbers(_) => Loss::Squared,
-    };
-    let loss = loss.add(&mut graph, scores, target)?;
+    let loss = loss(&mut graph)?;
     let pairs = match tuning.depth {
         Depth::Lora(rank) => {
             let wanted = |name: &str| !name.starts_with(HEAD);
@@ -191,10 +227,8 @@ pub(super) fn tune(
         return Err(Error::input("the model has no weights of f32 that could be trained; give the original"));
     }
     let mut network = Network::new(&graph, loss, loss, &weights, cpu)?;
-    let options = Options { feed: examples.feed.clone(), output: None };
-    let training = Training::new(model, examples.data, examples.rows.to_vec(), Task::Classify, &options)?;
-    let pupil = Pupil { examples, training: &training, outputs };
-    let epochs = tuning.epochs;
+    let recipe = tuning.recipe(lessons.len());
+    let epochs = recipe.epochs;
     let mut watch = |p: &Progress| {
         progress(&format!(
             "tuning: epoch {} of {epochs}, loss {:.4}, held out {:.4}",
@@ -203,7 +237,7 @@ pub(super) fn tune(
         true
     };
     progress("tuning");
-    let fitted = fit(&mut network, &tuning.recipe(), &pupil, None, &mut watch)?;
+    let fitted = fit(&mut network, &recipe, lessons, None, &mut watch)?;
     let graph = &mut model.inner_mut().graph;
     let trained = |value: ValueId| network.weights().iter().find(|w| w.value == value).map(|w| &w.tensor);
     let mut adapter = Adapter::default();
@@ -220,21 +254,13 @@ pub(super) fn tune(
     for weight in network.weights().iter().filter(|weight| !factor(weight.value)) {
         graph.set_constant(weight.value, weight.tensor.clone());
     }
-    let tuned = Tuned {
-        depth: tuning.depth,
+    Ok(Trained {
+        fitted,
         weights: network.weights().iter().map(|weight| weight.tensor.len()).sum(),
-        examples: examples.shares.0.len(),
-        held_out: examples.shares.1.len(),
-        before: fitted.before,
-        after: fitted.after,
-        epochs: fitted.epochs,
-        time: Number::measured(start.elapsed().as_secs_f64(), "s"),
-    };
-    Ok((tuned, (!adapter.factors.is_empty()).then_some(adapter)))
+        adapter: (!adapter.factors.is_empty()).then_some(adapter),
+        seconds: start.elapsed().as_secs_f64(),
+    })
 }
-
-/// The name of the right answers among the inputs of what is trained.
-const TARGET: &str = "lessen.target";
 
 fn chosen(graph: &graph::Graph, depth: Depth, pairs: &[lora::Pair]) -> Vec<(ValueId, Hold)> {
     let mut all = trainable(graph, if depth == Depth::Small { Which::Small } else { Which::All });
@@ -248,48 +274,6 @@ fn chosen(graph: &graph::Graph, depth: Depth, pairs: &[lora::Pair]) -> Vec<(Valu
     }
     // Zeros are no pattern here: a weight that happens to be 0 may move.
     all.into_iter().map(|(value, _)| (value, Hold::Free)).collect()
-}
-
-struct Pupil<'a> {
-    examples: &'a Examples<'a>,
-    training: &'a Training<'a>,
-    outputs: usize,
-}
-
-impl Pupil<'_> {
-    /// Batches with their right answers beside.
-    fn batches(&self, positions: &[usize], seed: Option<u64>) -> Result<Vec<(Inputs, usize)>> {
-        let batches = self.training.batches(positions, seed)?;
-        let with_target = batches.into_iter().map(|(mut inputs, rows)| {
-            let rows: Vec<usize> = rows.into_iter().map(|row| positions[row]).collect();
-            let mut targets = self.examples.truth.select(&rows).targets();
-            if let (Truth::Classes { of, .. }, false) = (self.examples.truth, self.examples.masses.is_empty())
-            {
-                let each = targets.chunks_exact_mut(self.outputs).zip(&rows);
-                each.for_each(|(row, &at)| row.iter_mut().for_each(|x| *x *= self.examples.masses[of[at]]));
-            }
-            let target = Tensor::new(&[rows.len(), self.outputs], &targets)?;
-            inputs.push((TARGET.into(), Datum::Tensor(target)));
-            Ok((inputs, rows.len()))
-        });
-        with_target.collect()
-    }
-}
-
-impl Lessons for Pupil<'_> {
-    fn len(&self) -> usize {
-        self.examples.shares.0.len()
-    }
-
-    fn lesson(&self, examples: &[usize], seed: u64) -> learn::Result<Vec<(Inputs, usize)>> {
-        let positions: Vec<usize> = examples.iter().map(|&i| self.examples.shares.0[i]).collect();
-        self.batches(&positions, Some(seed)).map_err(told)
-    }
-
-    fn exam(&self) -> learn::Result<Vec<(Inputs, usize)>> {
-        let parts = self.examples.shares.1.chunks(64).map(|part| self.batches(part, None));
-        parts.collect::<Result<Vec<_>>>().map(|parts| parts.concat()).map_err(told)
-    }
 }
 
 fn told(error: Error) -> learn::Error {
@@ -317,12 +301,14 @@ mod tests {
     #[test]
     fn a_tenth_of_each_class_is_held_out() {
         let truth = Truth::Classes { of: (0..200).map(|i| i % 2).collect(), count: 2 };
-        let (train, held_out) = shares(&truth).unwrap();
+        let (train, held_out) = shares(&truth, false).unwrap();
         assert_eq!((train.len(), held_out.len()), (180, 20));
         assert_eq!(held_out.iter().filter(|i| **i % 2 == 0).count(), 10);
         let mut all = [train, held_out].concat();
         all.sort_unstable();
         assert_eq!(all, (0..200).collect::<Vec<_>>());
-        assert!(shares(&Truth::Numbers(vec![0.0; 15])).is_err());
+        assert!(shares(&Truth::Numbers(vec![0.0; 15]), false).is_err());
+        let few = Truth::Classes { of: (0..16).map(|i| i % 2).collect(), count: 2 };
+        assert_eq!(shares(&few, true).unwrap(), ((0..16).collect(), Vec::new()));
     }
 }
