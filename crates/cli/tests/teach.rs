@@ -489,15 +489,20 @@ fn an_example_can_have_several_labels() {
 #[test]
 fn several_labels_are_tuned_too() {
     let place = Place::new();
-    let (images, digits) = pictures();
-    let values = images.to_f32().unwrap();
-    let image = Tensor::new(&[300, 1, 8, 8], &values[..300 * 64]).unwrap();
-    let of = |d: &i64| [has_loop(*d), i64::from(d % 2 == 0)];
-    let labels: Vec<i64> = digits[..300].iter().flat_map(of).collect();
-    let data = place.npz("a.npz", &[("image", image), ("y", Tensor::new(&[300, 2], &labels).unwrap())]);
-    let more = ["--labels-column", "y", "--tune", "all", "--epochs", "6", "--rate", "0.0003"];
+    let (images, _) = pictures();
+    let values = &images.to_f32().unwrap()[..600 * 64];
+    let image = Tensor::new(&[600, 1, 8, 8], values).unwrap();
+    // Where the ink is, which the model was not made to tell.
+    let inks = |image: &[f32]| {
+        let ink = |of: &dyn Fn(usize) -> bool| (0..64).filter(|&i| of(i)).map(|i| image[i]).sum::<f32>();
+        let of = [ink(&|i| i % 8 < 4) > ink(&|i| i % 8 >= 4), ink(&|i| i < 32) > ink(&|i| i >= 32)];
+        of.map(i64::from)
+    };
+    let labels: Vec<i64> = values.chunks_exact(64).flat_map(inks).collect();
+    let data = place.npz("a.npz", &[("image", image), ("y", Tensor::new(&[600, 2], &labels).unwrap())]);
+    let more = ["--labels-column", "y", "--tune", "all", "--epochs", "8", "--rate", "0.003"];
     let tuned = &teach(&place, &data, &more).json()["tuned"];
-    assert!(tuned["after"].as_f64().unwrap() < tuned["before"].as_f64().unwrap(), "{tuned}");
+    assert!(tuned["after"].as_f64().unwrap() < 0.9 * tuned["before"].as_f64().unwrap(), "{tuned}");
 }
 
 #[test]
@@ -509,7 +514,7 @@ fn few_examples_are_compared_with_each_other() {
     let report = teach(&place, &data, &["--test", &test, "--contrast"]).json();
     let tuned = &report["tuned"];
     assert_eq!((&tuned["contrast"], &tuned["held_out"]), (&true.into(), &0.into()));
-    assert!(tuned["after"].as_f64().unwrap() < 0.5 * tuned["before"].as_f64().unwrap(), "{tuned}");
+    assert!(tuned["after"].as_f64().unwrap() < 0.7 * tuned["before"].as_f64().unwrap(), "{tuned}");
     assert!(value(&report) > plain - 3.0, "{plain} {}", value(&report));
     // Of many, some are held out, and say how it went.
     let many = part(&place, "c.npz", 0..220, has_loop);
