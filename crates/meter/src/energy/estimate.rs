@@ -80,6 +80,7 @@ pub fn processor(machine: &Machine) -> Processor {
 /// known.
 pub fn estimate(processor: &Processor, seconds: f64, worked: Option<f64>) -> Energy {
     let all = processor.threads as f64 * seconds;
+    let load = if worked.is_none() { "; their load is not known and taken for full" } else { "" };
     let worked = worked.unwrap_or(all).min(all);
     let rest = IDLE * processor.watts_each * all;
     let cpu = rest + (1.0 - IDLE) * processor.watts_each * worked;
@@ -90,7 +91,7 @@ pub fn estimate(processor: &Processor, seconds: f64, worked: Option<f64>) -> Ene
         seconds,
         measured: false,
         source: format!(
-            "estimated: {}, {:.1} W for each of {} threads ({}), {MEMORY} W for each GiB",
+            "estimated: {}, {:.1} W for each of {} threads ({}){load}, {MEMORY} W for each GiB",
             processor.name, processor.watts_each, processor.threads, processor.basis
         ),
         parts: vec![("processor".into(), cpu), ("memory".into(), memory)],
