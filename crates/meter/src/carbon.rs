@@ -97,11 +97,16 @@ impl Place {
 
     /// What energy and time come to.
     pub fn cost(&self, energy: &Energy) -> Cost {
-        let kwh = energy.kwh() * self.pue;
+        self.cost_of(energy.joules, energy.seconds)
+    }
+
+    /// What so many joules and seconds come to.
+    pub fn cost_of(&self, joules: f64, seconds: f64) -> Cost {
+        let kwh = joules / 3.6e6 * self.pue;
         Cost {
             kwh,
             co2: kwh * self.intensity / 1000.0,
-            money: kwh * self.per_kwh + energy.seconds / 3600.0 * self.per_hour,
+            money: kwh * self.per_kwh + seconds / 3600.0 * self.per_hour,
         }
     }
 }

@@ -56,15 +56,20 @@ impl Energy {
         self.joules / 3.6e6
     }
 
-    /// In words: the joules, whether they are measured, and how much of them is beyond idling.
+    /// In words: see [`words`].
     pub fn words(&self) -> String {
-        let how = if self.measured { "measured" } else { "estimated" };
-        let idle = match self.above_idle() {
-            Some(above) => format!("{above:.0} J of it beyond an idle machine"),
-            None => "what an idle machine takes is in it".into(),
-        };
-        format!("{:.0} J ({how}; {idle})", self.joules)
+        words(self.joules, self.measured, self.above_idle())
     }
+}
+
+/// Joules in words: whether they are measured, and how many of them are beyond what an idle machine takes.
+pub fn words(joules: f64, measured: bool, above_idle: Option<f64>) -> String {
+    let how = if measured { "measured" } else { "estimated" };
+    let idle = match above_idle {
+        Some(above) => format!("{above:.0} J of it beyond an idle machine"),
+        None => "what an idle machine takes is in it".into(),
+    };
+    format!("{joules:.0} J ({how}; {idle})")
 }
 
 /// Reads a sensor, if there is one, from the moment it is made.

@@ -21,6 +21,7 @@ use crate::answer::{Answerer, Options, Task};
 use crate::eval::{Eval, Judged, eval};
 use crate::features::{Backbone, Skipped, Subset, Wanted, backbone, claim, learn, print};
 use crate::model::{CLASSES, TASK};
+use crate::payback::Payback;
 use crate::receipt::Number;
 use crate::{Error, Model, Result};
 pub use tune::{Depth, Tuned, Tuning};
@@ -89,6 +90,8 @@ pub struct Report {
     pub head_time: Number,
     /// Energy that all of it took.
     pub energy: Energy,
+    /// The same, and after how many runs of the new model these have taken as much.
+    pub payback: Payback,
 }
 
 /// A model that was taught.
@@ -165,6 +168,11 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
             Some(eval(&Answerer::new(&taught, cpu, task, &options)?, test, |_| ())?)
         }
     };
+    // What an example takes: of those judged, else of those whose features were computed.
+    let answered =
+        test.as_ref().or(held_out.as_ref()).map(|eval| eval.time.value / eval.examples.max(1) as f64);
+    let made = (!learnt.cached).then(|| feature_time / learnt.rows.len().max(1) as f64);
+    let energy = meter.stop(&processor(&Machine::this()));
     let report = Report {
         data: request.wanted.data.describe(),
         examples: learnt.rows.len(),
@@ -181,7 +189,8 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
         leaked,
         feature_time: Number::measured(feature_time, "s"),
         head_time: Number::measured(head_time, "s"),
-        energy: meter.stop(&processor(&Machine::this())),
+        payback: Payback::taught(&energy, answered.or(made), cpu.pool().threads()),
+        energy,
     };
     Ok(Taught { model: taught, adapter, report })
 }

@@ -246,6 +246,8 @@ fn processors_are_found_by_their_names() {
     assert!(known.basis == "its thermal design power" && known.watts_each == 270.0 / 80.0);
     let faster = |name| processor(&machine(name)).watts_each;
     assert!(faster("12th Gen Intel(R) Core(TM) i7-12700K") > faster("12th Gen Intel(R) Core(TM) i7-12700"));
+    let stacked = "AMD Ryzen 9 7950X3D 16-Core Processor";
+    assert_eq!(faster(stacked), 120.0 / 32.0, "not that of the 7950X");
     let family = processor(&machine("AMD EPYC 7Y99"));
     assert!(family.basis.contains("family") && family.watts_each == 360.0 / 192.0);
     let other = processor(&machine("Some CPU"));
