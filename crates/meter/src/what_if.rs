@@ -268,7 +268,7 @@ fn assumptions(case: &Case) -> Vec<String> {
     ));
     all.push("devices hold weights and nothing else: what a text takes in memory comes on top".into());
     all.push(format!(
-        "one of the {} takes 2 operations for each parameter in use and reads these once for {} texts at once",
+        "each of the {} takes 2 operations for each parameter in use; these are read once for {} of them",
         traffic.unit, traffic.batch
     ));
     all.push(format!(

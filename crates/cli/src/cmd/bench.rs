@@ -12,7 +12,7 @@ use lessen::receipt::{How, Memory, Number, bytes};
 use lessen::shapes::{Shape, by};
 use serde::Serialize;
 
-use super::{Done, table};
+use super::{Done, table, three};
 use crate::flags::{Common, Costs, least};
 
 /// Measure time, memory and energy of a model, alone or in turns with another one.
@@ -124,6 +124,14 @@ fn how(number: &Number) -> &'static str {
     if number.how == How::Measured { "measured" } else { "estimated" }
 }
 
+fn joules(number: &Number) -> String {
+    let value = format!("{} J", three(number.value));
+    match (number.low, number.high) {
+        (Some(low), Some(high)) => format!("{value} ({} to {})", three(low), three(high)),
+        _ => value,
+    }
+}
+
 /// What a million runs cost.
 fn million(row: &bench::Row, place: &Place) -> Option<Cost> {
     let run = row.energy.as_ref()?;
@@ -155,15 +163,17 @@ fn text(report: &Report) -> String {
     let energies: Vec<&bench::RunEnergy> = found.models.iter().filter_map(|r| r.energy.as_ref()).collect();
     if let Some(place) = &report.place {
         let line = |name: &str, cells: Vec<String>| std::iter::once(name.to_owned()).chain(cells).collect();
-        let total = energies.iter().map(|e| format!("{:.5}, {}", e.total, how(&e.total))).collect();
+        let total = energies.iter().map(|e| format!("{}, {}", joules(&e.total), how(&e.total))).collect();
         rows.push(line("energy of a run", total));
-        let above =
-            |e: &&bench::RunEnergy| e.above_idle.map_or("not known: --idle".into(), |n| format!("{n:.5}"));
+        let above = |e: &&bench::RunEnergy| e.above_idle.as_ref().map_or("not known: --idle".into(), joules);
         rows.push(line("beyond idling", energies.iter().map(above).collect()));
         let costs = |f: &dyn Fn(&Cost) -> String| report.million.iter().map(f).collect();
-        rows.push(line("a million runs", costs(&|c| format!("{:.4} kWh, {:.4} kg CO2e", c.kwh, c.co2))));
+        rows.push(line(
+            "a million runs",
+            costs(&|c| format!("{} kWh, {} kg CO2e", three(c.kwh), three(c.co2))),
+        ));
         if place.per_kwh > 0.0 || place.per_hour > 0.0 {
-            rows.push(line("money for them", costs(&|c| format!("{:.4}", c.money))));
+            rows.push(line("money for them", costs(&|c| three(c.money))));
         }
     }
     text += &table(&rows);

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use lessen::meter::what_if::{Answer, Case, Takes, what_if};
 use lessen::receipt::bytes;
 
-use crate::cmd::{Done, table};
+use crate::cmd::{Done, table, three};
 
 /// Bytes that a case has at the most.
 const MOST: u64 = 1 << 20;
@@ -71,10 +71,4 @@ fn told(answer: &Answer) -> String {
     };
     answer.assumptions.iter().for_each(|assumption| text += &format!("assumed: {assumption}\n"));
     text
-}
-
-/// Three digits, or all before the point.
-fn three(n: f64) -> String {
-    let digits = if n > 0.0 { (2.0 - n.log10().floor()).clamp(0.0, 12.0) as usize } else { 0 };
-    format!("{n:.digits$}")
 }
