@@ -15,7 +15,7 @@ use meter::{Energy, Machine, Spread};
 use serde::{Deserialize, Serialize};
 
 use crate::eval::{SEED, number};
-use crate::receipt::Number;
+use crate::receipt::{How, Number};
 use crate::shapes::{self, Shape};
 use crate::{Cpu, Error, Model, Result, Runner};
 
@@ -368,12 +368,10 @@ fn energy(blocks: &[Block]) -> Result<Option<RunEnergy>> {
     }))
 }
 
-/// The median, with its interval when it was measured.
+/// The median with its interval: what is estimated follows times, in which chance has a part.
 fn told(values: &[f64], unit: &'static str, measured: bool) -> Result<Number> {
-    match measured {
-        true => median(values, unit),
-        false => Ok(Number::estimated(Spread::of(values).median, unit)),
-    }
+    let how = if measured { How::Measured } else { How::Estimated };
+    Ok(Number { how, ..median(values, unit)? })
 }
 
 fn row(worker: &mut Worker) -> Result<Row> {
@@ -419,16 +417,13 @@ mod tests {
         assert!(energy(&[]).unwrap().is_none());
         let measured = [20.0, 30.0, 40.0].map(|joules| block(joules, Some(5.0), true));
         let found = energy(&measured).unwrap().unwrap();
-        assert_eq!(
-            (found.total.value, found.total.how, found.runs),
-            (3.0, crate::receipt::How::Measured, 30)
-        );
+        assert_eq!((found.total.value, found.total.how, found.runs), (3.0, How::Measured, 30));
         assert_eq!(found.above_idle.unwrap().value, 2.5);
         assert!(found.total.low.unwrap() >= 2.0 && found.total.high.unwrap() <= 4.0);
         let mixed = [block(20.0, None, true), block(30.0, Some(5.0), false)];
         let found = energy(&mixed).unwrap().unwrap();
-        assert_eq!((found.total.how, found.above_idle), (crate::receipt::How::Estimated, None));
-        assert!(found.total.low.is_none() && found.source == "estimated");
+        assert_eq!((found.total.how, found.above_idle), (How::Estimated, None));
+        assert!(found.total.low.is_some() && found.source == "estimated");
     }
 
     #[test]

@@ -183,20 +183,19 @@ fn text(report: &Report) -> String {
             first.source, place.pue, place.intensity, place.source
         );
     }
-    if let (Some(speedup), [_, other]) = (&found.speedup, found.models.as_slice()) {
-        text += &format!("\n{:.2} times as fast as {}", speedup.value, other.file.display());
-        if let (Some(low), Some(high)) = (speedup.low, speedup.high) {
-            text += &format!(" ({low:.2} to {high:.2})");
+    if let [_, other] = found.models.as_slice() {
+        let times = |n: &Number| match (n.low, n.high) {
+            (Some(low), Some(high)) => (format!("{:.2}", n.value), format!(" ({low:.2} to {high:.2})")),
+            _ => (format!("{:.2}", n.value), String::new()),
+        };
+        let other = other.file.display();
+        if let Some((value, interval)) = found.speedup.as_ref().map(times) {
+            text += &format!("\n{value} times as fast as {other}{interval}\n");
         }
-        text += "\n";
-    }
-    if let (Some(frugality), [_, other]) = (&found.frugality, found.models.as_slice()) {
-        text += &format!(
-            "{:.2} times less energy than {} ({})\n",
-            frugality.value,
-            other.file.display(),
-            how(frugality)
-        );
+        if let Some(frugality) = &found.frugality {
+            let (value, interval) = times(frugality);
+            text += &format!("{value} times less energy than {other}{interval}, {}\n", how(frugality));
+        }
     }
     text
 }
