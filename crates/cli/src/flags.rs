@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use lessen::answer::{self, Task};
 use lessen::data::{self, Dataset, Several};
 use lessen::features::Wanted;
 use lessen::image::Preprocess;
+use lessen::meter::Place;
 use lessen::{Cpu, Error, Model};
 
 /// Flags of every command.
@@ -54,6 +55,62 @@ impl Common {
         bar.enable_steady_tick(std::time::Duration::from_millis(200));
         style.map(|style| bar.clone().with_style(style)).unwrap_or(bar)
     }
+}
+
+/// Where the machine stands, and what it costs there.
+#[derive(Clone, Debug, Args)]
+pub struct Costs {
+    /// The country that the machine stands in, for the carbon of its electricity: its code of three letters, or its name.
+    #[arg(long, value_name = "CODE", default_value = "")]
+    country: String,
+    /// The part of the country: a province of CAN, such as QC, or a subregion of the grid of the USA (eGRID), such as CAMX.
+    #[arg(long, value_name = "CODE", default_value = "")]
+    region: String,
+    /// Grams of CO2 equivalent a kilowatt-hour [default: the region's, the country's, or 475, the world's].
+    #[arg(long, value_name = "GRAMS", allow_negative_numbers = true)]
+    intensity: Option<f64>,
+    /// Energy that the building takes for each that its machines take, such as 1.58 in a data centre.
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, allow_negative_numbers = true)]
+    pue: f64,
+    /// Money a kilowatt-hour.
+    #[arg(long, value_name = "PRICE", default_value_t = 0.0, allow_negative_numbers = true)]
+    per_kwh: f64,
+    /// Money an hour of the machine.
+    #[arg(long, value_name = "PRICE", default_value_t = 0.0, allow_negative_numbers = true)]
+    per_hour: f64,
+}
+
+impl Costs {
+    /// Whether anything was said.
+    pub fn any(&self) -> bool {
+        let Costs { country, region, intensity, pue, per_kwh, per_hour } = self;
+        let said = !country.is_empty() || !region.is_empty() || intensity.is_some();
+        said || *pue != 1.0 || *per_kwh != 0.0 || *per_hour != 0.0
+    }
+
+    /// The place.
+    ///
+    /// # Errors
+    /// When a number makes no sense, or the country or its part is not known.
+    pub fn place(&self) -> Result<Place> {
+        least("--pue", self.pue, 1.0)?;
+        least("--per-kwh", self.per_kwh, 0.0)?;
+        least("--per-hour", self.per_hour, 0.0)?;
+        let place = match self.intensity {
+            Some(intensity) => {
+                least("--intensity", intensity, 0.0)?;
+                Place::given(&self.country, &self.region, intensity, "given".into())
+            }
+            None => Place::of(&self.country, &self.region).map_err(anyhow::Error::msg)?,
+        };
+        Ok(Place { pue: self.pue, per_kwh: self.per_kwh, per_hour: self.per_hour, ..place })
+    }
+}
+
+/// Whether what a flag says is a number from `least`.
+pub fn least(flag: &str, value: f64, least: f64) -> Result<()> {
+    ensure!(value.is_finite() && value >= least, "{flag} {value}: it must be a number from {least}");
+    Ok(())
 }
 
 /// How a model is opened.

@@ -108,6 +108,25 @@ fn audit(receipt: &Value, model: &str, small: &str) {
     // What ran: how each number is known.
     assert_eq!(receipt["bytes_after"]["how"], "exact");
     assert!(number(&receipt["speed"]["before"]) > 0.0 && receipt["speed"]["after"]["how"] == "measured");
+    // What was spent, over what a run saves: what the receipt says comes of what it shows.
+    let payback = &receipt["payback"];
+    let (spent, before, after) =
+        (number(&payback["spent"]), number(&payback["before"]), number(&payback["after"]));
+    assert!(spent > 0.0 && before > 0.0 && after > 0.0, "{payback}");
+    assert!((number(&payback["parity"]) - (spent / after).ceil()).abs() < 1.0, "{payback}");
+    match before > after {
+        true => {
+            assert!((number(&payback["runs"]) - (spent / (before - after)).ceil()).abs() < 1.0, "{payback}")
+        }
+        false => assert!(payback["runs"].is_null(), "{payback}"),
+    }
+    assert_eq!(
+        (&payback["before"]["how"], &payback["parity"]["how"]),
+        (&"estimated".into(), &"estimated".into())
+    );
+    if payback["spent"]["how"] == "estimated" {
+        assert!(number(&payback["above_idle"]) < spent, "{payback}");
+    }
     let memory = &receipt["memory"];
     assert!(number(&memory["before"]) > 1e5 && number(&memory["after"]) > 1e5);
     assert!(memory["after"]["how"] == "measured" || memory["after"]["how"] == "estimated");

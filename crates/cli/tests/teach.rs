@@ -53,7 +53,12 @@ fn a_new_task_is_learnt_from_100_examples() {
     let high = report["unseen"]["value"]["high"].as_f64().unwrap();
     assert!(low - 3.0 < value(&report["test"]) && value(&report["test"]) < high + 3.0);
     assert_eq!(report["leaked"], 0);
-    assert!(report["energy"]["joules"].as_f64().unwrap() > 0.0);
+    let (energy, payback) = (&report["energy"], &report["payback"]);
+    let joules = energy["joules"].as_f64().unwrap();
+    assert!(joules > 0.0 && payback["spent"]["value"] == energy["joules"], "{payback}");
+    let run = payback["after"]["value"].as_f64().unwrap();
+    assert!(run > 0.0 && payback["runs"].is_null(), "nothing is saved without another model: {payback}");
+    assert!((payback["parity"]["value"].as_f64().unwrap() - (joules / run).ceil()).abs() < 1.0, "{payback}");
 
     // The file is a model like any other: it is judged, run and shrunk.
     let out = place.path("taught.onnx");

@@ -1,4 +1,4 @@
-//! What shrinking took in energy, and after how many runs of the smaller model it is won back.
+//! What shrinking or teaching took in energy, and after how many runs of the model it is won back or equalled.
 
 use meter::energy::Processor;
 use meter::{Energy, Machine};
@@ -10,58 +10,82 @@ use crate::shrink::Speed;
 /// Energy that was spent once, and what each run takes before and after.
 #[derive(Clone, Debug, Serialize)]
 pub struct Payback {
-    /// What shrinking took.
+    /// What shrinking or teaching took, with what the machine takes when idle.
     pub spent: Number,
+    /// What of it is beyond an idle machine; `None` when it was measured and idling was not: then nothing is taken off.
+    pub above_idle: Option<Number>,
     /// What one run of the original takes: the power of its threads and of the memory for the time of a run; `None` when that
-    /// was not measured.
+    /// was not measured, or there is no original.
     pub before: Option<Number>,
-    /// The same of the smaller model.
+    /// The same of the model that was made.
     pub after: Option<Number>,
     /// After so many runs it is won back; `None` when a run saves nothing or is not known.
     pub runs: Option<Number>,
+    /// After so many runs of the model that was made these have taken as much; `None` when a run is not known.
+    pub parity: Option<Number>,
     /// Where the energy comes from, for people.
     pub source: String,
 }
 
 impl Payback {
     pub(crate) fn new(spent: &Energy, speed: Option<&Speed>) -> Payback {
-        let processor = meter::energy::processor(&Machine::this());
-        Payback::with(spent, speed, &processor)
+        let run = |number: &Number| number.value / 1e3;
+        let threads = speed.map_or(1, |s| s.threads);
+        let (before, after) = (speed.map(|s| run(&s.before)), speed.map(|s| run(&s.after)));
+        Payback::with(spent, before, after, threads, &meter::energy::processor(&Machine::this()))
     }
 
-    fn with(spent: &Energy, speed: Option<&Speed>, processor: &Processor) -> Payback {
-        let joules = |run: &Number, threads: usize| {
-            let seconds = run.value / 1e3;
-            let threads = threads.min(processor.threads);
-            let whole = Processor { threads, ..processor.clone() };
-            Number::estimated(meter::energy::estimate(&whole, seconds, None).joules, "J")
-        };
-        let before = speed.map(|s| joules(&s.before, s.threads));
-        let after = speed.map(|s| joules(&s.after, s.threads));
+    /// Of teaching a model of which an example takes so many seconds on all these threads.
+    pub(crate) fn taught(spent: &Energy, seconds: Option<f64>, threads: usize) -> Payback {
+        Payback::with(spent, None, seconds, threads, &meter::energy::processor(&Machine::this()))
+    }
+
+    fn with(
+        spent: &Energy,
+        before: Option<f64>,
+        after: Option<f64>,
+        threads: usize,
+        processor: &Processor,
+    ) -> Payback {
+        let whole = Processor { threads: threads.min(processor.threads), ..processor.clone() };
+        let joules =
+            |seconds: f64| Number::estimated(meter::energy::estimate(&whole, seconds, None).joules, "J");
+        let (before, after) = (before.map(joules), after.map(joules));
         let runs = before.zip(after).and_then(|(b, a)| meter::payback::runs(spent.joules, b.value, a.value));
+        let parity = after.and_then(|after| meter::payback::parity(spent.joules, after.value));
+        let whole_runs = |runs: f64| Number::estimated(runs.ceil(), "runs");
+        let known = |joules| match spent.measured {
+            true => Number::measured(joules, "J"),
+            false => Number::estimated(joules, "J"),
+        };
         Payback {
-            spent: match spent.measured {
-                true => Number::measured(spent.joules, "J"),
-                false => Number::estimated(spent.joules, "J"),
-            },
+            spent: known(spent.joules),
+            above_idle: spent.above_idle().map(known),
             before,
             after,
-            runs: runs.map(|runs| Number::estimated(runs.ceil(), "runs")),
+            runs: runs.map(whole_runs),
+            parity: parity.map(whole_runs),
             source: spent.source.clone(),
         }
     }
 
     /// In a line.
     pub fn words(&self) -> String {
-        let how = |n: &Number| if n.how == crate::receipt::How::Measured { "measured" } else { "estimated" };
-        let mut text = format!("{:.0} ({})", self.spent, how(&self.spent));
-        if let (Some(before), Some(after)) = (&self.before, &self.after) {
-            text += &format!("; a run takes about {before:.4} before, {after:.4} after");
+        let measured = self.spent.how == crate::receipt::How::Measured;
+        let above = self.above_idle.map(|above| above.value);
+        let mut text = meter::energy::words(self.spent.value, measured, above);
+        match (&self.before, &self.after) {
+            (Some(before), Some(after)) => {
+                text += &format!("; a run takes about {before:.4} before, {after:.4} after");
+            }
+            (None, Some(after)) => text += &format!("; a run takes about {after:.4}"),
+            _ => {}
         }
-        text + &match &self.runs {
-            Some(runs) => format!(": won back after about {:.0} runs", runs.value),
-            None if self.before.is_some() => ": a run saves nothing here".into(),
-            None => String::new(),
+        text + &match (&self.runs, &self.parity) {
+            (Some(runs), _) => format!(": won back after about {:.0} runs", runs.value),
+            (None, _) if self.before.is_some() => ": a run saves nothing here".into(),
+            (None, Some(parity)) => format!(": as much after about {:.0} runs", parity.value),
+            (None, None) => String::new(),
         }
     }
 }
@@ -81,23 +105,35 @@ mod tests {
             source: "RAPL".into(),
             parts: Vec::new(),
         };
-        let speed = |after: f64| Speed {
-            before: Number::measured(20.0, "ms"),
-            after: Number::measured(after, "ms"),
-            faster: Number::measured(20.0 / after, "x"),
-            threads: 2,
-        };
         // Two threads of 5 W: 0.2 J before, 0.1 J after.
-        let found = Payback::with(&spent, Some(&speed(10.0)), &processor);
+        let found = Payback::with(&spent, Some(0.02), Some(0.01), 2, &processor);
         assert!((found.before.unwrap().value - 0.2).abs() < 1e-12);
-        assert_eq!(found.runs.unwrap().value, 10_000.0);
+        assert_eq!((found.runs.unwrap().value, found.parity.unwrap().value), (10_000.0, 10_000.0));
         assert!(
             found.words().contains("measured") && found.words().contains("10000 runs"),
             "{}",
             found.words()
         );
-        let found = Payback::with(&spent, Some(&speed(30.0)), &processor);
+        assert!(found.above_idle.is_none() && found.words().contains("idle machine takes is in it"));
+        let found = Payback::with(&spent, Some(0.02), Some(0.03), 2, &processor);
         assert!(found.runs.is_none() && found.words().contains("saves nothing"));
-        assert!(Payback::with(&spent, None, &processor).runs.is_none());
+        assert!(Payback::with(&spent, None, None, 2, &processor).parity.is_none());
+    }
+
+    #[test]
+    fn what_teaching_takes_is_equalled_by_runs() {
+        let processor = Processor { name: "Any".into(), watts_each: 5.0, basis: "", threads: 1, memory: 0.0 };
+        let spent = meter::energy::estimate(&processor, 10.0, Some(5.0));
+        // 10 s of half a watt idle and 5 s of 4.5 W more; a run of 10 ms takes 50 mJ.
+        let found = Payback::with(&spent, None, Some(0.01), 8, &processor);
+        assert!(
+            (found.spent.value - 27.5).abs() < 1e-9 && (found.above_idle.unwrap().value - 22.5).abs() < 1e-9
+        );
+        assert_eq!((found.runs, found.parity.unwrap().value), (None, 550.0));
+        let words = found.words();
+        assert!(
+            words.contains("(estimated; 22 J of it") && words.contains("as much after about 550 runs"),
+            "{words}"
+        );
     }
 }

@@ -1,55 +1,20 @@
 //! From energy to carbon dioxide and money: how much of each a kilowatt-hour takes, here and at the machine.
 
+mod table;
+
 use serde::Serialize;
 
 use crate::Energy;
-
-/// The year that the intensities of countries are of.
-const YEAR: u32 = 2023;
-/// The source of them.
-const SOURCE: &str = "CodeCarbon's table of energy mixes, from Our World in Data";
-/// Grams of CO2 equivalent a kilowatt-hour in a country that is not in the table: the world's.
-const WORLD: f64 = 475.0;
-
-/// Grams of CO2 equivalent a kilowatt-hour, by the country's code of three letters (ISO 3166).
-const COUNTRIES: [(&str, f64); 30] = [
-    ("AUS", 548.7),
-    ("AUT", 110.8),
-    ("BEL", 138.1),
-    ("BRA", 98.3),
-    ("CAN", 170.0),
-    ("CHE", 34.8),
-    ("CHN", 582.3),
-    ("CZE", 449.7),
-    ("DEU", 381.0),
-    ("DNK", 151.7),
-    ("ESP", 174.1),
-    ("EST", 416.7),
-    ("FIN", 79.2),
-    ("FRA", 56.0),
-    ("GBR", 237.6),
-    ("IND", 713.4),
-    ("IRL", 290.8),
-    ("ISL", 27.7),
-    ("ITA", 330.7),
-    ("JPN", 485.4),
-    ("KOR", 430.6),
-    ("NLD", 267.6),
-    ("NOR", 30.1),
-    ("POL", 661.9),
-    ("RUS", 441.0),
-    ("SGP", 470.8),
-    ("SWE", 40.7),
-    ("TWN", 642.4),
-    ("USA", 369.5),
-    ("ZAF", 707.7),
-];
 
 /// Where a machine stands, and what it costs there.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Place {
     /// The country's code; empty when it is not known.
     pub country: String,
+    /// The country's name; empty when it is not in the table.
+    pub name: String,
+    /// The code of the part of the country; empty when it is not known.
+    pub region: String,
     /// Grams of CO2 equivalent a kilowatt-hour.
     pub intensity: f64,
     /// Where that is from, for people.
@@ -64,34 +29,84 @@ pub struct Place {
 }
 
 impl Place {
-    /// In a country; the world's mean intensity when it is empty.
+    /// In a country (its code or its name), or in a part of it (a province of Canada, a subregion of the grid of the United States); the world's mean intensity when both
+    /// are empty.
     ///
     /// # Errors
-    /// When the country is not in the table; all that are are named.
-    pub fn of(country: &str) -> Result<Place, String> {
-        let code = country.to_uppercase();
-        let row = COUNTRIES.iter().find(|(name, _)| *name == code);
-        let (intensity, source) = match (row, code.as_str()) {
-            (Some((_, intensity)), _) => (*intensity, format!("{code}, {YEAR}: {SOURCE}")),
-            (None, "") => (WORLD, "the world's mean, as CodeCarbon takes it".into()),
+    /// When the country, or its part, is not in the tables; what is there is named.
+    pub fn of(country: &str, region: &str) -> Result<Place, String> {
+        let (country, region) = (country.trim(), region.trim());
+        if country.is_empty() && !region.is_empty() {
+            return Err(format!("{region:?} is a part of which country? give its code, too"));
+        }
+        let is = |code: &str, name: &str, asked: &str| {
+            code.eq_ignore_ascii_case(asked) || name.eq_ignore_ascii_case(asked)
+        };
+        if country.is_empty() {
+            return Ok(Place::given("", "", table::WORLD, "the world's mean, as CodeCarbon takes it".into()));
+        }
+        let Some((code, name, intensity, year)) =
+            table::COUNTRIES.iter().find(|(code, name, ..)| is(code, name, country))
+        else {
+            let all: Vec<&str> = table::COUNTRIES.iter().map(|(code, ..)| *code).collect();
+            return Err(format!(
+                "no carbon intensity is known of {country:?}; give it in grams a kilowatt-hour, or one of {}",
+                all.join(", ")
+            ));
+        };
+        let parts = table::REGIONS.iter().find(|regions| regions.country == *code);
+        let place = match (parts, region) {
+            (_, "") => Place::given(code, "", *intensity, format!("{code}, {year}: {}", table::SOURCE)),
             (None, _) => {
-                let all: Vec<&str> = COUNTRIES.iter().map(|(name, _)| *name).collect();
+                let with: Vec<&str> = table::REGIONS.iter().map(|regions| regions.country).collect();
                 return Err(format!(
-                    "no carbon intensity is known of {country:?}; give it in grams a kilowatt-hour, or one of {}",
-                    all.join(", ")
+                    "no carbon intensities are known of parts of {name}, only of those of {}: leave {region:?} out, or give \
+                     its intensity in grams a kilowatt-hour",
+                    with.join(", ")
                 ));
             }
+            (Some(parts), _) => {
+                let found = parts.all.iter().find(|(code, name, _)| is(code, name, region));
+                let Some((part, whole, intensity)) = found else {
+                    let all = parts.all.iter().map(|(code, name, _)| format!("{code} ({name})"));
+                    return Err(format!(
+                        "{region:?} is none of the {} of {name}: {}",
+                        parts.kind,
+                        all.collect::<Vec<_>>().join(", ")
+                    ));
+                };
+                Place::given(code, part, *intensity, format!("{code} {part}, {whole}: {}", parts.source))
+            }
         };
-        Ok(Place { country: code, intensity, source, pue: 1.0, per_kwh: 0.0, per_hour: 0.0 })
+        Ok(Place { name: (*name).into(), ..place })
+    }
+
+    /// A place of which the intensity is known, in grams a kilowatt-hour; at home, and for nothing.
+    pub fn given(country: &str, region: &str, intensity: f64, source: String) -> Place {
+        Place {
+            country: country.to_uppercase(),
+            name: String::new(),
+            region: region.to_uppercase(),
+            intensity,
+            source,
+            pue: 1.0,
+            per_kwh: 0.0,
+            per_hour: 0.0,
+        }
     }
 
     /// What energy and time come to.
     pub fn cost(&self, energy: &Energy) -> Cost {
-        let kwh = energy.kwh() * self.pue;
+        self.cost_of(energy.joules, energy.seconds)
+    }
+
+    /// What so many joules and seconds come to.
+    pub fn cost_of(&self, joules: f64, seconds: f64) -> Cost {
+        let kwh = joules / 3.6e6 * self.pue;
         Cost {
             kwh,
             co2: kwh * self.intensity / 1000.0,
-            money: kwh * self.per_kwh + energy.seconds / 3600.0 * self.per_hour,
+            money: kwh * self.per_kwh + seconds / 3600.0 * self.per_hour,
         }
     }
 }
@@ -121,13 +136,44 @@ mod tests {
             source: String::new(),
             parts: Vec::new(),
         };
-        let place = Place { pue: 1.5, per_kwh: 0.3, per_hour: 2.0, ..Place::of("deu").unwrap() };
+        let place = Place { pue: 1.5, per_kwh: 0.3, per_hour: 2.0, ..Place::of("deu", "").unwrap() };
         let cost = place.cost(&energy);
         assert!((cost.kwh - 3.0).abs() < 1e-12 && (cost.co2 - 1.143).abs() < 1e-12);
         assert!((cost.money - 1.9).abs() < 1e-12);
-        assert_eq!(Place::of("").unwrap().intensity, WORLD);
-        assert!(Place::of("XYZ").unwrap_err().contains("FRA"));
-        assert!(COUNTRIES.windows(2).all(|w| w[0].0 < w[1].0));
+    }
+
+    #[test]
+    fn places_are_found_by_code_or_name() {
+        assert_eq!(Place::of("", "").unwrap().intensity, 475.0);
+        let germany = Place::of(" germany", "").unwrap();
+        assert_eq!((germany.country.as_str(), germany.intensity), ("DEU", 381.0));
+        assert_eq!(germany, Place::of("deu", "").unwrap());
+        let iceland = Place::of("ISL", "").unwrap();
+        assert!(iceland.source.starts_with("ISL, 2022"), "each has its own year: {}", iceland.source);
+        let quebec = Place::of("can", "qc").unwrap();
+        assert_eq!((quebec.intensity, quebec.region.as_str()), (1.9, "QC"));
+        assert!(quebec.source.contains("Quebec") && quebec.source.contains("2026"), "{}", quebec.source);
+        assert_eq!(Place::of("USA", "CAMX").unwrap(), Place::of("usa", "wecc california").unwrap());
+        let wrong = |country, region| Place::of(country, region).unwrap_err();
+        assert!(wrong("XYZ", "").contains("FRA"));
+        assert!(wrong("USA", "ZZ").contains("CAMX (WECC California)"));
+        assert!(wrong("FRA", "Bretagne").contains("CAN, USA"));
+        assert!(wrong("", "CAMX").contains("which country"));
+    }
+
+    #[test]
+    fn tables_are_in_order_and_make_sense() {
+        assert!(table::COUNTRIES.windows(2).all(|w| w[0].0 < w[1].0));
+        assert!(
+            table::COUNTRIES.iter().all(|(code, _, g, year)| code.len() == 3 && *g > 0.0 && *year >= 2022)
+        );
+        for regions in &table::REGIONS {
+            assert!(regions.all.windows(2).all(|w| w[0].0 < w[1].0));
+            let whole = Place::of(regions.country, "").unwrap().intensity;
+            let least = regions.all.iter().map(|r| r.2).fold(f64::INFINITY, f64::min);
+            let most = regions.all.iter().map(|r| r.2).fold(0.0, f64::max);
+            assert!(least < whole && whole < most, "{}: {least} {whole} {most}", regions.country);
+        }
     }
 
     /// Patterson et al., *Carbon emissions and large neural network training*, 2021: GPT-3's 1,287 MWh, 552 t.
@@ -141,7 +187,7 @@ mod tests {
             source: String::new(),
             parts: Vec::new(),
         };
-        let cost = Place { intensity: 429.0, ..Place::of("").unwrap() }.cost(&energy);
+        let cost = Place { intensity: 429.0, ..Place::of("", "").unwrap() }.cost(&energy);
         assert!((cost.co2 / 1000.0 - 552.0).abs() < 1.0, "{cost:?}");
     }
 }

@@ -11,7 +11,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::time::Stopwatch;
 pub use estimate::{Processor, estimate, processor};
@@ -24,7 +24,7 @@ const EVERY: Duration = Duration::from_millis(500);
 pub const SENSORS: &str = "/sys/class";
 
 /// Energy that something took.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Energy {
     /// All of it, in joules.
     pub joules: f64,
@@ -55,6 +55,21 @@ impl Energy {
     pub fn kwh(&self) -> f64 {
         self.joules / 3.6e6
     }
+
+    /// In words: see [`words`].
+    pub fn words(&self) -> String {
+        words(self.joules, self.measured, self.above_idle())
+    }
+}
+
+/// Joules in words: whether they are measured, and how many of them are beyond what an idle machine takes.
+pub fn words(joules: f64, measured: bool, above_idle: Option<f64>) -> String {
+    let how = if measured { "measured" } else { "estimated" };
+    let idle = match above_idle {
+        Some(above) => format!("{above:.0} J of it beyond an idle machine"),
+        None => "what an idle machine takes is in it".into(),
+    };
+    format!("{joules:.0} J ({how}; {idle})")
 }
 
 /// Reads a sensor, if there is one, from the moment it is made.
@@ -78,7 +93,8 @@ impl Meter {
                 let watch = Stopwatch::start();
                 std::thread::sleep(rest);
                 sensor.read();
-                idle_watts = Some(sensor.joules() / watch.seconds()).filter(|_| sensor.is_whole());
+                let watts = sensor.joules() / watch.seconds();
+                idle_watts = Some(watts).filter(|watts| *watts > 0.0);
                 sensor.restart();
             }
             let (stop, stopped) = channel::<()>();
@@ -98,7 +114,7 @@ impl Meter {
         Meter { watch: Stopwatch::start(), reader, unread, idle_watts, cpu_seconds: crate::time::cpu() }
     }
 
-    /// Stops. Where nothing could be read, or a sensor went away meanwhile, the energy is estimated for this processor.
+    /// Stops. Where nothing could be read, or not all of it, the energy is estimated for this processor.
     pub fn stop(self, processor: &Processor) -> Energy {
         let seconds = self.watch.seconds();
         let worked = crate::time::cpu().zip(self.cpu_seconds).map(|(now, before)| (now - before).max(0.0));
@@ -106,25 +122,26 @@ impl Meter {
             drop(stop);
             reader.join().ok()
         });
-        match sensor {
-            Some(sensor) if sensor.is_whole() => Energy {
-                joules: sensor.joules(),
-                idle: self.idle_watts.map(|watts| watts * seconds),
-                seconds,
-                measured: true,
-                source: sensor.name(),
-                parts: sensor.parts(),
+        let why = match (&sensor, self.unread) {
+            (Some(sensor), _) => match sensor.fault() {
+                Some(fault) => format!("{} was not counted whole: {fault}", sensor.name()),
+                None if sensor.joules() == 0.0 => format!("{} did not move", sensor.name()),
+                None => {
+                    return Energy {
+                        joules: sensor.joules(),
+                        idle: self.idle_watts.map(|watts| watts * seconds),
+                        seconds,
+                        measured: true,
+                        source: sensor.name(),
+                        parts: sensor.parts(),
+                    };
+                }
             },
-            sensor => {
-                let why = match (sensor, self.unread) {
-                    (Some(sensor), _) => format!("{} went away while it was read", sensor.name()),
-                    (None, Some(unread)) => unread.to_string(),
-                    (None, None) => "the sensor could not be read".into(),
-                };
-                let mut energy = estimate(processor, seconds, worked);
-                energy.source = format!("{}; {why}", energy.source);
-                energy
-            }
-        }
+            (None, Some(unread)) => unread.to_string(),
+            (None, None) => "the sensor could not be read".into(),
+        };
+        let mut energy = estimate(processor, seconds, worked);
+        energy.source = format!("{}; {why}", energy.source);
+        energy
     }
 }

@@ -3,18 +3,18 @@
 mod what_if;
 mod written;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use lessen::meter::energy::{Meter as Reader, processor};
 use lessen::meter::{Cost, Energy, Machine, Place};
 use serde::Serialize;
 
 use super::Done;
-use crate::flags::Common;
+use crate::flags::{Common, Costs, least};
 
 /// Run a command and say what it costs: seconds, joules, carbon dioxide, money. Joules are read from the processor's counters
 /// (RAPL), a sensor or a battery where the system allows it, else estimated, and it is said which.
@@ -27,7 +27,8 @@ children: time that they worked, at the processor's thermal design power.
 Examples:
   lessen meter -- lessen shrink resnet.onnx --data images/ -o small.onnx
   lessen meter --what-if examples/what-if/gpt3.toml
-  lessen meter --idle 5 --country DEU --per-kwh 0.3 --csv emissions.csv -- python train.py"
+  lessen meter --idle 5 --country DEU --per-kwh 0.3 --csv emissions.csv -- python train.py
+  lessen meter --country USA --region CAMX --prometheus /var/lib/node_exporter/lessen.prom -- lessen teach minilm/ ..."
 )]
 pub struct Meter {
     /// The command, after --.
@@ -37,24 +38,11 @@ pub struct Meter {
     #[arg(long, value_name = "CASE.TOML", conflicts_with = "command")]
     what_if: Option<PathBuf>,
     /// Measure so many seconds before what the machine takes without the command.
-    #[arg(long, value_name = "SECONDS", default_value_t = 0.0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.0, allow_negative_numbers = true)]
     idle: f64,
-    /// The country that the machine stands in, by its code of three letters, for the carbon of its electricity.
-    #[arg(long, value_name = "CODE", default_value = "")]
-    country: String,
-    /// Grams of CO2 equivalent a kilowatt-hour [default: the country's, or 475, the world's].
-    #[arg(long, value_name = "GRAMS")]
-    intensity: Option<f64>,
-    /// Energy that the building takes for each that its machines take, such as 1.58 in a data centre.
-    #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
-    pue: f64,
-    /// Money a kilowatt-hour.
-    #[arg(long, value_name = "PRICE", default_value_t = 0.0)]
-    per_kwh: f64,
-    /// Money an hour of the machine.
-    #[arg(long, value_name = "PRICE", default_value_t = 0.0)]
-    per_hour: f64,
-    /// Add a line to this file, in CodeCarbon's columns.
+    #[command(flatten)]
+    costs: Costs,
+    /// Add a line to this file, in CodeCarbon's columns or, when it has lines, in its own of these.
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
     /// Write this file, in Prometheus' text format.
@@ -84,28 +72,21 @@ impl Meter {
         if let Some(path) = &self.what_if {
             return what_if::run(path);
         }
-        for (flag, value, least) in [
-            ("--idle", self.idle, 0.0),
-            ("--pue", self.pue, 1.0),
-            ("--per-kwh", self.per_kwh, 0.0),
-            ("--per-hour", self.per_hour, 0.0),
-            ("--intensity", self.intensity.unwrap_or(0.0), 0.0),
-        ] {
-            if !(value.is_finite() && value >= least) {
-                bail!("{flag} {value}: it must be a number from {least}");
-            }
-        }
-        let place = match self.intensity {
-            Some(intensity) => {
-                let given = Place::of("").map_err(anyhow::Error::msg)?;
-                Place { country: self.country.to_uppercase(), intensity, source: "given".into(), ..given }
-            }
-            None => Place::of(&self.country).map_err(anyhow::Error::msg)?,
-        };
-        let place = Place { pue: self.pue, per_kwh: self.per_kwh, per_hour: self.per_hour, ..place };
+        least("--idle", self.idle, 0.0)?;
+        let place = self.costs.place()?;
         let machine = Machine::this();
         let [program, args @ ..] = self.command.as_slice() else { bail!("there is no command to run") };
         let rest = Duration::try_from_secs_f64(self.idle).context("--idle is too long")?;
+        // Hours later is no time to find that there is no room for what they took.
+        let table = self.csv.as_deref().map(written::Table::open).transpose()?;
+        if let Some(path) = &self.prometheus {
+            let folder = path.parent().filter(|folder| *folder != Path::new(""));
+            ensure!(
+                folder.is_none_or(Path::is_dir),
+                "--prometheus {}: its folder is not there",
+                path.display()
+            );
+        }
         let meter = Reader::start(&self.sensors, rest);
         let mut command = Command::new(program);
         command.args(args);
@@ -125,8 +106,8 @@ impl Meter {
             cost,
             machine,
         };
-        if let Some(path) = &self.csv {
-            written::csv(path, &report).with_context(|| format!("{} cannot be written", path.display()))?;
+        if let Some(table) = table {
+            table.add(&report)?;
         }
         if let Some(path) = &self.prometheus {
             lessen::write_file(path, written::prometheus(&report).as_bytes())?;
@@ -158,9 +139,10 @@ fn told(report: &Report) -> String {
     for (part, joules) in &energy.parts {
         text += &format!("  {part}: {joules:.1} J\n");
     }
-    if let Some(above) = report.above_idle {
-        text += &format!("above an idle machine: {above:.1} J\n");
-    }
+    text += &match report.above_idle {
+        Some(above) => format!("beyond an idle machine: {above:.1} J\n"),
+        None => "what an idle machine takes is in it: --idle SECONDS measures that\n".into(),
+    };
     text += &format!(
         "{:.3e} kWh with PUE {}, {:.3e} kg CO2e at {} g/kWh ({})\n",
         cost.kwh, place.pue, cost.co2, place.intensity, place.source

@@ -91,6 +91,13 @@ impl Done {
     }
 }
 
+/// A number with three digits, or all before the point.
+pub fn three(n: f64) -> String {
+    let size = n.abs().log10().floor();
+    let digits = if size.is_finite() { (2.0 - size).clamp(0.0, 12.0) as usize } else { 0 };
+    format!("{n:.digits$}")
+}
+
 /// Lines of columns, each as wide as its widest cell. The first column is left-aligned, the others right-aligned.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);

@@ -181,8 +181,7 @@ fn told(report: &Report, output: &str) -> String {
             text += "none does more than random choices do\n";
         }
     }
-    let how = if report.energy.measured { "measured" } else { "estimated" };
-    text += &format!("{:.1}, {:.0} J ({how})\nwritten: {output}\n", report.time, report.energy.joules);
+    text += &format!("{:.1}, {}\nwritten: {output}\n", report.time, report.energy.words());
     text
 }
 

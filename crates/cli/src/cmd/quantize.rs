@@ -198,6 +198,9 @@ fn words(receipt: &Receipt) -> String {
         bytes(plan.bytes_after),
         time(receipt.seconds)
     );
+    if let Some(energy) = &receipt.energy {
+        text += &format!(", {}", energy.words());
+    }
     if let Some(peak) = receipt.peak_memory {
         text += &format!(", peak memory {}", bytes(peak));
     }

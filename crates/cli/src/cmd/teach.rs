@@ -195,8 +195,7 @@ fn told(report: &Report) -> String {
     if let Some(test) = &report.test {
         text += &told_eval("the new model, on --test", test);
     }
-    let how = if report.energy.measured { "measured" } else { "estimated" };
-    text += &format!("energy: {:.0} J ({how})\n", report.energy.joules);
+    text += &format!("energy: {}\n", report.payback.words());
     text
 }
 

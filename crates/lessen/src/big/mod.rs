@@ -20,10 +20,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use format::safetensors::shard::shard_name;
 use kernel::Cpu;
+use meter::energy::{Meter, SENSORS, processor};
 use meter::time::Stopwatch;
+use meter::{Energy, Machine};
 use serde::{Deserialize, Serialize};
 use shrink::job::Job;
 
@@ -150,6 +153,8 @@ pub struct Receipt {
     pub found: usize,
     /// Seconds of this run.
     pub seconds: f64,
+    /// Energy of this run; `None` when an earlier one had done everything.
+    pub energy: Option<Energy>,
     /// The most memory of this run in bytes, when the system says.
     pub peak_memory: Option<u64>,
     /// True when an earlier run had done everything.
@@ -232,8 +237,11 @@ pub fn quantize(
         }
         let found = made.len();
         let (plan, seconds) = (work.plan, clock.seconds());
-        return Ok(Receipt { plan, made, found, seconds, peak_memory: None, complete_before: true });
+        let nothing =
+            Receipt { plan, made, found, seconds, energy: None, peak_memory: None, complete_before: true };
+        return Ok(nothing);
     }
+    let meter = Meter::start(Path::new(SENSORS), Duration::ZERO);
     if request.restart {
         Job::discard(&partial)?;
     }
@@ -268,7 +276,9 @@ pub fn quantize(
     fs::rename(&result, output).map_err(Error::io(output))?;
     job.finish()?;
     let (plan, seconds) = (work.plan, clock.seconds());
-    Ok(Receipt { plan, made, found, seconds, peak_memory: meter::memory::peak(), complete_before: false })
+    let energy = Some(meter.stop(&processor(&Machine::this())));
+    let peak_memory = meter::memory::peak();
+    Ok(Receipt { plan, made, found, seconds, energy, peak_memory, complete_before: false })
 }
 
 fn words(made: &Made, was_there: bool) -> String {

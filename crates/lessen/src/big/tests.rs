@@ -287,6 +287,7 @@ fn projections_count_blocks_and_what_lies_outside_once() {
         made: vec![made("h.0.w.weight", Some(2.0)), made("h.1.w.weight", Some(4.0))],
         found: 0,
         seconds: 6.0,
+        energy: None,
         peak_memory: None,
         complete_before: false,
     };

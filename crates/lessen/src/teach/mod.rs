@@ -21,6 +21,7 @@ use crate::adapter::Adapter;
 use crate::answer::{Answerer, Options, Task};
 use crate::eval::{Eval, Judged, eval};
 use crate::features::{FEATURES, Skipped, Subset, Wanted, backbone, claim, learn, print};
+use crate::payback::Payback;
 use crate::receipt::Number;
 use crate::tasks::Purpose;
 use crate::{Error, Model, Result};
@@ -95,6 +96,8 @@ pub struct Report {
     pub head_time: Number,
     /// Energy that all of it took.
     pub energy: Energy,
+    /// The same, and after how many runs of the new model these have taken as much.
+    pub payback: Payback,
 }
 
 /// A model that was taught.
@@ -202,6 +205,11 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
             Some(eval(&Answerer::new(judged, cpu, task, &options)?, test, |_| ())?)
         }
     };
+    // What an example takes: of those judged, else of those that nothing but features was computed of.
+    let each = test.as_ref().or(held_out.as_ref()).map(|eval| eval.time.value / eval.examples.max(1) as f64);
+    let plain = !cached && answered.is_none() && !tuning.is_some_and(|tuning| tuning.contrast);
+    let each = each.or(plain.then(|| feature_time / rows.len().max(1) as f64));
+    let energy = meter.stop(&processor(&Machine::this()));
     let report = Report {
         data: data.describe(),
         examples: rows.len(),
@@ -218,7 +226,8 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
         leaked,
         feature_time: Number::measured(feature_time, "s"),
         head_time: Number::measured(head_time, "s"),
-        energy: meter.stop(&processor(&Machine::this())),
+        payback: Payback::taught(&energy, each, cpu.pool().threads()),
+        energy,
     };
     Ok(Taught { model: taught, adapter, report })
 }

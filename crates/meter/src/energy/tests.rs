@@ -49,10 +49,12 @@ fn packages_and_memory_are_counted_once_and_go_round() {
     set(class, "intel-rapl:2", 9_000_000);
     sensor.read();
     assert!((sensor.joules() - (2.0 + 0.25 + 3.0)).abs() < 1e-9, "{}", sensor.joules());
+    set(class, "intel-rapl:1", 6_500_000);
+    sensor.read();
     set(class, "intel-rapl:1", 1_000_000);
     sensor.read();
     assert!((sensor.parts()[2].1 - 12.0).abs() < 1e-9, "round twice: {:?}", sensor.parts());
-    assert!(sensor.is_whole());
+    assert_eq!(sensor.fault(), None);
 }
 
 #[test]
@@ -60,6 +62,30 @@ fn the_platform_is_taken_when_there_is_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     zone(folder.path(), "intel-rapl:1", "psys", 0, 1_000);
     assert_eq!(Sensor::find(folder.path()).unwrap().name(), "RAPL (powercap): psys");
+}
+
+#[test]
+fn sockets_of_amd_are_read_from_hwmon() {
+    let folder = tempfile::tempdir().unwrap();
+    let chip = folder.path().join("hwmon/hwmon3");
+    fs::create_dir_all(&chip).unwrap();
+    for (stem, label, energy) in [(1, "Ecore000", 5), (2, "Esocket0", 7_000_000)] {
+        fs::write(chip.join(format!("energy{stem}_label")), label).unwrap();
+        fs::write(chip.join(format!("energy{stem}_input")), format!("{energy}\n")).unwrap();
+    }
+    let mut sensor = Sensor::find(folder.path()).unwrap();
+    assert_eq!(sensor.name(), "hwmon: Esocket0; memory is not in it");
+    fs::write(chip.join("energy2_input"), "9500000\n").unwrap();
+    sensor.read();
+    assert_eq!((sensor.joules(), sensor.fault()), (2.5, None));
+}
+
+#[test]
+fn what_is_no_number_is_named() {
+    let folder = tree();
+    let file = folder.path().join("powercap/intel-rapl:1/energy_uj");
+    fs::write(&file, "many\n").unwrap();
+    assert_eq!(Sensor::find(folder.path()).unwrap_err(), Unread::Broken(file), "half of it is not all of it");
 }
 
 #[test]
@@ -80,6 +106,25 @@ fn a_battery_counts_while_it_is_emptied() {
     sensor.read();
     let most = 20.0 * watch.seconds();
     assert!(sensor.joules() > 20.0 * 0.029 && sensor.joules() <= most, "{} {most}", sensor.joules());
+    assert_eq!(sensor.fault(), None);
+    // What flows into it from now on is not what the machine takes.
+    write("status", "Charging\n");
+    sensor.read();
+    assert_eq!(sensor.fault(), Some("BAT0 went away"));
+}
+
+#[test]
+fn what_leaves_a_battery_may_be_negative() {
+    let folder = tempfile::tempdir().unwrap();
+    let battery = folder.path().join("power_supply/BAT1");
+    fs::create_dir_all(&battery).unwrap();
+    for (name, text) in [("type", "Battery"), ("status", "Discharging"), ("power_now", "-10000000")] {
+        fs::write(battery.join(name), text).unwrap();
+    }
+    let mut sensor = Sensor::find(folder.path()).unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    sensor.read();
+    assert!(sensor.joules() >= 10.0 * 0.02, "{}", sensor.joules());
 }
 
 #[cfg(unix)]
@@ -98,25 +143,78 @@ fn what_may_not_be_read_is_named_and_estimated() {
     assert!(!energy.measured && energy.source.contains("run as root"), "{}", energy.source);
 }
 
-#[test]
-fn a_sensor_that_goes_away_is_not_called_measured() {
+/// What comes of a tree to which this happens while it is read.
+fn after(change: impl FnOnce(&Path)) -> Energy {
     let folder = tree();
     let meter = Meter::start(folder.path(), Duration::ZERO);
-    fs::remove_dir_all(folder.path().join("powercap/intel-rapl:1")).unwrap();
-    let energy = meter.stop(&here());
-    assert!(!energy.measured && energy.source.contains("went away"), "{}", energy.source);
+    change(folder.path());
+    meter.stop(&here())
+}
+
+#[test]
+fn what_is_not_counted_whole_is_not_called_measured() {
+    let estimated = |energy: Energy, why: &str| {
+        assert!(!energy.measured && energy.source.contains(why), "{}", energy.source);
+    };
+    let went = after(|class| fs::remove_dir_all(class.join("powercap/intel-rapl:1")).unwrap());
+    estimated(went, "package-1 could not be read any more");
+    let came = after(|class| zone(class, "intel-rapl:3", "package-2", 5, 10_000_000));
+    estimated(came, "package-2 came");
+    // Away and back: its counter starts anew.
+    let back = after(|class| {
+        fs::remove_dir_all(class.join("powercap/intel-rapl:1")).unwrap();
+        zone(class, "intel-rapl:1", "package-1", 8_900_000, 10_000_000);
+    });
+    estimated(back, "package-1 was set back");
+    let broken = after(|class| fs::write(class.join("powercap/intel-rapl:0/energy_uj"), "").unwrap());
+    estimated(broken, "package-0 could not be read any more");
+    // Virtual machines show counters that always stand still.
+    estimated(after(|_| ()), "did not move");
+    let whole = after(|class| set(class, "intel-rapl:0", 1_500_000));
+    assert!(whole.measured && whole.joules == 0.5, "{whole:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_closed_while_it_is_read_is_not_called_measured() {
+    use std::os::unix::fs::PermissionsExt;
+    let energy = after(|class| {
+        let file = class.join("powercap/intel-rapl:0/energy_uj");
+        set(class, "intel-rapl:1", 9_500_000);
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o000)).unwrap();
+        if fs::read_to_string(&file).is_ok() {
+            eprintln!("skipped: root may read everything");
+            fs::write(&file, "closed").unwrap();
+        }
+    });
+    assert!(!energy.measured && energy.source.contains("package-0 could not be read"), "{}", energy.source);
 }
 
 #[test]
 fn what_is_measured_has_what_idling_takes_beside() {
     let folder = tree();
     let class = folder.path().to_owned();
-    let meter = Meter::start(&class, Duration::from_millis(20));
-    set(&class, "intel-rapl:0", 5_000_000);
+    let resting = {
+        let class = class.clone();
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            set(&class, "intel-rapl:0", 1_010_000);
+        })
+    };
+    let meter = Meter::start(&class, Duration::from_millis(200));
+    resting.join().unwrap();
+    set(&class, "intel-rapl:0", 5_010_000);
     let energy = meter.stop(&here());
     assert!(energy.measured && (energy.joules - 4.0).abs() < 1e-9, "{energy:?}");
-    assert_eq!(energy.idle, Some(0.0));
-    assert_eq!(energy.above_idle(), Some(energy.joules));
+    // 0.01 J in 0.2 s or a little more.
+    let watts = energy.idle.unwrap() / energy.seconds;
+    assert!(watts > 0.0 && watts <= 0.05, "{watts}");
+    assert_eq!(energy.above_idle(), Some((4.0 - energy.idle.unwrap()).max(0.0)));
+    assert!(
+        energy.words().starts_with("4 J (measured; ") && energy.words().ends_with("beyond an idle machine)")
+    );
+    let unknown = Energy { idle: None, ..energy };
+    assert_eq!(unknown.words(), "4 J (measured; what an idle machine takes is in it)");
 }
 
 #[test]
@@ -129,7 +227,8 @@ fn estimates_follow_the_load() {
     assert!((half.above_idle().unwrap() - 45.0).abs() < 1e-9);
     // More work than threads can do is an error of clocks.
     assert_eq!(estimate(&here(), 10.0, Some(1e9)).joules, busy.joules);
-    assert_eq!(estimate(&here(), 10.0, None).joules, busy.joules);
+    let unknown = estimate(&here(), 10.0, None);
+    assert!(unknown.joules == busy.joules && unknown.source.contains("taken for full"), "{}", unknown.source);
     assert!((busy.watts() - 13.0).abs() < 1e-9 && (busy.kwh() - 130.0 / 3.6e6).abs() < 1e-12);
 }
 
@@ -147,6 +246,8 @@ fn processors_are_found_by_their_names() {
     assert!(known.basis == "its thermal design power" && known.watts_each == 270.0 / 80.0);
     let faster = |name| processor(&machine(name)).watts_each;
     assert!(faster("12th Gen Intel(R) Core(TM) i7-12700K") > faster("12th Gen Intel(R) Core(TM) i7-12700"));
+    let stacked = "AMD Ryzen 9 7950X3D 16-Core Processor";
+    assert_eq!(faster(stacked), 120.0 / 32.0, "not that of the 7950X");
     let family = processor(&machine("AMD EPYC 7Y99"));
     assert!(family.basis.contains("family") && family.watts_each == 360.0 / 192.0);
     let other = processor(&machine("Some CPU"));

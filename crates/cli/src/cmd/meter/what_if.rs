@@ -2,14 +2,19 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use lessen::meter::what_if::{Answer, Case, Takes, what_if};
 use lessen::receipt::bytes;
 
-use crate::cmd::{Done, table};
+use crate::cmd::{Done, table, three};
+
+/// Bytes that a case has at the most.
+const MOST: u64 = 1 << 20;
 
 pub fn run(path: &Path) -> Result<Done> {
     let read = || -> Result<Answer> {
+        let size = std::fs::metadata(path)?.len();
+        ensure!(size <= MOST, "{size} bytes are too many for a case");
         let case: Case = toml::from_str(&std::fs::read_to_string(path)?)?;
         what_if(&case).map_err(anyhow::Error::msg)
     };
@@ -18,12 +23,13 @@ pub fn run(path: &Path) -> Result<Done> {
 }
 
 fn told(answer: &Answer) -> String {
+    let unit = &answer.unit;
     let mut text = format!("{} (all of it estimated)\n", answer.name);
     if let Some(t) = &answer.trained {
         text += &format!(
-            "training: {:.0} MWh, {:.0} t CO2e; running takes as much after {:.2e} tokens, {:.0} % of all in its life\n",
-            t.mwh,
-            t.tonnes,
+            "training: {} MWh, {} t CO2e; running takes as much after {:.3e} {unit}, {:.0} % of all in its life\n",
+            three(t.mwh),
+            three(t.tonnes),
             t.parity_tokens,
             t.share_of_running * 100.0
         );
@@ -35,20 +41,24 @@ fn told(answer: &Answer) -> String {
         row("", "before".into(), "after".into()),
         row("weights", bytes(b.bytes as u64), bytes(a.bytes as u64)),
         row("devices", format!("{}", b.devices), format!("{}", a.devices)),
-        row("tokens a second", format!("{:.0}", b.tokens_per_second), format!("{:.0}", a.tokens_per_second)),
+        row(
+            &format!("{unit} a second"),
+            format!("{:.0}", b.tokens_per_second),
+            format!("{:.0}", a.tokens_per_second),
+        ),
         row("waits for", waits(b), waits(a)),
         row(
-            "kJ a million tokens",
+            &format!("kJ a million {unit}"),
             format!("{:.0}", b.joules_per_million / 1e3),
             format!("{:.0}", a.joules_per_million / 1e3),
         ),
         row(
-            "kg CO2e a million tokens",
+            &format!("kg CO2e a million {unit}"),
             format!("{:.3}", b.co2_per_million),
             format!("{:.3}", a.co2_per_million),
         ),
         row(
-            "money a million tokens",
+            &format!("money a million {unit}"),
             format!("{:.2}", b.money_per_million),
             format!("{:.2}", a.money_per_million),
         ),
@@ -56,7 +66,7 @@ fn told(answer: &Answer) -> String {
     text += &table(&rows);
     text += &format!("saved over its life: {:.0} kWh, {:.1} t CO2e", answer.saved_kwh, answer.saved_tonnes);
     text += &match answer.payback_tokens {
-        Some(tokens) => format!("; shrinking is won back after {tokens:.2e} tokens\n"),
+        Some(tokens) => format!("; shrinking is won back after {tokens:.2e} {unit}\n"),
         None => "; shrinking is never won back\n".into(),
     };
     answer.assumptions.iter().for_each(|assumption| text += &format!("assumed: {assumption}\n"));
