@@ -178,7 +178,7 @@ impl Showing {
 /// The data to judge by.
 #[derive(Clone, Debug, Args)]
 pub struct Data {
-    /// A folder of images by class, .npz, CSV/TSV/JSONL (perhaps .gz), or IDX.
+    /// A folder of images by class, .npz, CSV/TSV/JSONL (perhaps .gz), Parquet, or IDX.
     #[arg(long = "data", value_name = "PATH")]
     pub path: PathBuf,
     #[command(flatten)]

@@ -10,6 +10,11 @@ use flate2::write::GzEncoder;
 use here::{Place, example, lessen};
 use lessen::Tensor;
 use lessen::data::npz;
+use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::file::writer::SerializedFileWriter;
+use parquet::record::Row;
+use parquet::schema::parser::parse_message_type;
 use serde_json::Value;
 
 fn why<'a>(report: &'a Value, why: &str) -> Option<&'a Value> {
@@ -114,6 +119,78 @@ fn so_many_are_drawn_and_those_that_resemble_a_target() {
         lessen(&[&args[..], more].concat()).json();
         assert_eq!(text(&place, "d.csv").lines().filter(|line| line.ends_with(",1")).count(), 8, "{more:?}");
     }
+}
+
+/// A file of two groups: numbers, texts, and lists of as many words as the number says.
+fn parquet(place: &Place, name: &str, rows: [&[(i64, &str)]; 2]) -> String {
+    let schema = "message m { required int64 id; optional binary text (STRING); \
+                  optional group tags (LIST) { repeated group list { optional binary element (STRING); } } }";
+    let schema = std::sync::Arc::new(parse_message_type(schema).unwrap());
+    let file = std::fs::File::create(place.path(name)).unwrap();
+    let mut writer = SerializedFileWriter::new(file, schema, Default::default()).unwrap();
+    for rows in rows {
+        let mut group = writer.next_row_group().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        let ids: Vec<i64> = rows.iter().map(|row| row.0).collect();
+        column.typed::<Int64Type>().write_batch(&ids, None, None).unwrap();
+        column.close().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        let texts: Vec<ByteArray> = rows.iter().map(|row| row.1.into()).collect();
+        column.typed::<ByteArrayType>().write_batch(&texts, Some(&vec![1; texts.len()]), None).unwrap();
+        column.close().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        let repeated: Vec<i16> =
+            ids.iter().flat_map(|&id| (0..id.max(1)).map(|i| i16::from(i > 0))).collect();
+        let defined: Vec<i16> =
+            ids.iter().flat_map(|&id| vec![if id > 0 { 3 } else { 1 }; id.max(1) as usize]).collect();
+        let words = vec![ByteArray::from("w"); ids.iter().sum::<i64>() as usize];
+        column.typed::<ByteArrayType>().write_batch(&words, Some(&defined), Some(&repeated)).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+    }
+    writer.close().unwrap();
+    place.path(name)
+}
+
+fn rows(path: &str) -> Vec<Row> {
+    let reader = SerializedFileReader::new(std::fs::File::open(path).unwrap()).unwrap();
+    reader.get_row_iter(None).unwrap().map(|row| row.unwrap()).collect()
+}
+
+#[test]
+fn parquet_stays_parquet_with_all_its_columns() {
+    let place = Place::new();
+    let near = LONG.replace("mill", "house");
+    let data =
+        parquet(&place, "a.parquet", [&[(0, "one"), (1, LONG), (2, "ONE")], &[(3, "two"), (4, &near)]]);
+    let (out, gone) = (place.path("b.parquet"), place.path("gone.csv"));
+    let report = lessen(&["pick", &data, "-o", &out, "--dropped", &gone, "--json"]).json();
+    assert_eq!((report["examples"].as_u64(), report["kept"].as_u64()), (Some(5), Some(3)));
+    let same = &why(&report, "same").unwrap()["examples"][0];
+    assert_eq!((&same["example"], &same["of"]), (&"row 2".into(), &"row 0".into()));
+    assert!(text(&place, "gone.csv").starts_with("example,why,for,number\n2,same,0,\n4,near,1,0."));
+    let all = rows(&data);
+    assert_eq!(rows(&out), [all[0].clone(), all[1].clone(), all[3].clone()]);
+
+    let target = parquet(&place, "t.parquet", [&[(0, "two and two")], &[]]);
+    let args = ["pick", &data, "-o", &out, "--keep", "1", "--target", &target, "--json"];
+    assert_eq!(lessen(&args).json()["by"], "target");
+    assert_eq!(rows(&out), [all[3].clone()]);
+
+    let lines = place.file("a.csv", b"text\na\n");
+    let before = place.names().len();
+    lessen(&["pick", &data, "-o", &place.path("b.csv")]).fails(&["b.csv", "ends with .parquet"]);
+    lessen(&["pick", &lines, "-o", &place.path("c.parquet")]).fails(&["c.parquet", "not written as Parquet"]);
+    lessen(&["pick", &data, "--text-column", "tags", "-o", &place.path("c.parquet")])
+        .fails(&["tags", "nested"]);
+    let bytes = std::fs::read(&data).unwrap();
+    let cut = place.file("cut.parquet", &bytes[..bytes.len() - 9]);
+    lessen(&["pick", &cut, "-o", &place.path("c.parquet")]).fails(&["cut.parquet", "cut off"]);
+    let mut holed = bytes;
+    holed[4..60].fill(0xff);
+    let holed = place.file("holed.parquet", &holed);
+    lessen(&["pick", &holed, "-o", &place.path("c.parquet")]).fails(&["holed.parquet", "row group 0"]);
+    assert_eq!(place.names().len(), before + 2, "nothing is left behind");
 }
 
 /// The example's digits, some of them labelled as the next one; which, and the pictures.

@@ -23,7 +23,7 @@ pub fn map(path: &Path) -> Result<Bytes> {
 ///
 /// # Errors
 /// When the folder cannot be written to or is full.
-pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
+pub fn write(path: &Path, fill: impl FnOnce(&mut (dyn Write + Send)) -> std::io::Result<()>) -> Result<()> {
     if std::fs::metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir()) {
         let file = std::fs::File::options().write(true).open(path).map_err(Error::io(path))?;
         let mut out = std::io::BufWriter::with_capacity(1 << 20, file);

@@ -1,5 +1,6 @@
 //! The one error type of the crate.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -24,12 +25,12 @@ pub enum Error {
         what: String,
     },
     /// A row of a table is not what it should be.
-    #[error("{}, line {line}: {what}", path.display())]
+    #[error("{}, {place}: {what}", path.display())]
     Row {
         /// The table.
         path: PathBuf,
-        /// The line the row starts at, from 1.
-        line: u64,
+        /// Where the row stands.
+        place: Place,
         /// What is wrong with it.
         what: String,
     },
@@ -39,6 +40,24 @@ pub enum Error {
     /// A tensor could not be made.
     #[error(transparent)]
     Tensor(#[from] graph::Error),
+}
+
+/// Where a row stands in its table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The line it starts at, from 1.
+    Line(u64),
+    /// Its number, from 0, where there are no lines.
+    Row(u64),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Line(line) => write!(f, "line {line}"),
+            Place::Row(row) => write!(f, "row {row}"),
+        }
+    }
 }
 
 /// A result of this crate.

@@ -20,4 +20,4 @@ pub mod score;
 pub mod text;
 
 pub use data::{Dataset, Example, Input, Options, Target, open};
-pub use error::{Error, Result};
+pub use error::{Error, Place, Result};

@@ -63,7 +63,7 @@ pub fn write_file(path: &std::path::Path, bytes: &[u8]) -> Result<()> {
 /// As [`write_file`].
 pub fn write_file_with(
     path: &std::path::Path,
-    fill: impl FnOnce(&mut dyn std::io::Write) -> std::io::Result<()>,
+    fill: impl FnOnce(&mut (dyn std::io::Write + Send)) -> std::io::Result<()>,
 ) -> Result<()> {
     Ok(format::file::write(path, fill)?)
 }

@@ -14,7 +14,8 @@ use crate::flags::{Common, Learning};
 /// Pick the examples that are worth keeping: no duplicates, no wrong labels, and those that serve best
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Texts in tables (CSV, TSV, JSON lines, plain lines; perhaps .gz) are streamed, and rows are written as they were.
+    after_help = "Texts in tables (CSV, TSV, JSON lines, plain lines, perhaps .gz; Parquet) are streamed, and rows are written
+as they were; those of Parquet to Parquet, with all columns.
 Images go to a folder, arrays to .npz. What is there twice goes in any case, whatever its case and spaces.
 
 With --keep and --model, ways to choose are tried on examples that are held out, and the best is taken if it
@@ -25,6 +26,7 @@ Examples:
   lessen pick reviews.csv -o fewer.csv
   lessen pick reviews.csv --model minilm/ --labels --keep 30% -o best.csv
   lessen pick web.jsonl.gz --target my-texts.txt --keep 512 -o calibration.jsonl
+  lessen pick train.parquet --text-column body --keep 10% -o some.parquet
   lessen pick photos/ --model mobilenet.onnx --alike 0.95 -o different/"
 )]
 pub struct Pick {

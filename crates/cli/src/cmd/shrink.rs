@@ -43,7 +43,8 @@ Examples:
 pub struct Shrink {
     /// The model: an ONNX file, or a folder with config.json and model.safetensors.
     model: Option<PathBuf>,
-    /// Labelled or unlabelled examples: a folder of images by class, .npz, CSV/TSV/JSONL (perhaps .gz), or IDX.
+    /// Labelled or unlabelled examples: a folder of images by class, .npz, CSV/TSV/JSONL (perhaps .gz), Parquet, or
+    /// IDX.
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// Without data: calibrate and decide on examples that lessen makes itself: pictures, sentences, token ids or

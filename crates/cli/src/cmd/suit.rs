@@ -24,7 +24,7 @@ pub struct Suit {
     /// The models.
     #[arg(required = true)]
     models: Vec<PathBuf>,
-    /// Examples of the task: a folder of images by class, .npz, CSV/TSV/JSONL (perhaps .gz), or IDX.
+    /// Examples of the task: a folder of images by class, .npz, CSV/TSV/JSONL (perhaps .gz), Parquet, or IDX.
     #[arg(long, value_name = "PATH")]
     data: PathBuf,
     #[command(flatten)]

@@ -37,7 +37,7 @@ pub struct Teach {
     /// The model: an ONNX file, or a folder with config.json and model.safetensors. Without one, numbers are their own
     /// features.
     model: Option<PathBuf>,
-    /// The examples to learn from: a folder of images by class, .npz, CSV/TSV/JSONL (perhaps .gz), or IDX.
+    /// The examples to learn from: a folder of images by class, .npz, CSV/TSV/JSONL (perhaps .gz), Parquet, or IDX.
     #[arg(long, value_name = "PATH")]
     data: PathBuf,
     /// Other examples, to judge the new model by.

@@ -14,6 +14,7 @@ mod idx;
 pub mod npy;
 pub mod npz;
 mod packed;
+mod parquet;
 pub mod rows;
 mod source;
 mod split;
@@ -191,12 +192,13 @@ impl Default for Options {
 /// - a folder with `labels.u8` and `NAME_0.png`, `NAME_1.png`..: each row of pixels is one square image;
 /// - `.npz` or `.npy`: arrays named as the model's inputs, the first axis counting examples, and `label` (integers)
 ///   or `score` (floating point);
-/// - a table (CSV, TSV, or a JSON object a line) with the columns `text` or `text_a` and `text_b`, and `label` or
+/// - a table (CSV, TSV, a JSON object a line, or Parquet) with the columns `text` or `text_a` and `text_b`, and `label` or
 ///   `score`; other usual names are known, [`Options`] can give them; without a header row: text and label, or two
-///   texts and score. Where there is no text, all columns but the answers are numbers, one input. TSV is read without quotes. A `.txt` file holds one text a line;
+///   texts and score. Where there is no text, all columns but the answers are numbers, one input. TSV is read
+///   without quotes. A `.txt` file holds one text a line;
 /// - an IDX file (MNIST) or a folder with one of images.
 ///
-/// Tables and IDX files may be packed with gzip.
+/// Tables and IDX files may be packed with gzip, but for Parquet, which packs its columns.
 ///
 /// # Errors
 /// When nothing can be read there, the data contradict themselves, or they unpack to more than
@@ -216,7 +218,14 @@ pub fn open(path: &Path, options: &Options) -> Result<Box<dyn Dataset>> {
         }
         Form::Image => Box::new(folder::Folder::single(path)?),
         Form::Idx => idx::open(path, load(path)?, options)?,
-        Form::Table => Box::new(table::Table::open(path, &load(path)?, options)?),
+        Form::Table => Box::new(match rows::Kind::at(path)? {
+            rows::Kind::Parquet => table::Table::open(path, rows::Rows::open(path, options)?, options)?,
+            _ => {
+                let bytes = load(path)?;
+                let rows = rows::Rows::new(path, Box::new(&bytes[..]), options, usize::MAX)?;
+                table::Table::open(path, rows, options)?
+            }
+        }),
     })
 }
 

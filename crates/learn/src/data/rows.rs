@@ -1,5 +1,5 @@
-//! Tables read row by row, however long they are: CSV (RFC 4180), TSV without quotes, one JSON object a line, plain lines.
-//! Each row says where it stands in the file, so that it can be copied as it is.
+//! Tables read row by row, however long they are: CSV (RFC 4180), TSV without quotes, one JSON object a line, plain lines,
+//! Parquet. Each row says where it stands in the file, so that it can be copied as it is.
 
 use std::collections::{HashSet, VecDeque};
 use std::fs::File;
@@ -10,8 +10,8 @@ use csv_core::{ReadRecordResult, Reader as Splitter, ReaderBuilder};
 use flate2::read::MultiGzDecoder;
 use serde_json::{Map, Value};
 
-use super::{Options, Several, source};
-use crate::{Error, Result};
+use super::{Options, Several, parquet, source};
+use crate::{Error, Place, Result};
 
 const TEXT: &[&str] = &["text", "sentence", "tweet", "review", "content"];
 const TEXT_A: &[&str] = &["text_a", "sentence1", "premise", "question1"];
@@ -24,15 +24,14 @@ const MAX_GUESSED_CLASSES: usize = 1000;
 /// Rows that are looked at when a stream does not name its columns.
 const GUESSED_FROM: usize = 10_000;
 /// No row has more bytes.
-const MAX_ROW: usize = 64 << 20;
+pub(super) const MAX_ROW: usize = 64 << 20;
 const BUFFER: usize = 1 << 18;
 
 /// One row of a table: where it starts, and its fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Record {
-    /// The line, from 1.
-    pub line: u64,
-    /// The first byte, of the file as it is unpacked.
+    pub place: Place,
+    /// The first byte, of the file as it is unpacked; in Parquet the number of the row.
     pub start: u64,
     pub fields: Vec<String>,
 }
@@ -57,7 +56,7 @@ impl Columns {
     }
 
     /// Is this column shown to a model, or an answer?
-    fn reads(&self, column: usize) -> bool {
+    pub fn reads(&self, column: usize) -> bool {
         self.text.is_none() || [self.text, self.text_b].contains(&Some(column)) || self.is_answer(column)
     }
 }
@@ -73,9 +72,19 @@ pub enum Kind {
     Json,
     /// A text a line.
     Lines,
+    /// Columns of cells in groups of rows.
+    Parquet,
 }
 
 impl Kind {
+    /// How the rows of a table at `path` are told apart, by its name or its first bytes.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn at(path: &Path) -> Result<Kind> {
+        Ok(Kind::of(path, &source::head(path)?))
+    }
+
     /// By the file's name, or else by its first bytes.
     fn of(path: &Path, head: &[u8]) -> Kind {
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_ascii_lowercase();
@@ -85,6 +94,8 @@ impl Kind {
             Some("csv") => Kind::Csv,
             Some("tsv") => Kind::Tsv,
             Some("txt") => Kind::Lines,
+            Some("parquet") => Kind::Parquet,
+            _ if head.starts_with(parquet::MAGIC) => Kind::Parquet,
             _ if first.trim_ascii_start().starts_with(b"{") => Kind::Json,
             _ if first.trim_ascii_start().starts_with(b"[") => Kind::Json,
             _ if first.contains(&b'\t') => Kind::Tsv,
@@ -96,7 +107,7 @@ impl Kind {
         match self {
             Kind::Csv => Some(b','),
             Kind::Tsv => Some(b'\t'),
-            Kind::Json | Kind::Lines => None,
+            Kind::Json | Kind::Lines | Kind::Parquet => None,
         }
     }
 }
@@ -104,9 +115,9 @@ impl Kind {
 /// A row as it is streamed: the texts and what stands in the column of the answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// The line it starts at, from 1.
-    pub line: u64,
-    /// Its first byte, of the file as it is unpacked. It goes on to the next row's.
+    /// Where it stands, for people.
+    pub place: Place,
+    /// Its first byte, of the file as it is unpacked; in Parquet its number. It goes on to the next row's.
     pub start: u64,
     /// The text, or the first one of a pair.
     pub text: String,
@@ -117,7 +128,7 @@ pub struct Row {
 }
 
 /// The rows of a table, one after the other; no more than one is held in memory, but for the first of a table that does
-/// not name its columns.
+/// not name its columns, and pages of Parquet.
 pub struct Rows<'a> {
     path: PathBuf,
     kind: Kind,
@@ -132,15 +143,28 @@ pub struct Rows<'a> {
     names: Vec<String>,
     columns: Columns,
     ahead: VecDeque<Record>,
+    /// What reads Parquet, which has no lines.
+    parquet: Option<parquet::Reader>,
 }
 
 impl Rows<'static> {
-    /// The rows of a table, perhaps packed with gzip. Where columns have no names, the first 10,000 rows tell them.
+    /// The rows of a table, perhaps packed with gzip, or in Parquet. Where columns have no names, the first 10,000 rows
+    /// tell them.
     ///
     /// # Errors
     /// When the file cannot be read, or its columns cannot be told.
     pub fn open(path: &Path, options: &Options) -> Result<Rows<'static>> {
-        Rows::new(path, unpacked(path)?, options, GUESSED_FROM)
+        match Kind::at(path)? {
+            Kind::Parquet => {
+                let reader = parquet::Reader::open(path, options)?;
+                let none = Counted { source: Box::new(std::io::empty()), line: 1, at: 0 };
+                let mut rows = Rows::of(path, Kind::Parquet, none);
+                (rows.names, rows.columns) = (reader.names.clone(), reader.columns.clone());
+                rows.parquet = Some(reader);
+                Ok(rows)
+            }
+            _ => Rows::new(path, unpacked(path)?, options, GUESSED_FROM),
+        }
     }
 }
 
@@ -158,11 +182,20 @@ pub(super) fn unpacked(path: &Path) -> Result<Box<dyn BufRead>> {
 }
 
 /// Copies a table byte for byte, but for the rows that are not kept. `starts` says where each row starts, and behind the
-/// last one where that ends; what stands before the first is the header.
+/// last one where that ends; what stands before the first is the header. Parquet is written anew: all columns, whatever
+/// they hold.
 ///
 /// # Errors
 /// When the table cannot be read, or `out` cannot be written.
-pub fn copy(path: &Path, starts: &[u64], keep: &dyn Fn(usize) -> bool, out: &mut dyn Write) -> Result<()> {
+pub fn copy(
+    path: &Path,
+    starts: &[u64],
+    keep: &dyn Fn(usize) -> bool,
+    out: &mut (dyn Write + Send),
+) -> Result<()> {
+    if Kind::at(path)? == Kind::Parquet {
+        return parquet::copy(path, starts.len().saturating_sub(1), keep, out);
+    }
     let mut source = unpacked(path)?;
     let mut at = 0;
     let mut to = |end: u64, keep: bool| -> std::io::Result<()> {
@@ -202,10 +235,16 @@ impl<'a> Rows<'a> {
         let mut source = Counted { source, line: 1, at: 0 };
         source.skip_mark().map_err(Error::io(path))?;
         let kind = Kind::of(path, source.source.fill_buf().map_err(Error::io(path))?);
+        let mut rows = Rows::of(path, kind, source);
+        rows.find_columns(options, guessed_from)?;
+        Ok(rows)
+    }
+
+    fn of(path: &Path, kind: Kind, source: Counted<'a>) -> Rows<'a> {
         let delimiter = kind.delimiter().unwrap_or(b',');
         let splitter = ReaderBuilder::new().delimiter(delimiter).quoting(delimiter == b',').build();
         let (fields, ends) = (vec![0; 1 << 12], vec![0; 1 << 6]);
-        let mut rows = Rows {
+        Rows {
             path: path.into(),
             kind,
             source,
@@ -216,9 +255,8 @@ impl<'a> Rows<'a> {
             names: Vec::new(),
             columns: Columns::default(),
             ahead: VecDeque::new(),
-        };
-        rows.find_columns(options, guessed_from)?;
-        Ok(rows)
+            parquet: None,
+        }
     }
 
     fn find_columns(&mut self, options: &Options, guessed_from: usize) -> Result<()> {
@@ -227,11 +265,12 @@ impl<'a> Rows<'a> {
             return Ok(());
         }
         let Some(first) = self.read(options)? else { return Ok(()) };
-        let at = |rows: &Rows, (line, what)| Error::Row { path: rows.path.clone(), line, what };
+        let at = |rows: &Rows, (place, what)| Error::Row { path: rows.path.clone(), place, what };
         if self.kind == Kind::Json {
             self.ahead.push_back(first);
         } else if is_header(&first.fields, options) {
-            self.columns = by_name(&first.fields, options).map_err(|what| at(self, (1, what)))?;
+            self.columns =
+                by_name(&first.fields, options).map_err(|what| at(self, (Place::Line(1), what)))?;
             self.names = first.fields.into_iter().map(|name| name.trim().to_owned()).collect();
         } else {
             self.ahead.push_back(first);
@@ -276,10 +315,10 @@ impl<'a> Rows<'a> {
         let mut take = |i: usize| std::mem::take(&mut record.fields[i]);
         let Columns { text, text_b, answer, .. } = self.columns;
         let Some(text) = text else {
-            return self.wrong(record.line, "has numbers and no text; name the column of the text");
+            return self.wrong(record.place, "has numbers and no text; name the column of the text");
         };
         let (text, text_b, answer) = (take(text), text_b.map(&mut take), answer.map(&mut take));
-        Ok(Some(Row { line: record.line, start: record.start, text, text_b, answer }))
+        Ok(Some(Row { place: record.place, start: record.start, text, text_b, answer }))
     }
 
     pub(super) fn next_record(&mut self) -> Result<Option<Record>> {
@@ -289,22 +328,25 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// The byte behind the last row that was read.
+    /// The byte behind the last row that was read; in Parquet the number of rows that were.
     pub fn end(&self) -> u64 {
-        self.source.at
+        self.parquet.as_ref().map_or(self.source.at, |parquet| parquet.row)
     }
 
-    fn wrong<T>(&self, line: u64, what: impl Into<String>) -> Result<T> {
-        Err(Error::Row { path: self.path.clone(), line, what: what.into() })
+    fn wrong<T>(&self, place: Place, what: impl Into<String>) -> Result<T> {
+        Err(Error::Row { path: self.path.clone(), place, what: what.into() })
     }
 
     fn read(&mut self, options: &Options) -> Result<Option<Record>> {
+        if let Some(parquet) = &mut self.parquet {
+            return parquet.next_record();
+        }
         loop {
             self.source.skip_ends_of_lines().map_err(Error::io(&self.path))?;
-            let (line, start) = (self.source.line, self.source.at);
+            let (place, start) = (Place::Line(self.source.line), self.source.at);
             let Some(len) = (match self.kind.delimiter() {
-                Some(_) => self.split(line)?,
-                None => self.line(line)?,
+                Some(_) => self.split(place)?,
+                None => self.line(place)?,
             }) else {
                 return Ok(None);
             };
@@ -312,7 +354,7 @@ impl<'a> Rows<'a> {
                 Ok(text) => Ok(text.to_owned()),
                 Err(_) => Err(Error::Row {
                     path: self.path.clone(),
-                    line,
+                    place,
                     what: "is not UTF-8 text; convert the file first".into(),
                 }),
             };
@@ -321,25 +363,25 @@ impl<'a> Rows<'a> {
                     let starts = [0].iter().chain(&self.ends[..len]);
                     starts.zip(&self.ends[..len]).map(|(&a, &b)| text(a..b)).collect::<Result<Vec<_>>>()?
                 }
-                Kind::Lines | Kind::Json => vec![text(0..len)?],
+                Kind::Lines | Kind::Json | Kind::Parquet => vec![text(0..len)?],
             };
             if fields.len() == 1 && fields[0].trim().is_empty() && self.kind.delimiter().is_none() {
                 continue;
             }
             let fields = match self.kind {
-                Kind::Json => self.object(&fields[0], line, options)?,
+                Kind::Json => self.object(&fields[0], place, options)?,
                 _ => fields,
             };
             let width = *self.width.get_or_insert(fields.len());
             if width != fields.len() {
-                return self.wrong(line, format!("has {} fields, the first row has {width}", fields.len()));
+                return self.wrong(place, format!("has {} fields, the first row has {width}", fields.len()));
             }
-            return Ok(Some(Record { line, start, fields }));
+            return Ok(Some(Record { place, start, fields }));
         }
     }
 
     /// Splits the next row into fields; the number of them.
-    fn split(&mut self, line: u64) -> Result<Option<usize>> {
+    fn split(&mut self, place: Place) -> Result<Option<usize>> {
         let (mut filled, mut ended) = (0, 0);
         loop {
             let input = self.source.source.fill_buf().map_err(Error::io(&self.path))?;
@@ -352,11 +394,11 @@ impl<'a> Rows<'a> {
                 ReadRecordResult::InputEmpty => {}
                 ReadRecordResult::OutputFull | ReadRecordResult::OutputEndsFull if filled > MAX_ROW => {
                     return self
-                        .wrong(line, format!("has more than {MAX_ROW} bytes; is a quote not closed?"));
+                        .wrong(place, format!("has more than {MAX_ROW} bytes; is a quote not closed?"));
                 }
                 ReadRecordResult::OutputFull => self.fields.resize(2 * self.fields.len(), 0),
                 ReadRecordResult::OutputEndsFull if ended > MAX_ROW / 64 => {
-                    return self.wrong(line, format!("has more than {ended} fields"));
+                    return self.wrong(place, format!("has more than {ended} fields"));
                 }
                 ReadRecordResult::OutputEndsFull => self.ends.resize(2 * self.ends.len(), 0),
                 ReadRecordResult::Record => return Ok(Some(ended)),
@@ -366,7 +408,7 @@ impl<'a> Rows<'a> {
     }
 
     /// Reads the next line without its end; the number of bytes.
-    fn line(&mut self, line: u64) -> Result<Option<usize>> {
+    fn line(&mut self, place: Place) -> Result<Option<usize>> {
         let mut len = 0;
         loop {
             let input = self.source.source.fill_buf().map_err(Error::io(&self.path))?;
@@ -376,7 +418,7 @@ impl<'a> Rows<'a> {
             let end = input.iter().position(|b| *b == b'\n');
             let part = end.unwrap_or(input.len());
             if len + part > MAX_ROW {
-                return self.wrong(line, format!("has more than {MAX_ROW} bytes"));
+                return self.wrong(place, format!("has more than {MAX_ROW} bytes"));
             }
             if self.fields.len() < len + part {
                 self.fields.resize((len + part).next_power_of_two(), 0);
@@ -392,19 +434,19 @@ impl<'a> Rows<'a> {
     }
 
     /// The fields of an object, in the order of the first one's.
-    fn object(&mut self, text: &str, line: u64, options: &Options) -> Result<Vec<String>> {
+    fn object(&mut self, text: &str, place: Place, options: &Options) -> Result<Vec<String>> {
         if text.trim_start().starts_with('[') {
-            return self.wrong(line, "is a JSON array; write one JSON object a line");
+            return self.wrong(place, "is a JSON array; write one JSON object a line");
         }
         let object: Map<String, Value> = match serde_json::from_str(text) {
             Ok(object) => object,
-            Err(e) => return self.wrong(line, format!("is not a JSON object: {e}")),
+            Err(e) => return self.wrong(place, format!("is not a JSON object: {e}")),
         };
         if self.names.is_empty() {
             let names: Vec<String> = object.keys().cloned().collect();
             match by_name(&names, options) {
                 Ok(columns) => self.columns = columns,
-                Err(what) => return self.wrong(line, what),
+                Err(what) => return self.wrong(place, what),
             }
             self.names = names;
         }
@@ -414,8 +456,8 @@ impl<'a> Rows<'a> {
             Some(Value::String(text)) => Ok(text.clone()),
             Some(number @ Value::Number(_)) => Ok(number.to_string()),
             Some(Value::Bool(yes)) => Ok(yes.to_string()),
-            Some(_) => self.wrong(line, format!("{name:?} is neither a text nor a number")),
-            None => self.wrong(line, format!("lacks {name:?}")),
+            Some(_) => self.wrong(place, format!("{name:?} is neither a text nor a number")),
+            None => self.wrong(place, format!("lacks {name:?}")),
         };
         self.names.iter().enumerate().map(field).collect()
     }
@@ -458,7 +500,7 @@ impl Counted<'_> {
     }
 }
 
-type Parsed<T> = std::result::Result<T, (u64, String)>;
+type Parsed<T> = std::result::Result<T, (Place, String)>;
 
 /// Does a row hold names of columns?
 fn is_header(fields: &[String], options: &Options) -> bool {
@@ -483,7 +525,7 @@ fn find(names: &[String], given: Option<&str>, usual: &[&str]) -> std::result::R
     }
 }
 
-fn by_name(names: &[String], options: &Options) -> std::result::Result<Columns, String> {
+pub(super) fn by_name(names: &[String], options: &Options) -> std::result::Result<Columns, String> {
     let text_b = find(names, options.text_b.as_deref(), TEXT_B)?;
     let text = match text_b {
         Some(_) => find(names, options.text.as_deref(), &[TEXT_A, TEXT].concat())?,
@@ -523,7 +565,7 @@ fn by_place(records: &[Record], options: &Options) -> Parsed<Columns> {
     };
     let given = [&options.text, &options.text_b, &options.label, &options.score].into_iter().flatten();
     if let Some(name) = given.chain(options.several.iter().flat_map(Several::names)).next() {
-        return Err((first.line, format!("there is no header row with a column {name:?}")));
+        return Err((first.place, format!("there is no header row with a column {name:?}")));
     }
     let numbers = |column: usize| records.iter().all(|r| r.fields[column].trim().parse::<f64>().is_ok());
     match first.fields.len() {
@@ -537,7 +579,7 @@ fn by_place(records: &[Record], options: &Options) -> Parsed<Columns> {
             if !numbers(1) && (once || named().collect::<HashSet<_>>().len() > MAX_GUESSED_CLASSES) {
                 let what = "has two columns without known names, the second neither numbers nor class names that \
                             come again; put a header row with known names first, or name the columns";
-                return Err((first.line, what.into()));
+                return Err((first.place, what.into()));
             }
             Ok(Columns { text: Some(0), answer: Some(1), ..Columns::default() })
         }
@@ -545,7 +587,7 @@ fn by_place(records: &[Record], options: &Options) -> Parsed<Columns> {
             Ok(Columns { text: Some(0), text_b: Some(1), answer: Some(2), ..Columns::default() })
         }
         n => Err((
-            first.line,
+            first.place,
             format!("has {n} columns without known names; put a header row first, or name them"),
         )),
     }

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use graph::Tensor;
 
 use super::rows::{Columns, Record, Rows};
+use super::source::too_big;
 use super::{
     Dataset, Example, Input, Options, Several, Target, class_index, class_number, describe_targets, no_such,
 };
-use crate::{Error, Result};
+use crate::{Error, Place, Result};
 
 /// The rows of one file.
 pub(super) struct Table {
@@ -18,7 +19,7 @@ pub(super) struct Table {
 }
 
 struct Row {
-    line: u64,
+    place: Place,
     shown: Shown,
     target: Target,
 }
@@ -33,17 +34,21 @@ enum Shown {
 const NUMBERS: &str = "numbers";
 
 impl Table {
-    pub(super) fn open(path: &Path, bytes: &[u8], options: &Options) -> Result<Table> {
-        let mut rows = Rows::new(path, Box::new(bytes), options, usize::MAX)?;
-        let mut records = Vec::new();
+    pub(super) fn open(path: &Path, mut rows: Rows, options: &Options) -> Result<Table> {
+        let (mut records, mut bytes) = (Vec::new(), 0);
         while let Some(record) = rows.next_record()? {
+            bytes += record.fields.iter().map(|field| field.len() as u64).sum::<u64>() + 1;
+            // The last row of a table of lines may lack its end.
+            if bytes > options.limit.saturating_add(1) {
+                return Err(Error::file(path, too_big(options.limit)));
+            }
             records.push(record);
         }
         if records.is_empty() {
             return Err(Error::file(path, "holds no examples"));
         }
         let columns = rows.columns();
-        let wrong = |(line, what)| Error::Row { path: path.into(), line, what };
+        let wrong = |(place, what)| Error::Row { path: path.into(), place, what };
         let (targets, classes) = match &options.several {
             Some(several) => labels(&records, columns, several, options.classes.as_deref()),
             None => targets(&records, columns, options),
@@ -58,14 +63,14 @@ impl Table {
             })
         };
         let rows = records.into_iter().zip(targets).map(|(record, target)| {
-            let line = record.line;
-            Ok(Row { line, shown: shown(record).map_err(wrong)?, target })
+            let place = record.place;
+            Ok(Row { place, shown: shown(record).map_err(wrong)?, target })
         });
         Ok(Table { path: path.into(), rows: rows.collect::<Result<_>>()?, classes })
     }
 }
 
-type Parsed<T> = std::result::Result<T, (u64, String)>;
+type Parsed<T> = std::result::Result<T, (Place, String)>;
 
 /// All fields of a row that are no answers, as `[1, numbers]`.
 fn numbers(record: &Record, columns: &Columns, names: &[String]) -> Parsed<Tensor> {
@@ -76,11 +81,11 @@ fn numbers(record: &Record, columns: &Columns, names: &[String]) -> Parsed<Tenso
             let what =
                 if field.trim().is_empty() { "is empty".into() } else { format!("{field:?} is no number") };
             let name = names.get(i).map_or_else(|| i.to_string(), |name| format!("{name:?}"));
-            Err((record.line, format!("column {name}: {what}; if a column is the text, name it")))
+            Err((record.place, format!("column {name}: {what}; if a column is the text, name it")))
         }
     };
     let values = shown.map(number).collect::<Parsed<Vec<f32>>>()?;
-    Tensor::new(&[1, values.len()], &values).map_err(|e| (record.line, e.to_string()))
+    Tensor::new(&[1, values.len()], &values).map_err(|e| (record.place, e.to_string()))
 }
 
 /// What sets of labels are written with between them.
@@ -105,11 +110,11 @@ fn labels(
                         other => {
                             let what =
                                 format!("column {name:?} holds {other:?}; a label's column holds 0 or 1");
-                            return Err((record.line, what));
+                            return Err((record.place, what));
                         }
                     };
                     if holds {
-                        held.push(class_index(all, name).map_err(|what| (record.line, what))?);
+                        held.push(class_index(all, name).map_err(|what| (record.place, what))?);
                     }
                 }
                 Ok(Target::labels(held))
@@ -129,7 +134,7 @@ fn labels(
                 names
             });
             let of = |record: &Record| {
-                let index = |name: &String| class_index(&names, name).map_err(|what| (record.line, what));
+                let index = |name: &String| class_index(&names, name).map_err(|what| (record.place, what));
                 Ok(Target::labels(listed(record).iter().map(index).collect::<Parsed<_>>()?))
             };
             let targets = records.iter().map(of).collect::<Parsed<_>>()?;
@@ -148,22 +153,22 @@ fn targets(
     let Some(answer) = columns.answer else {
         return Ok((vec![Target::None; records.len()], options.classes.clone()));
     };
-    let answers = || records.iter().map(|r| (r.line, r.fields[answer].trim()));
-    if let Some((line, _)) = answers().find(|(_, text)| text.is_empty()) {
-        return Err((line, "the label or score is empty".into()));
+    let answers = || records.iter().map(|r| (r.place, r.fields[answer].trim()));
+    if let Some((place, _)) = answers().find(|(_, text)| text.is_empty()) {
+        return Err((place, "the label or score is empty".into()));
     }
     let named = given.is_some_and(|names| answers().all(|(_, text)| names.iter().any(|n| n == text)));
     if !columns.score && !named && answers().all(|(_, text)| text.parse::<i64>().is_ok()) {
-        let class = |(line, text): (u64, &str)| {
-            let label = text.parse().map_err(|_| (line, format!("label {text:?} is no integer")))?;
-            class_number(label, given).map(Target::Class).map_err(|what| (line, what))
+        let class = |(place, text): (Place, &str)| {
+            let label = text.parse().map_err(|_| (place, format!("label {text:?} is no integer")))?;
+            class_number(label, given).map(Target::Class).map_err(|what| (place, what))
         };
         return Ok((answers().map(class).collect::<Parsed<_>>()?, options.classes.clone()));
     }
     if columns.score || !named && answers().all(|(_, text)| text.parse::<f64>().is_ok()) {
-        let score = |(line, text): (u64, &str)| match text.parse::<f64>() {
+        let score = |(place, text): (Place, &str)| match text.parse::<f64>() {
             Ok(score) if score.is_finite() => Ok(Target::Score(score)),
-            _ => Err((line, format!("score {text:?} is not a finite number"))),
+            _ => Err((place, format!("score {text:?} is not a finite number"))),
         };
         return Ok((answers().map(score).collect::<Parsed<_>>()?, None));
     }
@@ -173,7 +178,7 @@ fn targets(
         names.dedup();
         names
     });
-    let class = |(line, text)| class_index(&names, text).map(Target::Class).map_err(|what| (line, what));
+    let class = |(place, text)| class_index(&names, text).map(Target::Class).map_err(|what| (place, what));
     let targets = answers().map(class).collect::<Parsed<_>>()?;
     Ok((targets, Some(names)))
 }
@@ -190,7 +195,7 @@ impl Dataset for Table {
             Shown::Text(text) => Input::Text(text.clone()),
             Shown::Numbers(numbers) => Input::Arrays(vec![(NUMBERS.into(), numbers.clone())]),
         };
-        Ok(Example { id: format!("line {}", row.line), input, target: row.target.clone() })
+        Ok(Example { id: row.place.to_string(), input, target: row.target.clone() })
     }
 
     fn target(&self, i: usize) -> Target {

@@ -282,6 +282,9 @@ pub fn pick(request: &Request, out: &Path, cpu: &Cpu) -> Result<(Report, Vec<Ver
     fits(request)?;
     // What is no table; tables are streamed.
     let is_table = data::is_table(request.path)?;
+    if is_table {
+        table::fits(request.path, out)?;
+    }
     let opened = match is_table || request.model.is_some() {
         true => None,
         false => Some(data::open(request.path, request.options)?),

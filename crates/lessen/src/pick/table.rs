@@ -15,7 +15,7 @@ use crate::{Error, Result};
 
 /// Rows that are read at once, and about as many bytes at most.
 const PART: usize = 1 << 14;
-const PART_BYTES: u64 = 64 << 20;
+const PART_BYTES: usize = 64 << 20;
 /// Labels that are told apart, and the bytes that one may have; what goes beyond has no label.
 const LABELS: usize = 1 << 16;
 const LABEL_BYTES: usize = 256;
@@ -90,6 +90,7 @@ pub(super) fn scan(request: &Request, cpu: &Cpu) -> Result<All> {
         Kind::Tsv => "TSV",
         Kind::Json => "JSON lines",
         Kind::Lines => "lines",
+        Kind::Parquet => "Parquet",
     };
     let what = if rows.pairs() { "pairs of texts" } else { "texts" };
     let describe = format!("{}: {} {what} ({kind})", request.path.display(), verdicts.len());
@@ -98,11 +99,13 @@ pub(super) fn scan(request: &Request, cpu: &Cpu) -> Result<All> {
 
 fn part(rows: &mut Rows) -> Result<Vec<Row>> {
     let mut part = Vec::new();
-    let start = rows.end();
+    let mut bytes = 0;
     while part.len() < PART
-        && rows.end() - start < PART_BYTES
+        && bytes < PART_BYTES
         && let Some(row) = rows.next_row()?
     {
+        bytes +=
+            row.text.len() + [&row.text_b, &row.answer].into_iter().flatten().map(String::len).sum::<usize>();
         part.push(row);
     }
     Ok(part)
@@ -161,10 +164,10 @@ pub(super) fn told(request: &Request, wanted: &[usize]) -> Result<Vec<(String, O
         while let Some(found) = rows.next_row()? {
             at += 1;
             if at == row + 1 {
-                let line = format!("line {}", found.line);
+                let place = found.place.to_string();
                 let text = whole(found).replace('\u{1}', "|");
                 let short: String = text.chars().take(TEXT).collect();
-                told.push((line, Some(if short.len() < text.len() { short + " .." } else { short })));
+                told.push((place, Some(if short.len() < text.len() { short + " .." } else { short })));
                 break;
             }
         }
@@ -172,7 +175,20 @@ pub(super) fn told(request: &Request, wanted: &[usize]) -> Result<Vec<(String, O
     Ok(told)
 }
 
-/// Writes the header and the rows that stay, byte for byte; packed when the name ends with `.gz`.
+/// Fails when rows of Parquet would become lines, or lines Parquet.
+pub(super) fn fits(path: &Path, out: &Path) -> Result<()> {
+    let named = out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet"));
+    let what = match (Kind::at(path)?, named) {
+        (Kind::Parquet, false) => {
+            "rows of Parquet are written as Parquet; name a file that ends with .parquet"
+        }
+        (Kind::Parquet, true) | (_, false) => return Ok(()),
+        (_, true) => "lines are not written as Parquet; name a file that ends as that of the data does",
+    };
+    Err(Error::input(format!("{}: {what}", out.display())))
+}
+
+/// Writes the header and the rows that stay, byte for byte; packed when the name ends with `.gz`. Parquet is written anew.
 pub(super) fn copy(path: &Path, all: &All, out: &Path) -> Result<()> {
     let keep = |row: usize| all.verdicts[row] == Verdict::Kept;
     let failed = |e: learn::Error| std::io::Error::other(e);
