@@ -342,3 +342,16 @@ fn what_does_not_fit_is_refused_and_nothing_is_written() {
     lessen(&["pick", &digits, "-o", &out]).fails(&[".npz"]);
     assert!(!std::path::Path::new(&out).exists());
 }
+
+#[test]
+fn sets_of_labels_stay_with_their_pictures() {
+    let place = Place::new();
+    let image = Tensor::new(&[3, 1, 2, 1], &[0f32, 1.0, 0.0, 1.0, 9.0, 8.0]).unwrap();
+    let labels = Tensor::new(&[3, 2], &[1i64, 0, 1, 0, 0, 1]).unwrap();
+    let data = place.npz("sets.npz", &[("image", image), ("tags", labels)]);
+    let out = place.path("out.npz");
+    lessen(&["pick", &data, "--labels-column", "tags", "-o", &out, "--json"]).json();
+    let kept = npz::read(out.as_ref(), 1 << 20).unwrap();
+    let labels = &kept.iter().find(|(name, _)| name == "labels").unwrap().1;
+    assert_eq!((labels.shape(), labels.to_ints().unwrap()), (&[2, 2][..], vec![1, 0, 0, 1]));
+}

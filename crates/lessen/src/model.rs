@@ -16,7 +16,7 @@ pub use learn::image::METADATA_KEY as PREPROCESS;
 pub const POOLING: &str = "lessen.pooling";
 /// The entry that says how many tokens of a text the model takes.
 pub const MAX_TOKENS: &str = "lessen.max_tokens";
-/// The entry that says what the model is for: `classify`, `similarity` or `agree`.
+/// The entry that says what the model is for: `classify`, `multilabel`, `similarity` or `agree`.
 pub const TASK: &str = "lessen.task";
 /// The entries that name the classes: a JSON list, or one name a line.
 pub const CLASSES: [&str; 2] = ["lessen.classes", "classes"];

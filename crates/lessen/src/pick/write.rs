@@ -132,6 +132,14 @@ fn arrays(data: &dyn Dataset, rows: &[usize], out: &Path) -> Result<()> {
     if let Some(scores) = scores.collect::<Option<Vec<f64>>>() {
         arrays.push(("score".into(), Tensor::new(&[scores.len()], &scores)?));
     }
+    let sets = targets.iter().map(|t| if let Target::Labels(held) = t { Some(held.as_ref()) } else { None });
+    if let Some(sets) = sets.collect::<Option<Vec<&[usize]>>>() {
+        let count = data.classes().map_or(0, <[String]>::len);
+        let count = sets.iter().filter_map(|held| held.last()).fold(count, |count, last| count.max(last + 1));
+        let held = sets.iter().flat_map(|held| (0..count).map(|label| i64::from(held.contains(&label))));
+        let held: Vec<i64> = held.collect();
+        arrays.push(("labels".into(), Tensor::new(&[sets.len(), count], &held)?));
+    }
     Ok(npz::write(out, &arrays)?)
 }
 
