@@ -294,8 +294,8 @@ fn a_data_set_in_parquet() {
     let lines = put(&place, "a.csv", b"PAR1,text\n1,a\n");
     assert_eq!(cells_of(&lines.with_extension("parquet"), &Options::default()).unwrap().len(), 2);
     assert_eq!(open(&lines, &Options::default()).unwrap().len(), 1);
-    let options = Options { limit: 6, ..Options::default() };
-    assert!(open(&path, &options).err().unwrap().to_string().contains("limit of 6 bytes"));
+    let options = Options { limit: 4, ..Options::default() };
+    assert!(open(&path, &options).err().unwrap().to_string().contains("limit of 4 bytes"));
     let options = Options { score: Some("weight".into()), ..Options::default() };
     assert_eq!(open(&path, &options).unwrap().target(0), Target::Score(0.5));
     let missing = examples(&[vec![(None, None, 1, None)]], WriterProperties::builder());
