@@ -363,19 +363,17 @@ fn damaged_files_are_refused() {
         let bytes = examples(std::slice::from_ref(&rows), properties().set_dictionary_enabled(i % 3 > 0));
         let whole = put(&place, "a.parquet", &bytes);
         assert_eq!(tried(&whole), None);
-        for len in 0..bytes.len() {
+        for len in (i % 3..bytes.len()).step_by(3) {
             let what = tried(&put(&place, "a.parquet", &bytes[..len])).expect("an error");
             assert!(what.contains("a.parquet: "), "{what}");
         }
         let mut wrong = 0;
         for at in 0..bytes.len() {
-            for flip in [0x01, 0xff] {
-                let mut bytes = bytes.clone();
-                bytes[at] ^= flip;
-                wrong += usize::from(tried(&put(&place, "a.parquet", &bytes)).is_some());
-            }
+            let mut bytes = bytes.clone();
+            bytes[at] ^= [0x01, 0xff][at % 2];
+            wrong += usize::from(tried(&put(&place, "a.parquet", &bytes)).is_some());
         }
-        assert!(wrong > bytes.len() / 2, "{wrong} of {}", bytes.len());
+        assert!(wrong > bytes.len() / 4, "{wrong} of {}", bytes.len());
     }
 }
 
