@@ -82,6 +82,11 @@ fn wrong_calls_fail_in_one_line() {
     lessen(&["shrink", &model, "--data", &data, "-o", &model]).fails(&["the model itself"]);
     lessen(&["shrink", &model, "--data", &data, "-o", &place.path("no/such/folder.onnx")])
         .fails(&["no/such"]);
+    for other in ["small.gguf", "small.safetensors"] {
+        let other = place.path(other);
+        lessen(&["shrink", &model, "--data", &data, "-o", &other]).fails(&["ONNX", ".onnx", "quantize"]);
+        assert!(!std::path::Path::new(&other).exists());
+    }
     lessen(&["shrink", &place.path("none.onnx"), "--data", &data]).fails(&["none.onnx"]);
     lessen(&["shrink", &model, "--data", &place.path("none.npz")]).fails(&["none.npz"]);
     for bad in [["--lose", "-1"], ["--lose", "much"], ["--smaller", "0"], ["--smaller", "nan"]] {
@@ -639,4 +644,22 @@ fn passes_that_are_done_are_not_done_again_by_a_run_after_one_that_was_killed() 
     assert_eq!(surveyed(&again.stderr), 0, "channels are chosen once");
     assert!(std::fs::read(&whole).unwrap() == std::fs::read(&out).unwrap());
     assert!(!std::path::Path::new(&work).exists(), "nothing is left behind");
+}
+
+#[test]
+fn a_weight_that_is_no_number_is_named() {
+    let place = Place::new();
+    let mut model = lessen::Model::open(example("digits.onnx")).unwrap();
+    let graph = &mut model.inner_mut().graph;
+    let used = graph.nodes().find_map(|(_, node)| node.input(node.op.weight()?.input)).unwrap();
+    let (name, mut weight) = (graph.value(used).name.clone(), graph.constant(used).unwrap().clone());
+    weight.as_mut_slice::<f32>().unwrap()[3] = f32::NAN;
+    graph.set_constant(used, weight);
+    let broken = place.path("broken.onnx");
+    model.save(&broken).unwrap();
+    let data = example("test.npz");
+    for more in [&["--data", &data][..], &[]] {
+        let args = [&["shrink", &broken, "-o", &place.path("small.onnx")][..], more].concat();
+        lessen(&args).fails(&[&name, "1 of", "not finite"]);
+    }
 }

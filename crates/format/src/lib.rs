@@ -1,4 +1,4 @@
-//! Model files in and out. [`open`] guesses the kind from the bytes, [`save`] from the file's name.
+//! Model files in and out. [`open`] guesses the kind from the bytes, [`save`] writes ONNX.
 #![forbid(unsafe_code)]
 
 pub mod arch;
@@ -76,5 +76,25 @@ pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
 /// # Errors
 /// When the file cannot be written.
 pub fn save(model: &Model, path: &Path) -> Result<()> {
+    fits(path)?;
     onnx::write(model, path)
+}
+
+/// Fails when a file of this name would be taken for another format than ONNX, which is what is written.
+///
+/// # Errors
+/// Says which format can hold what.
+pub fn fits(path: &Path) -> Result<()> {
+    const OTHERS: [&str; 9] = ["gguf", "safetensors", "bin", "pt", "pth", "pb", "h5", "tflite", "mlmodel"];
+    let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+    match OTHERS.contains(&ending.as_str()) {
+        true => Err(Error::broken(
+            path,
+            format!(
+                "models are written as ONNX, which holds all that is done to them, not as {ending}; name a file that \
+                 ends with .onnx (lessen quantize writes checkpoints in safetensors)"
+            ),
+        )),
+        false => Ok(()),
+    }
 }

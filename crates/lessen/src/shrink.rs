@@ -443,6 +443,8 @@ pub fn shrink(
     let kept = request.work.map(|folder| kept::Work::open(folder, &original, request, &depends));
     let kept = kept.transpose()?.flatten();
     let store = kept.as_ref().and_then(kept::Work::store);
+    // A damaged weight is named before its answers are.
+    shrink::weights::weights(&original.inner().graph).map_err(back)?;
     let judge = DataJudge::new(&original, data, task, options, cpu, needs, progress)?.keeping(store);
     let metric = judge.metric_of_original()?;
     let allowed = lose.map(|lose| match lose {

@@ -84,6 +84,7 @@ pub struct Teach {
 
 impl Teach {
     pub fn run(self, common: &Common) -> Result<Done> {
+        lessen::fits(&self.output)?;
         let data = data::open(&self.data, &self.learning.columns.with_classes(None))
             .context("the data cannot be used")?;
         let model = match &self.model {
