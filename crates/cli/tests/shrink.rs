@@ -657,9 +657,9 @@ fn a_weight_that_is_no_number_is_named() {
     graph.set_constant(used, weight);
     let broken = place.path("broken.onnx");
     model.save(&broken).unwrap();
-    let data = example("test.npz");
+    let (data, out) = (example("test.npz"), place.path("small.onnx"));
     for more in [&["--data", &data][..], &[]] {
-        let args = [&["shrink", &broken, "-o", &place.path("small.onnx")][..], more].concat();
-        lessen(&args).fails(&[&name, "1 of", "not finite"]);
+        let args = ["shrink", &broken, "-o", &out];
+        lessen(&[&args[..], more].concat()).fails(&[&name, "1 of", "not finite"]);
     }
 }
