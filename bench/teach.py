@@ -86,7 +86,9 @@ class Texts:
 class Images:
     """Small pictures, of which EfficientNet-Lite0 makes features."""
 
-    model = [EFFICIENTNET]
+    # The file does not say how it wants pictures: (RGB - 127) / 128.
+    model = [EFFICIENTNET, "--preprocess", "resize=224x224,filter=bilinear,color=rgb,mean=0.49804:0.49804:0.49804,"
+             "std=0.50196:0.50196:0.50196,layout=nchw"]
 
     @staticmethod
     def write(rows, path):
