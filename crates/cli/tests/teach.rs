@@ -531,7 +531,10 @@ fn few_examples_are_compared_with_each_other() {
     let image = Tensor::new(&[20, 1, 8, 8], &images.to_f32().unwrap()[..20 * 64]).unwrap();
     let numbers = place.npz("d.npz", &[("image", image), ("score", score)]);
     teach(&place, &numbers, &["--contrast"]).fails(&["--contrast", "classes"]);
-    assert!(teach(&place, &data, &["--epochs", "2"]).err.contains("--tune"));
+    teach(&place, &numbers, &["--balanced"]).fails(&["--balanced", "classes"]);
+    for alone in [["--epochs", "2"], ["--rate", "0.1"]] {
+        assert!(teach(&place, &data, &alone).err.contains("--tune"), "{alone:?}");
+    }
 }
 
 #[test]
@@ -556,6 +559,15 @@ fn a_teacher_answers_in_the_place_of_labels() {
     assert!(tuned["tuned"]["after"].as_f64().unwrap() < tuned["tuned"]["before"].as_f64().unwrap());
     assert!(value(&tuned) > 90.0);
     teach(&place, &unlabelled, &["--teacher", &place.path("none.onnx")]).fails(&["none.onnx"]);
+    // A teacher of ten digits is shown but small ones.
+    let (_, digits) = pictures();
+    let small: Vec<usize> = (0..300).filter(|&i| digits[i] < 3).collect();
+    let values = images.to_f32().unwrap();
+    let some: Vec<f32> = small.iter().flat_map(|&i| &values[i * 64..][..64]).copied().collect();
+    let few = place.npz("e.npz", &[("image", Tensor::new(&[small.len(), 1, 8, 8], &some).unwrap())]);
+    let (ten, tens) = (part(&place, "f.npz", 0..300, |digit| digit), place.path("tens.onnx"));
+    lessen(&["teach", &model, "--data", &ten, "-o", &tens, "--json"]).json();
+    teach(&place, &few, &["--teacher", &tens, "--tune", "all"]).fails(&["teacher", "10 classes"]);
 }
 
 #[test]

@@ -76,7 +76,7 @@ pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
 /// # Errors
 /// When the file cannot be written.
 pub fn save(model: &Model, path: &Path) -> Result<()> {
-    fits(path)?;
+    check_name(path)?;
     onnx::write(model, path)
 }
 
@@ -84,7 +84,7 @@ pub fn save(model: &Model, path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// Says which format can hold what.
-pub fn fits(path: &Path) -> Result<()> {
+pub fn check_name(path: &Path) -> Result<()> {
     const OTHERS: [&str; 9] = ["gguf", "safetensors", "bin", "pt", "pth", "pb", "h5", "tflite", "mlmodel"];
     let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
     match OTHERS.contains(&ending.as_str()) {

@@ -22,7 +22,7 @@ pub(crate) struct Training<'a> {
     rows: Vec<usize>,
     task: Task,
     feeder: Feeder,
-    /// Examples of a batch, at least.
+    /// Fewest examples of a batch.
     together: usize,
 }
 
@@ -39,7 +39,7 @@ impl<'a> Training<'a> {
         Ok(Training { data, rows, task, feeder, together: LEAST })
     }
 
-    /// With so many examples in a batch, which are not to be told apart by the number of batches.
+    /// The same in batches of so many examples or more, where they are compared with each other.
     pub fn together(self, together: usize) -> Training<'a> {
         Training { together, ..self }
     }

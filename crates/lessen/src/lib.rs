@@ -36,7 +36,7 @@ mod thumbnail;
 pub mod verify;
 
 pub use error::{Error, Result};
-pub use format::{fits, pack};
+pub use format::{check_name, pack};
 pub use graph::{DType, Datum, Dim, Fact, Tensor};
 pub use kernel::Cpu;
 pub use learn::{data, head, image, text};

@@ -83,6 +83,7 @@ impl Model {
     /// # Errors
     /// When a file cannot be written.
     pub fn save_beside(&self, path: impl AsRef<Path>) -> Result<()> {
+        format::check_name(path.as_ref())?;
         Ok(format::onnx::write_beside(&self.inner, path.as_ref())?)
     }
 

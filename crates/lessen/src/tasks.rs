@@ -24,14 +24,6 @@ pub(crate) struct Purpose {
 }
 
 impl Model {
-    /// The names of the tasks that the model was taught beside its first.
-    ///
-    /// # Errors
-    /// When the entry that names them is damaged.
-    pub fn tasks(&self) -> Result<Vec<String>> {
-        Ok(self.purposes()?.into_keys().collect())
-    }
-
     fn purposes(&self) -> Result<BTreeMap<String, Purpose>> {
         let Some(text) = self.inner().metadata(TASKS) else { return Ok(BTreeMap::new()) };
         serde_json::from_str(text)
@@ -104,4 +96,22 @@ impl Model {
 
 fn as_json(value: &impl Serialize) -> Result<String> {
     serde_json::to_string(value).map_err(|e| Error::input(format!("the classes have odd names: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_entry_and_tasks_that_are_not_there_are_said() {
+        let mut model = Model::new(graph::Model::default()).unwrap();
+        let said = |model: &Model| model.only("hate").unwrap_err().to_string();
+        assert!(said(&model).contains("needs no name, and none"));
+        model.add_task("spam", Purpose { task: "classify".into(), classes: None }).unwrap();
+        assert!(said(&model).contains("and spam"));
+        assert!(model.only("spam").unwrap_err().to_string().contains("no output spam.*"));
+        assert!(model.check_free("spam").is_err() && model.check_free("hate").is_ok());
+        model.inner_mut().set_metadata(TASKS, "{\"hate\": 3}");
+        assert!(said(&model).contains("damaged"));
+    }
 }

@@ -222,10 +222,10 @@ impl Answers<'_> {
                 found.score_change = Some(number(score::mean(&changes, SEED)?, ""));
             }
             Some((Judged::Labels(a, truths), Judged::Labels(b, _))) => {
+                found.classes = self.labels(a, b, truths)?;
                 let [a, b, truths] = numbered([a, b, truths]);
                 found.agreement = Some(percent(score::agreement(&a, &b)?));
                 found.flips = Some(Flips::from(score::flips(&a, &b, &truths)?));
-                found.classes = self.labels(&judged)?;
             }
             _ => {}
         }
@@ -233,8 +233,7 @@ impl Answers<'_> {
     }
 
     /// What became of the examples that each label holds for.
-    fn labels(&self, judged: &Option<(Judged, Judged)>) -> Result<Vec<ClassDamage>> {
-        let Some((Judged::Labels(a, truths), Judged::Labels(b, _))) = judged else { return Ok(Vec::new()) };
+    fn labels(&self, a: &[Vec<bool>], b: &[Vec<bool>], truths: &[Vec<bool>]) -> Result<Vec<ClassDamage>> {
         let labels = truths.first().map_or(0, Vec::len);
         let mut found = Vec::new();
         for label in 0..labels {

@@ -217,7 +217,7 @@ pub(super) fn make(
     if output.is_dir() {
         bail!("{} is a folder; name a file with -o", output.display());
     }
-    lessen::fits(output)?;
+    lessen::check_name(output)?;
     let beside = Beside::of(output, source)?;
     let model = opening.open(source.model)?;
     let data = source.data.map(|path| data::open(path, &source.columns.options(&model))).transpose()?;

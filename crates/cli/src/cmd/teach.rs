@@ -72,9 +72,9 @@ pub struct Teach {
     /// Times that each example is seen, at most [default: 3; more often for few examples with --contrast].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     epochs: Option<u32>,
-    /// The greatest step of the training, as a part of what weights measure.
-    #[arg(long, value_name = "RATE", default_value_t = 1e-3)]
-    rate: f32,
+    /// The greatest step of the training, as a part of what weights measure [default: 0.001].
+    #[arg(long, value_name = "RATE")]
+    rate: Option<f32>,
     /// A folder to write the factors of --tune lora to, as PEFT has them; they are in the model, too.
     #[arg(long, value_name = "FOLDER")]
     adapter: Option<PathBuf>,
@@ -84,7 +84,7 @@ pub struct Teach {
 
 impl Teach {
     pub fn run(self, common: &Common) -> Result<Done> {
-        lessen::fits(&self.output)?;
+        lessen::check_name(&self.output)?;
         let data = data::open(&self.data, &self.learning.columns.with_classes(None))
             .context("the data cannot be used")?;
         let model = match &self.model {
@@ -98,15 +98,16 @@ impl Teach {
         if self.adapter.is_some() && !matches!(self.tune, Some(Depth::Lora(_))) {
             bail!("--adapter is what --tune lora has trained; give that, too");
         }
-        if !(self.rate > 0.0 && self.rate.is_finite()) {
-            bail!("--rate {} is no step; give one above 0, such as 0.001", self.rate);
+        let rate = self.rate.unwrap_or(1e-3);
+        if !(rate > 0.0 && rate.is_finite()) {
+            bail!("--rate {rate} is no step; give one above 0, such as 0.001");
         }
         let depth = self.tune.or(self.contrast.then_some(Depth::All));
-        if depth.is_none() && self.epochs.is_some() {
-            bail!("--epochs is of --tune and --contrast; give one of them, too");
+        if depth.is_none() && (self.epochs.is_some() || self.rate.is_some()) {
+            bail!("--epochs and --rate are of --tune and --contrast; give one of them, too");
         }
         let epochs = self.epochs.map(|n| n as usize);
-        let tuning = depth.map(|depth| Tuning { depth, contrast: self.contrast, epochs, rate: self.rate });
+        let tuning = depth.map(|depth| Tuning { depth, contrast: self.contrast, epochs, rate });
         let teacher = self.teacher.as_ref().map(|path| self.learning.opening.open(path)).transpose()?;
         let spinner = common.spinner();
         spinner.set_message("features, then heads");

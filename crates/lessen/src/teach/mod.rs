@@ -135,6 +135,11 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
     let mut learnt = learn(&backbone, &wanted, cpu, request.progress)?;
     let (all, names) = truth(data, &learnt.rows)?;
     let task = task_of(&all);
+    if request.balanced && task != Task::Classify {
+        return Err(Error::input("--balanced lets classes count the same; these examples have none"));
+    }
+    let logits =
+        answered.as_ref().map(|answered| answered.logits(&learnt.rows, all.outputs())).transpose()?;
     let cached = learnt.cached;
     // What is held out to say when training stops may teach the head nothing either.
     let tuning = request.tuning.as_ref();
@@ -146,7 +151,7 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
         truth: &all,
         shares,
         masses: if request.balanced { masses(&all) } else { Vec::new() },
-        logits: answered.as_ref().and_then(|answered| answered.logits(&rows)),
+        logits: logits.flatten(),
         feed: wanted.feed.clone(),
     });
     let (mut tuned, mut adapter, mut held_out) = (None, None, None);

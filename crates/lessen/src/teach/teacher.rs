@@ -39,10 +39,13 @@ impl<'a> Answered<'a> {
         let mut done = 0;
         answerer.each(data, &readable, |i, answer| {
             let missing = || {
-                Error::input(format!("the teacher answers example {i} with nothing that can be learnt: no classes, labels or number"))
+                let what = "with nothing that can be learnt: no classes, labels or number";
+                Error::input(format!("the teacher answers example {i} {what}"))
             };
             targets[i] = match task {
-                Task::Similarity => Target::Score(answer.score.filter(|s| s.is_finite()).ok_or_else(missing)?),
+                Task::Similarity => {
+                    Target::Score(answer.score.filter(|s| s.is_finite()).ok_or_else(missing)?)
+                }
                 Task::Multilabel => {
                     let labels = answer.labels().ok_or_else(missing)?;
                     Target::Labels((0..labels.len()).filter(|&label| labels[label]).collect())
@@ -68,10 +71,22 @@ impl<'a> Answered<'a> {
         Ok(Answered { data, targets, classes: teacher.classes(), logits })
     }
 
-    /// The teacher's logits for these examples, row by row; `None` for numbers.
-    pub fn logits(&self, rows: &[usize]) -> Option<Vec<f32>> {
-        let all: Vec<f32> = rows.iter().flat_map(|&row| &self.logits[row]).copied().collect();
-        (!all.is_empty()).then_some(all)
+    /// The teacher's logits for these examples, so many for each, row by row; `None` for numbers.
+    ///
+    /// # Errors
+    /// When the teacher knows other classes than these.
+    pub fn logits(&self, rows: &[usize], outputs: usize) -> Result<Option<Vec<f32>>> {
+        if rows.iter().all(|&row| self.logits[row].is_empty()) {
+            return Ok(None);
+        }
+        if let Some(&row) = rows.iter().find(|&&row| self.logits[row].len() != outputs) {
+            return Err(Error::input(format!(
+                "the teacher knows {} classes, and names only the first {outputs} for these examples; give examples \
+                 of the others, too",
+                self.logits[row].len()
+            )));
+        }
+        Ok(Some(rows.iter().flat_map(|&row| &self.logits[row]).copied().collect()))
     }
 }
 

@@ -4,12 +4,10 @@
 
 use graph::{DType, Datum, Dim, Fact, Tensor};
 use kernel::Cpu;
-use learn::fit::{Inputs, Lessons, alike};
+use learn::fit::alike;
 use learn::head::Truth;
 
-use super::{Examples, Trained, Tuning, told, train};
-use crate::answer::{Options, Task};
-use crate::lessons::Training;
+use super::{Course, Examples, Trained, Tuning, train};
 use crate::{Error, Model, Result};
 
 /// Examples that are compared with each other.
@@ -17,12 +15,12 @@ const TOGETHER: usize = 16;
 /// The names of what each pair of examples is to be, and how much it counts, among the inputs of what is trained.
 const WANTED: &str = "lessen.wanted";
 const COUNTS: &str = "lessen.counts";
-/// Steps that few examples take at least, unless it is said how often each is seen.
-const STEPS: usize = 60;
+/// Such batches that are seen in all, unless it is said how often each example is.
+const BATCHES: usize = 60;
 
 /// Times that each example is seen when nothing else is said: the fewer there are, the more often.
 pub(super) fn epochs(examples: usize) -> usize {
-    (STEPS * TOGETHER).div_ceil(examples.max(1))
+    (BATCHES * TOGETHER).div_ceil(examples.max(1))
 }
 
 /// Trains the model whose first output are its features.
@@ -39,9 +37,6 @@ pub(in crate::teach) fn contrast(
     let Truth::Classes { of, .. } = examples.truth else {
         return Err(Error::input("--contrast tells classes apart; the examples have none"));
     };
-    let options = Options { feed: examples.feed.clone(), output: None };
-    let training = Training::new(model, examples.data, examples.rows.to_vec(), Task::Classify, &options)?;
-    let pupil = Pupil { examples, of, training: training.together(TOGETHER) };
     let loss = |graph: &mut graph::Graph| {
         let features = graph.outputs[0];
         let square = || Fact::tensor(DType::F32, vec![Dim::named("one"), Dim::named("other")]);
@@ -49,29 +44,16 @@ pub(in crate::teach) fn contrast(
         let counts = graph.add_input(COUNTS, square())?;
         Ok(alike(graph, features, wanted, counts)?)
     };
-    train(model, tuning, &loss, &pupil, cpu, progress)
-}
-
-struct Pupil<'a> {
-    examples: &'a Examples<'a>,
-    of: &'a [usize],
-    training: Training<'a>,
-}
-
-impl Pupil<'_> {
-    fn batches(&self, positions: &[usize], seed: Option<u64>) -> Result<Vec<(Inputs, usize)>> {
-        let batches = self.training.batches(positions, seed)?;
-        let with_pairs = batches.into_iter().map(|(mut inputs, rows)| {
-            let classes: Vec<usize> = rows.iter().map(|&row| self.of[positions[row]]).collect();
-            let (wanted, counts) = pairs(&classes);
-            for (name, values) in [(WANTED, wanted), (COUNTS, counts)] {
-                let tensor = Tensor::new(&[classes.len(), classes.len()], &values)?;
-                inputs.push((name.into(), Datum::Tensor(tensor)));
-            }
-            Ok((inputs, classes.len()))
-        });
-        with_pairs.collect()
-    }
+    let beside = |rows: &[usize]| {
+        let classes: Vec<usize> = rows.iter().map(|&at| of[at]).collect();
+        let (wanted, counts) = pairs(&classes);
+        let square = |values: &[f32]| {
+            Ok::<_, Error>(Datum::Tensor(Tensor::new(&[classes.len(), classes.len()], values)?))
+        };
+        Ok::<_, Error>(vec![(WANTED.into(), square(&wanted)?), (COUNTS.into(), square(&counts)?)])
+    };
+    let course = Course { examples, loss: &loss, beside: &beside, together: Some(TOGETHER) };
+    train(model, tuning, &course, cpu, progress)
 }
 
 /// What the cosine of each pair of examples is to be, 1 or 0, and how much it counts: pairs of one class as much as those
@@ -90,24 +72,6 @@ fn pairs(classes: &[usize]) -> (Vec<f32>, Vec<f32>) {
         false => share(other),
     };
     (each().map(|pair| f32::from(u8::from(same(pair)))).collect(), each().map(count).collect())
-}
-
-impl Lessons for Pupil<'_> {
-    fn len(&self) -> usize {
-        self.examples.shares.0.len()
-    }
-
-    fn lesson(&self, examples: &[usize], seed: u64) -> learn::Result<Vec<(Inputs, usize)>> {
-        let positions: Vec<usize> = examples.iter().map(|&i| self.examples.shares.0[i]).collect();
-        self.batches(&positions, Some(seed)).map_err(told)
-    }
-
-    fn exam(&self) -> learn::Result<Vec<(Inputs, usize)>> {
-        let (train, held_out) = &self.examples.shares;
-        let judges = if held_out.is_empty() { train } else { held_out };
-        let parts = judges.chunks(64).map(|part| self.batches(part, None));
-        parts.collect::<Result<Vec<_>>>().map(|parts| parts.concat()).map_err(told)
-    }
 }
 
 #[cfg(test)]

@@ -10,12 +10,14 @@ use std::str::FromStr;
 use graph::ValueId;
 use kernel::Cpu;
 use learn::data::{Dataset, split};
-use learn::fit::{Fitted, Hold, Lessons, Network, Progress, Recipe, Which, fit, lora, trainable};
+use learn::fit::{Fitted, Hold, Inputs, Lessons, Network, Progress, Recipe, Which, fit, lora, trainable};
 use learn::head::Truth;
 use serde::Serialize;
 
 use crate::adapter::{Adapter, Factors};
+use crate::answer::{Options, Task};
 use crate::feed;
+use crate::lessons::Training;
 use crate::receipt::Number;
 use crate::{Error, Model, Result};
 pub(super) use answers::answer;
@@ -197,19 +199,37 @@ impl Trained {
     }
 }
 
-/// Trains a model to make the loss small that `loss` adds to its graph.
+/// What is to be learnt.
+struct Course<'a> {
+    examples: &'a Examples<'a>,
+    /// Adds to the graph what is to become small.
+    loss: &'a dyn Fn(&mut graph::Graph) -> Result<ValueId>,
+    /// What the loss reads beside the examples at these positions, as named inputs.
+    beside: &'a dyn Fn(&[usize]) -> Result<Inputs>,
+    /// Examples that must be in one batch, where that matters.
+    together: Option<usize>,
+}
+
+/// Trains a model.
 fn train(
     model: &mut Model,
     tuning: &Tuning,
-    loss: &dyn Fn(&mut graph::Graph) -> Result<ValueId>,
-    lessons: &dyn Lessons,
+    course: &Course,
     cpu: &Cpu,
     progress: &dyn Fn(&str),
 ) -> Result<Trained> {
     let start = std::time::Instant::now();
+    let examples = course.examples;
+    let options = Options { feed: examples.feed.clone(), output: None };
+    let rows = examples.rows.to_vec();
+    let mut training = Training::new(model, examples.data, rows, Task::Classify, &options)?;
+    if let Some(together) = course.together {
+        training = training.together(together);
+    }
+    let pupil = Pupil { course, training };
     let mut graph = model.inner().graph.clone();
     graph.infer()?;
-    let loss = loss(&mut graph)?;
+    let loss = (course.loss)(&mut graph)?;
     let pairs = match tuning.depth {
         Depth::Lora(rank) => {
             let wanted = |name: &str| !name.starts_with(HEAD);
@@ -227,7 +247,7 @@ fn train(
         return Err(Error::input("the model has no weights of f32 that could be trained; give the original"));
     }
     let mut network = Network::new(&graph, loss, loss, &weights, cpu)?;
-    let recipe = tuning.recipe(lessons.len());
+    let recipe = tuning.recipe(pupil.len());
     let epochs = recipe.epochs;
     let mut watch = |p: &Progress| {
         progress(&format!(
@@ -237,7 +257,7 @@ fn train(
         true
     };
     progress("tuning");
-    let fitted = fit(&mut network, &recipe, lessons, None, &mut watch)?;
+    let fitted = fit(&mut network, &recipe, &pupil, None, &mut watch)?;
     let graph = &mut model.inner_mut().graph;
     let trained = |value: ValueId| network.weights().iter().find(|w| w.value == value).map(|w| &w.tensor);
     let mut adapter = Adapter::default();
@@ -274,6 +294,43 @@ fn chosen(graph: &graph::Graph, depth: Depth, pairs: &[lora::Pair]) -> Vec<(Valu
     }
     // Zeros are no pattern here: a weight that happens to be 0 may move.
     all.into_iter().map(|(value, _)| (value, Hold::Free)).collect()
+}
+
+struct Pupil<'a> {
+    course: &'a Course<'a>,
+    training: Training<'a>,
+}
+
+impl Pupil<'_> {
+    /// Batches of the examples at these positions, with what the loss reads beside them.
+    fn batches(&self, positions: &[usize], seed: Option<u64>) -> Result<Vec<(Inputs, usize)>> {
+        let batches = self.training.batches(positions, seed)?.into_iter();
+        let whole = batches.map(|(mut inputs, rows)| {
+            let rows: Vec<usize> = rows.into_iter().map(|row| positions[row]).collect();
+            inputs.extend((self.course.beside)(&rows)?);
+            Ok((inputs, rows.len()))
+        });
+        whole.collect()
+    }
+}
+
+impl Lessons for Pupil<'_> {
+    fn len(&self) -> usize {
+        self.course.examples.shares.0.len()
+    }
+
+    fn lesson(&self, examples: &[usize], seed: u64) -> learn::Result<Vec<(Inputs, usize)>> {
+        let positions: Vec<usize> = examples.iter().map(|&i| self.course.examples.shares.0[i]).collect();
+        self.batches(&positions, Some(seed)).map_err(told)
+    }
+
+    /// Those that are held out, or all when none are.
+    fn exam(&self) -> learn::Result<Vec<(Inputs, usize)>> {
+        let (train, held_out) = &self.course.examples.shares;
+        let judges = if held_out.is_empty() { train } else { held_out };
+        let parts = judges.chunks(64).map(|part| self.batches(part, None));
+        parts.collect::<Result<Vec<_>>>().map(|parts| parts.concat()).map_err(told)
+    }
 }
 
 fn told(error: Error) -> learn::Error {
