@@ -361,7 +361,8 @@ fn zeros_outlast_channels_that_go_for_speed() {
     assert!(passes[0] == "channels" && passes.iter().filter(|pass| **pass == "zeros").count() == 1);
     assert_eq!(passes.last(), Some(&"zeros"));
     let elements = |i: usize| changes.last().unwrap()["elements"][i].as_f64().unwrap();
-    assert!(elements(1) < 0.6 * elements(0), "{receipt}");
+    // The fewer channels, the more of the weights are in rows too short to be pruned.
+    assert!(elements(1) < 0.7 * elements(0), "{receipt}");
 }
 
 #[test]
