@@ -8,7 +8,8 @@ fifth of the tweets, CIFAR-10's 10,000 test images (training images are those of
 target/), every other row of scikit-learn's breast-cancer and digits. lessen's model is judged in onnxruntime.
 
 With --tune (all, lora, ..) the weights before the head are trained, too, by one epoch of SST-2's reviews; with --contrast few
-reviews are compared with each other; with --student the lower half of the model learns from the whole one. With --small a model
+reviews are compared with each other; with --pairs it learns from STS-B's pairs how much two texts mean the same, judged in
+onnxruntime on its test set; with --student the lower half of the model learns from the whole one. With --small a model
 learns to tell hate in tweets and becomes eight times smaller, as the README shows; and it learns from what is picked alone.
 """
 
@@ -284,6 +285,32 @@ def contrast(draws):
               f"({apart.mean() - wide:.2f} to {apart.mean() + wide:.2f}) | {np.mean(times):.0f} |", flush=True)
 
 
+def pairs(depths):
+    """STS-B's pairs: a map of the vectors, or weights before them."""
+    from scipy.stats import spearmanr
+
+    data, held = (SHARED / f"data/stsb/stsb-en-{part}.csv.gz" for part in ("train", "test"))
+    rows = list(csv.reader(gzip.open(held, "rt", encoding="utf-8")))
+    scores = [float(score) for *_, score in rows]
+
+    def judged(path):
+        found = texts.answers(session(path), TOKENIZER, [text for row in rows for text in row[:2]], "sentence_embedding")
+        cosines = [np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b)
+                   for a, b in ((found[one], found[other]) for one, other, _ in rows)]
+        return spearmanr(cosines, scores).statistic
+
+    print("| what is trained | numbers | seconds | energy, J | in lessen (95 %) | in onnxruntime |\n|---|---|---|---|---|---|")
+    print(f"| nothing | | | | | {judged(Texts.backbone()):.4f} |", flush=True)
+    for depth in ["", *depths]:
+        new = work / "pairs.onnx"
+        more = ["--tune", depth] if depth else []
+        report, seconds, _ = lessen("teach", MINILM, "--data", data, "--test", held, *more, "-o", new)
+        value = report["test"]["value"]
+        print(f"| {'`--tune ' + depth + '`' if depth else 'a map of the vectors'} | {report['tuned']['weights']} | {seconds:.0f} "
+              f"| {report['energy']['joules']:.0f} | {value['value']:.4f} ({value['low']:.4f} to {value['high']:.4f}) "
+              f"| {judged(new):.4f} |", flush=True)
+
+
 def student(epochs):
     """The lower half of MiniLM learns from the whole one that was tuned, or from the labels."""
     train, test = reviews()
@@ -334,12 +361,15 @@ def main():
     parser.add_argument("--seeds", type=int, default=1, help="draws of few examples")
     parser.add_argument("--tune", nargs="*", help="what is trained beside the head: lora, all, ..")
     parser.add_argument("--contrast", type=int, metavar="DRAWS", help="few reviews that are compared with each other")
+    parser.add_argument("--pairs", nargs="*", help="STS-B's pairs; what is trained beside a map: small, lora, all, ..")
     parser.add_argument("--student", type=int, metavar="EPOCHS", help="half a model learns from the whole one")
     parser.add_argument("--small", action="store_true", help="tweets, from a general model to a small one")
     parser.add_argument("--peer", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peer:
         return peer(*options.peer)
+    if options.pairs is not None:
+        return pairs(options.pairs)
     if options.contrast or options.student:
         return contrast(options.contrast) if options.contrast else student(options.student)
     if options.tune or options.small:

@@ -355,3 +355,49 @@ fn sets_of_labels_stay_with_their_pictures() {
     let labels = &kept.iter().find(|(name, _)| name == "labels").unwrap().1;
     assert_eq!((labels.shape(), labels.to_ints().unwrap()), (&[2, 2][..], vec![1, 0, 0, 1]));
 }
+
+/// Two kinds of cells, told apart by their second number; the first is on another scale and says nothing. Every tenth is
+/// called the wrong kind.
+fn cells(place: &Place) -> String {
+    let mut table = String::from("size,shade,kind\n");
+    for i in 0..200usize {
+        let kind = i % 2;
+        let shade = kind as f64 + ((i * 37) % 100) as f64 / 250.0;
+        let called = if i % 10 == 0 { 1 - kind } else { kind };
+        table += &format!("{}.0,{shade},{}\n", 1000 + (i * 7919) % 500, ["round", "long"][called]);
+    }
+    place.file("cells.csv", table.as_bytes())
+}
+
+#[test]
+fn numbers_are_their_own_features() {
+    let place = Place::new();
+    let (data, out) = (cells(&place), place.path("fewer.csv"));
+    let pick = |data: &str, more: &[&str]| {
+        let args = [&["pick", data, "-o", &out, "--label-column", "kind"], more].concat();
+        (lessen(&[&args[..], &["--json"]].concat()).json(), std::fs::read_to_string(&out).unwrap())
+    };
+    let lines = std::fs::read_to_string(&data).unwrap();
+    let (report, kept) = pick(&data, &[]);
+    assert!(report["data"].as_str().unwrap().contains("200 rows of numbers (CSV)"), "{report}");
+    assert_eq!(kept, lines, "rows with a number in common are not nearly the same");
+    // The same numbers, written in another way.
+    let twice = place.file("twice.csv", (lines.clone() + "1000,0.0,round\n 1000.00,0,long\n").as_bytes());
+    let (report, kept) = pick(&twice, &[]);
+    assert_eq!(why(&report, "same").unwrap()["count"], 2);
+    assert_eq!((kept, report["contradictions"].as_u64()), (lines.clone(), Some(1)));
+    let (report, kept) = pick(&data, &["--labels"]);
+    let wrong = why(&report, "label").unwrap()["count"].as_u64().unwrap();
+    assert!((12..=20).contains(&wrong), "{report}");
+    let right = lines.lines().skip(1).enumerate().filter(|(i, _)| i % 10 > 0);
+    assert!(right.map(|(_, line)| line).all(|line| kept.contains(line)), "no right one goes");
+    for more in [&["--by", "k-center"][..], &["--by", "hard"], &[]] {
+        let (report, kept) = pick(&data, &[&["--keep", "40"], more].concat());
+        assert_eq!((report["kept"].as_u64(), kept.lines().count()), (Some(40), 41));
+        assert!(kept.lines().all(|line| lines.contains(line)), "rows are as they were");
+        assert_eq!(report["tried"].as_array().unwrap().is_empty(), !more.is_empty());
+    }
+    let target = place.file("t.txt", b"1000 0\n");
+    let args = ["pick", &data, "-o", &out, "--label-column", "kind", "--keep", "9", "--target", &target];
+    lessen(&args).fails(&["only texts"]);
+}

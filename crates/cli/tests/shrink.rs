@@ -664,3 +664,53 @@ fn a_weight_that_is_no_number_is_named() {
         lessen(&[&args[..], more].concat()).fails(&[&name, "1 of", "not finite"]);
     }
 }
+
+#[test]
+fn examples_to_calibrate_on_can_be_others_and_are_not_measured_on() {
+    let place = Place::new();
+    // Some of the data themselves: `pick` chooses a part.
+    let (model, data, out) = (example("digits.onnx"), example("test.npz"), place.path("small.onnx"));
+    let some = place.path("some.npz");
+    let by = ["--model", &model, "--keep", "64", "--by", "k-center", "--near", "1"];
+    lessen(&[&["pick", &data, "-o", &some][..], &by].concat()).text();
+    let receipt = digits(&place, &["--calibrate-on", &some]).json();
+    let share = |name: &str| receipt["data"][name].as_u64().unwrap();
+    assert_eq!((share("calibration"), share("seen")), (64, 64));
+    assert_eq!(share("search") + share("verify"), 899 - 64);
+    assert!(receipt["provenance"]["calibration"]["name"] == "some.npz", "{}", receipt["provenance"]);
+    let page = std::fs::read_to_string(place.path("small.html")).unwrap();
+    assert!(page.contains("calibration has seen them"));
+    // The plan asks for them again, and then gives the same file.
+    let (plan, again) = (place.path("small.toml"), place.path("again.onnx"));
+    let apply = ["apply", &model, &plan, "--data", &data, "-o", &again];
+    lessen(&apply).fails(&["--calibrate-on"]);
+    lessen(&[&apply[..], &["--calibrate-on", &some]].concat()).text();
+    assert!(std::fs::read(&out).unwrap() == std::fs::read(&again).unwrap());
+    // Where nothing is left to measure on, it is said.
+    lessen(&["shrink", &model, "--data", &some, "--calibrate-on", &data, "-o", &out])
+        .fails(&["0 examples are too few", "64 others"]);
+}
+
+#[test]
+fn what_may_be_lost_can_be_of_one_class_or_of_all_alike() {
+    let place = Place::new();
+    let receipt = digits(&place, &["--lose", "2", "--metric", "recall=8"]).json();
+    let (quality, class) = (&receipt["quality"], &receipt["verification"]["classes"][8]);
+    assert_eq!((&quality["metric"], &class["class"]), (&"recall of 8".into(), &8.into()));
+    for key in ["before", "after", "examples"] {
+        assert_eq!(quality[key], class[key], "{key}");
+    }
+    assert!(quality["examples"].as_u64().unwrap() < 60, "those of a class alone: {quality}");
+    // So few prove little, and it is said how many would prove more.
+    assert_eq!(receipt["proof"]["holds"], false);
+    for (metric, name) in [("macro-f1", "macro F1"), ("balanced-accuracy", "balanced accuracy")] {
+        let receipt = digits(&place, &["--lose", "2", "--metric", metric]).json();
+        let quality = &receipt["quality"];
+        assert_eq!(quality["metric"], name);
+        assert!(quality["after"]["value"].as_f64().unwrap() > 97.0 && quality["lost"]["unit"] == "points");
+    }
+    digits(&place, &["--metric", "recall=ten"]).fails(&["no class \"ten\""]);
+    digits(&place, &["--metric", "recall=10"]).fails(&["none of the examples", "10"]);
+    digits(&place, &["--task", "agree", "--metric", "macro-f1"]).fails(&["right answers"]);
+    digits(&place, &["--metric", "f1"]).fails(&["is no metric", "recall=CLASS"]);
+}

@@ -111,13 +111,23 @@ fn features_are_those_of_the_examples_whatever_their_answers_and_their_file() {
 
 /// A model whose tokens are looked up in a table, and texts that it can tell apart.
 fn words(place: &Place, texts: &str) -> (String, String) {
+    encoder(place, texts, false)
+}
+
+/// The same, with a product behind the table or not.
+fn encoder(place: &Place, texts: &str, product: bool) -> (String, String) {
     let mut graph = graph::Graph::new("words");
     let shape = || vec![graph::Dim::named("n"), graph::Dim::named("t")];
     let ids = graph.add_input("input_ids", graph::Fact::tensor(graph::DType::I64, shape())).unwrap();
     graph.add_input("attention_mask", graph::Fact::tensor(graph::DType::I64, shape())).unwrap();
     let rows: Vec<f32> = (0..8 * 3).map(|i| ((i * 7 + i * i) % 11) as f32).collect();
     let table = graph.add_constant("table", Tensor::new(&[8, 3], &rows).unwrap());
-    let hidden = graph.append("hidden", "Gather", 13, &graph::Attrs::new(), &[table, ids]).unwrap();
+    let mut hidden = graph.append("hidden", "Gather", 13, &graph::Attrs::new(), &[table, ids]).unwrap();
+    if product {
+        let weight = Tensor::new(&[3, 3], &[0.9f32, 0.1, 0., 0.2, 1., 0., 0., 0.3, 1.1]).unwrap();
+        let weight = graph.add_constant("weight", weight);
+        hidden = graph.append("turned", "MatMul", 13, &graph::Attrs::new(), &[hidden, weight]).unwrap();
+    }
     graph.outputs.push(hidden);
     let mut model = graph::Model { graph, ir_version: 8, ..graph::Model::default() };
     model.opsets.insert(String::new(), 17);
@@ -618,4 +628,85 @@ fn one_model_learns_several_tasks_beside_each_other() {
     lessen(&["teach", &both, "--data", &evens, "--add", "even", "-o", &one]).fails(&["\"even\" already"]);
     lessen(&["teach", &one, "--data", &evens, "--add", "a.b", "-o", &both]).fails(&["no name of a task"]);
     add(&["--tune", "all"]).fails(&["--add", "weights"]);
+}
+
+/// Pairs of which those with the same first word mean the same, whatever the second.
+fn pairs() -> String {
+    let texts = ["good film", "bad film", "good book", "bad book"];
+    let score = |a: &str, b: &str| if a.split(' ').next() == b.split(' ').next() { 5 } else { 0 };
+    let all = texts.iter().flat_map(|a| texts.map(|b| format!("{a},{b},{}\n", score(a, b))));
+    let all: String = all.collect();
+    format!("text_a,text_b,score\n{}", all.repeat(20))
+}
+
+#[test]
+fn vectors_of_texts_learn_what_means_the_same() {
+    let place = Place::new();
+    let (out, vocabulary) = (place.path("new/vectors.onnx"), place.path("words/vocab.txt"));
+    std::fs::create_dir(place.path("new")).unwrap();
+    let value = |eval: &serde_json::Value| eval["value"]["value"].as_f64().unwrap();
+    for (product, tune, weights) in [(false, None, 9), (true, Some(["--tune", "all"]), 9)] {
+        let (model, data) = encoder(&place, &pairs(), product);
+        let mut args = vec!["teach", &model, "--data", &data, "--test", &data, "-o", &out, "--json"];
+        args.extend(["--tokenizer", &vocabulary]);
+        args.extend(tune.iter().flatten());
+        if tune.is_some() {
+            args.extend(["--epochs", "20", "--rate", "0.05"]);
+        }
+        let report = lessen(&args).json();
+        assert_eq!(report["tuned"]["weights"], weights);
+        let (before, after) = (value(&report["before"]), value(&report["held_out"]));
+        assert!(before < 0.7 && after > 0.85, "{before} -> {after}, {}", report["tuned"]);
+        assert_eq!(report["leaked"], 320, "they are the same");
+        let suits = ["suit", &model, "--data", &data, "--tokenizer", &vocabulary, "--json"];
+        let suits = lessen(&suits).json();
+        let suits = suits["models"][0]["value"]["value"].as_f64().unwrap();
+        // The new model is judged by its vectors like any other, as it was told.
+        let eval = lessen(&["eval", &out, "--data", &data, "--json"]).json();
+        assert_eq!(eval["metric"], "Spearman correlation");
+        assert!((value(&eval) - value(&report["test"])).abs() < 1e-6 && value(&eval) > suits);
+        let said = lessen(&["inspect", &out]);
+        assert!(said.text().contains("output \"sentence_embedding\": float[n, 3]"), "{}", said.text());
+    }
+
+    // Both texts together get a head.
+    let (model, data) = words(&place, &pairs());
+    let args = |more: &[&'static str]| -> Vec<String> {
+        let args = ["teach", &model, "--tokenizer", &vocabulary, "--data", &data, "-o", &out, "--json"];
+        args.into_iter().chain(more.iter().copied()).map(String::from).collect()
+    };
+    let run = |more: &[&'static str]| lessen(&args(more).iter().map(String::as_str).collect::<Vec<_>>());
+    let report = run(&["--cross"]).json();
+    assert!(report["before"].is_null() && !report["heads"].as_array().unwrap().is_empty());
+    let said = lessen(&["inspect", &out]);
+    assert!(said.text().contains("output \"score\""), "{}", said.text());
+    for (flags, word) in [
+        (&["--balanced"][..], "--balanced"),
+        (&["--contrast"], "--contrast"),
+        (&["--add", "x"], "--add"),
+        (&["--head", "ridge"], "--head"),
+    ] {
+        run(flags).fails(&[word, "--cross"]);
+    }
+    let same = pairs().replace(",0\n", ",5\n");
+    let (model, data) = words(&place, &same);
+    lessen(&["teach", &model, "--tokenizer", &vocabulary, "--data", &data, "-o", &out])
+        .fails(&["all 320 pairs have the score 5"]);
+}
+
+#[test]
+fn what_teaching_took_is_told_in_carbon_where_the_machine_stands() {
+    let place = Place::new();
+    let data = part(&place, "a.npz", 0..60, has_loop);
+    let payback = |more: &[&str]| teach(&place, &data, more).json()["payback"].clone();
+    let number = |value: &serde_json::Value| value.as_f64().unwrap();
+    let france = payback(&["--country", "FRA", "--per-hour", "36"]);
+    assert_eq!(france["place"]["country"], "FRA");
+    let kwh = number(&france["spent"]["value"]) / 3.6e6;
+    let near = |a: f64, b: f64| assert!((a / b - 1.0).abs() < 1e-9, "{france}");
+    near(number(&france["cost"]["kwh"]), kwh);
+    near(number(&france["cost"]["co2"]), kwh * number(&france["place"]["intensity"]) / 1e3);
+    assert!(number(&france["cost"]["money"]) > 0.0);
+    assert_eq!(payback(&[])["place"]["intensity"], 475.0);
+    teach(&place, &data, &["--country", "XXX"]).fails(&["XXX"]);
 }

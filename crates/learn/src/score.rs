@@ -89,6 +89,14 @@ pub fn by_class(answers: &[usize], truth: &[usize]) -> Vec<(usize, ClassCount)> 
     counts.into_iter().collect()
 }
 
+/// The mean over the classes that occur of the share of their examples that were answered right (balanced accuracy).
+pub fn balanced_accuracy(answers: &[usize], truth: &[usize]) -> Option<f64> {
+    same_length(answers, truth).ok()?;
+    let recalls = by_class(answers, truth).into_iter().filter_map(|(_, count)| count.recall());
+    let (sum, count) = recalls.fold((0.0, 0usize), |(sum, n), recall| (sum + recall, n + 1));
+    Some(sum / count as f64)
+}
+
 /// The mean of F1 over the classes that occur or are named.
 pub fn macro_f1(answers: &[usize], truth: &[usize]) -> Option<f64> {
     same_length(answers, truth).ok()?;

@@ -46,6 +46,17 @@ pub enum Prepared {
     Text(Input),
 }
 
+impl Prepared {
+    /// Bytes of a text; 0 for others.
+    pub(crate) fn length(&self) -> usize {
+        match self {
+            Prepared::Text(Input::Pair(a, b)) => a.len() + b.len(),
+            Prepared::Text(Input::Text(text)) => text.len(),
+            _ => 0,
+        }
+    }
+}
+
 /// Several examples as one set of inputs.
 #[derive(Debug)]
 pub struct Batch {
@@ -166,6 +177,11 @@ impl Feeder {
         self.inputs.iter().find_map(|(_, fact)| fact.shape()?.get(1)?.size())
     }
 
+    /// Does the model insist on a number of examples?
+    pub fn is_fixed(&self) -> bool {
+        self.fixed.is_some()
+    }
+
     /// Most examples a batch.
     pub fn most(&self) -> usize {
         self.fixed.unwrap_or(self.options.batch).max(1)
@@ -191,11 +207,6 @@ impl Feeder {
     pub fn batches_of(&self, prepared: &[Prepared], most: usize) -> Result<Vec<Batch>> {
         // Without a mask the model would take padding for text.
         let masked = self.inputs.iter().any(|(name, _)| role(name, self.inputs.len()) == Some(Role::Mask));
-        let length = |p: &Prepared| match p {
-            Prepared::Text(Input::Pair(a, b)) => a.len() + b.len(),
-            Prepared::Text(Input::Text(text)) => text.len(),
-            _ => 0,
-        };
         let together = |a: &Prepared, b: &Prepared| match (a, b) {
             (Prepared::Text(_), Prepared::Text(_)) => masked,
             (Prepared::Arrays(a), Prepared::Arrays(b)) => {
@@ -204,7 +215,7 @@ impl Feeder {
             _ => false,
         };
         let mut order: Vec<usize> = (0..prepared.len()).collect();
-        order.sort_by_key(|&i| length(&prepared[i]));
+        order.sort_by_key(|&i| prepared[i].length());
         let alike = order.chunk_by(|&a, &b| together(&prepared[a], &prepared[b]));
         alike.flat_map(|rows| rows.chunks(most.max(1))).map(|rows| self.pack(rows, prepared)).collect()
     }

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::answer::Answerer;
 use crate::inspect::inspect;
-use crate::judge::{CALIBRATION, DECIDING, DataJudge, Needs};
+use crate::judge::{CALIBRATION, CalibrateOn, DECIDING, DataJudge, Needs};
 use crate::made::Made;
 use crate::receipt::Number;
 use crate::shrink::{Goal, Request, ready};
@@ -65,7 +65,8 @@ pub fn forecast(model: &Model, request: &Request, cpu: &Cpu) -> Result<Forecast>
     request.check_examples()?;
     let original = ready(model, true, None)?;
     let made = request.self_made.then(|| Made::new(&original, CALIBRATION + DECIDING)).transpose()?;
-    let needs = Needs { made: made.as_ref(), ..Needs::default() };
+    let source = made.as_ref().map_or(CalibrateOn::Share, CalibrateOn::Made);
+    let needs = Needs { source, ..Needs::default() };
     let judge = DataJudge::new(&original, request.data, request.task, &request.options, cpu, needs, &|_| {})?;
     let goal = Goal { smaller: request.smaller, size: request.size, ..Goal::default() };
     let found = shrink::forecast(original.inner(), &goal, &judge, cpu)?;

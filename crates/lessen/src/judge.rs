@@ -1,7 +1,7 @@
 //! Judges models by the examples of a data set: how it is shared out, what both models answer, and how far apart that is.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -15,9 +15,11 @@ use shrink::{Judge, Part, Score};
 
 use crate::answer::{Answer, Answerer, Options, Task};
 use crate::eval::{Judged, SEED};
+use crate::features::print;
 use crate::kept;
 use crate::lessons::{Training, singles};
 use crate::made::Made;
+use crate::measure::{Measure, Measured, is_share};
 use crate::receipt::Number;
 use crate::shrink::{Quality, Shares};
 use crate::verify::{Answers, Verification};
@@ -46,13 +48,16 @@ pub(crate) struct DataJudge<'a> {
     original: &'a Model,
     /// What decisions are taken on, and verified when [`Part::Verify`] is among the parts.
     data: Option<&'a dyn Dataset>,
-    /// What calibration looks at instead.
-    made: Option<&'a Made>,
+    /// What calibration looks at.
+    source: CalibrateOn<'a>,
     parts: HashMap<Part, Vec<usize>>,
     calibration: Vec<usize>,
+    /// Examples of the data that calibration looks at as well, and that nothing else may therefore.
+    seen: usize,
     training: Option<Training<'a>>,
     store: Option<Store>,
     task: Task,
+    measure: &'a Measure,
     options: &'a Options,
     cpu: &'a Cpu,
     spill: Option<&'a Path>,
@@ -68,21 +73,61 @@ pub(crate) struct DataJudge<'a> {
 /// What the search will do with examples.
 #[derive(Clone, Copy)]
 pub(crate) struct Needs<'a> {
-    /// Most examples that calibration looks at.
+    /// Most examples that calibration looks at, unless they are given.
     pub calibration: usize,
-    /// Examples to calibrate on in the place of the data's; without data, also to decide on.
-    pub made: Option<&'a Made>,
+    /// Which these are.
+    pub source: CalibrateOn<'a>,
     /// Examples to train on.
     pub training: TrainOn<'a>,
     /// The folder whose files hold what is carried from weight to weight; `None` is memory.
     pub spill: Option<&'a Path>,
     /// When it has to come to an end.
     pub until: Option<Instant>,
+    /// The metric that what is lost is lost of.
+    pub measure: &'a Measure,
 }
 
 impl Default for Needs<'_> {
     fn default() -> Self {
-        Needs { calibration: CALIBRATION, made: None, training: TrainOn::Nothing, spill: None, until: None }
+        Needs {
+            calibration: CALIBRATION,
+            source: CalibrateOn::Share,
+            training: TrainOn::Nothing,
+            spill: None,
+            until: None,
+            measure: &Measure::Usual,
+        }
+    }
+}
+
+/// Examples to calibrate on.
+#[derive(Clone, Copy, Default)]
+pub(crate) enum CalibrateOn<'a> {
+    /// A share of the data.
+    #[default]
+    Share,
+    /// Those that lessen made; without data, others of them are decided on.
+    Made(&'a Made),
+    /// All of another data set.
+    Given(&'a dyn Dataset),
+}
+
+impl<'a> CalibrateOn<'a> {
+    /// What they are of, unless it is the data.
+    pub fn other(self) -> Option<&'a dyn Dataset> {
+        match self {
+            CalibrateOn::Share => None,
+            CalibrateOn::Made(made) => Some(made),
+            CalibrateOn::Given(given) => Some(given),
+        }
+    }
+
+    /// What lessen made.
+    pub fn made(self) -> Option<&'a Made> {
+        match self {
+            CalibrateOn::Made(made) => Some(made),
+            _ => None,
+        }
     }
 }
 
@@ -98,6 +143,13 @@ pub(crate) enum TrainOn<'a> {
     Other(&'a dyn Dataset),
 }
 
+/// The examples that are not among those given, in ascending order; those that cannot be read are for others to complain of.
+fn unseen(data: &dyn Dataset, given: &dyn Dataset) -> Vec<usize> {
+    let prints = |data: &dyn Dataset, i: usize| data.get(i).ok().map(|example| print(&example.input));
+    let known: HashSet<[u8; 32]> = (0..given.len()).filter_map(|i| prints(given, i)).collect();
+    (0..data.len()).filter(|&i| prints(data, i).is_none_or(|print| !known.contains(&print))).collect()
+}
+
 impl<'a> DataJudge<'a> {
     pub(crate) fn new(
         original: &'a Model,
@@ -109,30 +161,50 @@ impl<'a> DataJudge<'a> {
         progress: &'a dyn Fn(&str),
     ) -> Result<DataJudge<'a>> {
         let task = task.or_else(|| data.map(|d| Task::guess(original, d))).unwrap_or(Task::Agree);
+        if task == Task::Agree && *needs.measure != Measure::Usual {
+            return Err(Error::input(format!(
+                "metric {} needs right answers to the examples",
+                needs.measure
+            )));
+        }
         let (mut parts, mut calibration, mut training) = (HashMap::new(), Vec::new(), None);
+        let mut seen = 0;
         if let Some(data) = data {
-            let n = data.len();
+            let rows = match needs.source {
+                CalibrateOn::Given(given) => unseen(data, given),
+                _ => (0..data.len()).collect(),
+            };
+            let n = rows.len();
+            seen = data.len() - n;
             if n < 8 {
+                let but = if seen > 0 {
+                    format!(", {seen} others being those to calibrate on")
+                } else {
+                    String::new()
+                };
                 return Err(Error::input(format!(
-                    "{n} examples are too few to calibrate, decide and verify on; give 8 or more"
+                    "{n} examples are too few to calibrate, decide and verify on{but}; give 8 or more"
                 )));
             }
-            let classes: Option<Vec<usize>> = (0..n)
-                .map(|i| match data.target(i) {
+            let classes: Option<Vec<usize>> = rows
+                .iter()
+                .map(|&i| match data.target(i) {
                     Target::Class(class) => Some(class),
                     _ => None,
                 })
                 .collect();
             let own = matches!(needs.training, TrainOn::Share);
-            let share = match (own, needs.made) {
+            let share = match (own, needs.source) {
                 (true, _) => TRAINING,
-                (false, None) => (needs.calibration as f64 / n as f64).min(0.2),
-                (false, Some(_)) => 0.0,
+                (false, CalibrateOn::Share) => (needs.calibration as f64 / n as f64).min(0.2),
+                (false, _) => 0.0,
             };
             // What is trained on may not decide, and what decides may not prove.
             let verify = if own { 0.5 } else { (1.0 - share) / 2.0 };
             let fractions = [share, 1.0 - share - verify, verify];
-            let mut shares = split(n, &fractions, SEED, classes.as_deref())?.into_iter();
+            let shares = split(n, &fractions, SEED, classes.as_deref())?.into_iter();
+            let of = |share: Vec<usize>| share.into_iter().map(|at| rows[at]).collect::<Vec<usize>>();
+            let mut shares = shares.map(of);
             calibration = shares.next().unwrap_or_default();
             training = own.then(|| (data, calibration.clone()));
             calibration.truncate(needs.calibration);
@@ -141,7 +213,10 @@ impl<'a> DataJudge<'a> {
             parts.insert(Part::Search, search);
             parts.insert(Part::Verify, shares.next().unwrap_or_default());
         }
-        if let Some(made) = needs.made {
+        if let CalibrateOn::Given(given) = needs.source {
+            calibration = (0..given.len()).collect();
+        }
+        if let Some(made) = needs.source.made() {
             let most = needs.calibration.min(made.len());
             calibration = (0..most).collect();
             if data.is_none() {
@@ -150,7 +225,6 @@ impl<'a> DataJudge<'a> {
                 parts.insert(Part::Search, search);
             }
         }
-        let made = needs.made;
         if let TrainOn::Other(other) = needs.training {
             training = Some((other, (0..other.len()).collect()));
         }
@@ -159,13 +233,15 @@ impl<'a> DataJudge<'a> {
         let (answers, verified) = Default::default();
         Ok(DataJudge {
             original,
-            data: data.or(made.map(|made| made as &dyn Dataset)),
-            made,
+            data: data.or(needs.source.made().map(|made| made as &dyn Dataset)),
+            source: needs.source,
             parts,
             calibration,
+            seen,
             training,
             store: None,
             task,
+            measure: needs.measure,
             options,
             cpu,
             spill: needs.spill,
@@ -188,7 +264,7 @@ impl<'a> DataJudge<'a> {
 
     /// What calibration looks at.
     fn calibrating(&self) -> Option<&'a dyn Dataset> {
-        self.made.map(|made| made as &dyn Dataset).or(self.data)
+        self.source.other().or(self.data)
     }
 
     fn answers(&self, model: &Model, part: Part) -> Result<Vec<Answer>> {
@@ -218,17 +294,23 @@ impl<'a> DataJudge<'a> {
         if self.task == Task::Agree {
             return Ok(Some(1.0));
         }
-        let judged = self.judge_all(data, &self.of_original(Part::Search)?, Part::Search)?;
-        let (_, number) = judged.metric()?;
+        let number = self.measured(data, &self.of_original(Part::Search)?, Part::Search)?.value()?;
         Ok(Some(if number.unit == "%" { number.value / 100.0 } else { number.value }))
     }
 
-    fn judge_all(&self, data: &dyn Dataset, answers: &[Answer], part: Part) -> Result<Judged> {
+    /// Names of the classes.
+    fn names(&self, data: &dyn Dataset) -> Option<Vec<String>> {
+        data.classes().map(<[String]>::to_vec).or_else(|| self.original.classes())
+    }
+
+    fn measured(&self, data: &dyn Dataset, answers: &[Answer], part: Part) -> Result<Measured> {
         let mut judged = Judged::new(self.task)?;
         for (&i, answer) in self.parts[&part].iter().zip(answers) {
             judged.add(|| format!("example {i}"), answer, data.target(i))?;
         }
-        Ok(judged)
+        // Of so few examples perhaps none is of a class that the metric is of.
+        let measure = if part == Part::Probe { &Measure::Usual } else { self.measure };
+        measure.of(judged, self.names(data).as_deref())
     }
 
     fn compare(&self, inner: &graph::Model, part: Part) -> Result<Option<Score>> {
@@ -244,19 +326,20 @@ impl<'a> DataJudge<'a> {
     fn score_of(&self, data: &dyn Dataset, of_small: &[Answer], part: Part) -> Result<Score> {
         let of_original = self.of_original(part)?;
         let distance = distance(&of_original, of_small);
-        let examples = of_small.len();
         if self.task == Task::Agree {
+            let examples = of_small.len();
             let (value, lost) = agreement(&of_original, of_small)?;
             return Ok(Score { metric: "agreement".into(), original: 1.0, value, lost, examples, distance });
         }
-        let before = self.judge_all(data, &of_original, part)?;
-        let after = self.judge_all(data, of_small, part)?;
-        let ((metric, original), (_, value)) = (before.metric()?, after.metric()?);
+        let before = self.measured(data, &of_original, part)?;
+        let after = self.measured(data, of_small, part)?;
+        let (original, value) = (before.value()?, after.value()?);
         let change = after.difference(&before)?;
         let unit = if original.unit == "%" { 100.0 } else { 1.0 };
         let lost = (-change.high.unwrap_or(change.value) / unit, -change.low.unwrap_or(change.value) / unit);
         let (original, value) = (original.value / unit, value.value / unit);
-        Ok(Score { metric: metric.into(), original, value, lost, examples, distance })
+        let (metric, examples) = (after.name.clone(), after.examples());
+        Ok(Score { metric, original, value, lost, examples, distance })
     }
 
     /// What became of the answers of the model that got this score on [`Part::Verify`], and how likely it is that it
@@ -277,7 +360,7 @@ impl<'a> DataJudge<'a> {
             None => self.answers(small, Part::Verify)?,
         };
         let before = self.of_original(Part::Verify)?;
-        let names = data.classes().map(<[String]>::to_vec).or_else(|| self.original.classes());
+        let names = self.names(data);
         let answers = Answers {
             task: self.task,
             data,
@@ -285,6 +368,7 @@ impl<'a> DataJudge<'a> {
             before: &before,
             after: &after,
             names: names.as_deref(),
+            measure: self.measure,
         };
         let within = bound.map(|bound| answers.within(bound)).transpose()?.flatten();
         Ok(Some((answers.verify()?, within)))
@@ -292,15 +376,15 @@ impl<'a> DataJudge<'a> {
 
     /// A score as the receipt gives it: shares in per cent, with intervals.
     pub(crate) fn quality(&self, score: Score) -> Quality {
-        let share = self.task != Task::Similarity && !score.metric.starts_with("cosine");
-        let (factor, unit, points) = if share { (100.0, "%", "points") } else { (1.0, "", "") };
-        let interval = |value: f64| match share {
+        let percent = self.task != Task::Similarity && !score.metric.starts_with("cosine");
+        let (factor, unit, points) = if percent { (100.0, "%", "points") } else { (1.0, "", "") };
+        let interval = |value: f64| match is_share(&score.metric) {
             true => {
                 let hits = (value * score.examples as f64).round() as usize;
                 let Interval { low, high, .. } = score::wilson(hits.min(score.examples), score.examples);
                 Number::within(value, low, high, "").scaled(factor, unit)
             }
-            false => Number::measured(value, unit),
+            false => Number::measured(value * factor, unit),
         };
         Quality {
             before: interval(score.original),
@@ -316,8 +400,9 @@ impl<'a> DataJudge<'a> {
         let of = |part| self.parts.get(&part).map_or(0, Vec::len);
         self.data.map(|data| Shares {
             data: data.describe(),
-            calibration_data: self.made.map(Dataset::describe),
+            calibration_data: self.source.other().map(Dataset::describe),
             calibration: self.calibration.len(),
+            seen: self.seen,
             training: self.training.as_ref().map_or(0, Training::len),
             training_data: self.training.as_ref().map(Training::describe),
             search: of(Part::Search),
@@ -392,7 +477,7 @@ impl Judge for DataJudge<'_> {
     }
 
     fn margin(&self) -> f32 {
-        if self.made.is_some() { MARGIN } else { 1.0 }
+        if self.source.made().is_some() { MARGIN } else { 1.0 }
     }
 
     fn training(&self) -> usize {

@@ -50,7 +50,11 @@ impl Work {
     /// When another process works in it, the folder is something else, or cannot be written to.
     pub fn open(folder: &Path, original: &Model, request: &Request, depends: &str) -> Result<Option<Work>> {
         let lessons = request.tune.is_some_and(|tune| tune.data.is_some());
-        let data = [(request.data.is_some(), request.data_path), (lessons, request.tune_path)];
+        let data = [
+            (request.data.is_some(), request.data_path),
+            (lessons, request.tune_path),
+            (request.calibrate_on.is_some(), request.calibration_path),
+        ];
         let mut base = Key::of(&[
             env!("CARGO_PKG_VERSION").as_bytes(),
             &Sha256::digest(format::onnx::to_bytes(original.inner())?),

@@ -21,6 +21,7 @@ mod judge;
 pub mod kept;
 mod lessons;
 mod made;
+pub mod measure;
 pub mod model;
 pub mod payback;
 pub mod pick;

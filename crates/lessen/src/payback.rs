@@ -1,7 +1,7 @@
 //! What shrinking or teaching took in energy, and after how many runs of the model it is won back or equalled.
 
 use meter::energy::Processor;
-use meter::{Energy, Machine};
+use meter::{Cost, Energy, Machine, Place};
 use serde::Serialize;
 
 use crate::receipt::Number;
@@ -25,19 +25,23 @@ pub struct Payback {
     pub parity: Option<Number>,
     /// Where the energy comes from, for people.
     pub source: String,
+    /// What was spent in carbon dioxide and money.
+    pub cost: Cost,
+    /// Where the machine stands, which that depends on.
+    pub place: Place,
 }
 
 impl Payback {
-    pub(crate) fn new(spent: &Energy, speed: Option<&Speed>) -> Payback {
+    pub(crate) fn new(spent: &Energy, speed: Option<&Speed>, place: &Place) -> Payback {
         let run = |number: &Number| number.value / 1e3;
         let threads = speed.map_or(1, |s| s.threads);
         let (before, after) = (speed.map(|s| run(&s.before)), speed.map(|s| run(&s.after)));
-        Payback::with(spent, before, after, threads, &meter::energy::processor(&Machine::this()))
+        Payback::with(spent, before, after, threads, &meter::energy::processor(&Machine::this()), place)
     }
 
     /// Of teaching a model of which an example takes so many seconds on all these threads.
-    pub(crate) fn taught(spent: &Energy, seconds: Option<f64>, threads: usize) -> Payback {
-        Payback::with(spent, None, seconds, threads, &meter::energy::processor(&Machine::this()))
+    pub(crate) fn taught(spent: &Energy, seconds: Option<f64>, threads: usize, place: &Place) -> Payback {
+        Payback::with(spent, None, seconds, threads, &meter::energy::processor(&Machine::this()), place)
     }
 
     fn with(
@@ -46,6 +50,7 @@ impl Payback {
         after: Option<f64>,
         threads: usize,
         processor: &Processor,
+        place: &Place,
     ) -> Payback {
         let whole = Processor { threads: threads.min(processor.threads), ..processor.clone() };
         let joules =
@@ -66,6 +71,8 @@ impl Payback {
             runs: runs.map(whole_runs),
             parity: parity.map(whole_runs),
             source: spent.source.clone(),
+            cost: place.cost(spent),
+            place: place.clone(),
         }
     }
 
@@ -74,6 +81,12 @@ impl Payback {
         let measured = self.spent.how == crate::receipt::How::Measured;
         let above = self.above_idle.map(|above| above.value);
         let mut text = meter::energy::words(self.spent.value, measured, above);
+        let Place { intensity, name, per_kwh, per_hour, .. } = &self.place;
+        let place = if name.is_empty() { String::new() } else { format!(", {name}") };
+        text += &format!("; {:.2} g of CO2 at {intensity} g/kWh{place}", 1e3 * self.cost.co2);
+        if *per_kwh > 0.0 || *per_hour > 0.0 {
+            text += &format!("; money: {:.6}", self.cost.money);
+        }
         match (&self.before, &self.after) {
             (Some(before), Some(after)) => {
                 text += &format!("; a run takes about {before:.4} before, {after:.4} after");
@@ -106,7 +119,14 @@ mod tests {
             parts: Vec::new(),
         };
         // Two threads of 5 W: 0.2 J before, 0.1 J after.
-        let found = Payback::with(&spent, Some(0.02), Some(0.01), 2, &processor);
+        let place = Place { per_kwh: 0.3, per_hour: 0.72, ..Place::of("DEU", "").unwrap() };
+        let found = Payback::with(&spent, Some(0.02), Some(0.01), 2, &processor, &place);
+        // A 3,600th of a kilowatt-hour, and a 72nd of an hour.
+        assert!(
+            found.words().contains("; 0.11 g of CO2 at 381 g/kWh, Germany; money: 0.010083"),
+            "{}",
+            found.words()
+        );
         assert!((found.before.unwrap().value - 0.2).abs() < 1e-12);
         assert_eq!((found.runs.unwrap().value, found.parity.unwrap().value), (10_000.0, 10_000.0));
         assert!(
@@ -115,9 +135,9 @@ mod tests {
             found.words()
         );
         assert!(found.above_idle.is_none() && found.words().contains("idle machine takes is in it"));
-        let found = Payback::with(&spent, Some(0.02), Some(0.03), 2, &processor);
+        let found = Payback::with(&spent, Some(0.02), Some(0.03), 2, &processor, &Place::default());
         assert!(found.runs.is_none() && found.words().contains("saves nothing"));
-        assert!(Payback::with(&spent, None, None, 2, &processor).parity.is_none());
+        assert!(Payback::with(&spent, None, None, 2, &processor, &place).parity.is_none());
     }
 
     #[test]
@@ -125,7 +145,7 @@ mod tests {
         let processor = Processor { name: "Any".into(), watts_each: 5.0, basis: "", threads: 1, memory: 0.0 };
         let spent = meter::energy::estimate(&processor, 10.0, Some(5.0));
         // 10 s of half a watt idle and 5 s of 4.5 W more; a run of 10 ms takes 50 mJ.
-        let found = Payback::with(&spent, None, Some(0.01), 8, &processor);
+        let found = Payback::with(&spent, None, Some(0.01), 8, &processor, &Place::default());
         assert!(
             (found.spent.value - 27.5).abs() < 1e-9 && (found.above_idle.unwrap().value - 22.5).abs() < 1e-9
         );

@@ -31,6 +31,8 @@ pub struct Provenance {
     pub result: Vec<Content>,
     /// The data, when it is known where they are.
     pub data: Option<Content>,
+    /// The data that calibration looked at, when they are others.
+    pub calibration: Option<Content>,
     /// The data that weights were trained on, when they are others.
     pub training: Option<Content>,
     /// SHA-256 of the right answers and of which example is in which share: a line for each example of each share, with

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use learn::data::Dataset;
 use learn::fit::{Loss, Recipe, Which};
-use meter::{Machine, Stopwatch};
+use meter::{Machine, Place, Stopwatch};
 use serde::Serialize;
 pub use shrink::prepare::Preparations;
 pub use shrink::prune::pattern::Pattern;
@@ -19,9 +19,10 @@ use shrink::{Pass, Score};
 use crate::answer::{Options, Task};
 use crate::caveats::{Course, caveats};
 use crate::eval::SEED;
-use crate::judge::{CALIBRATION, DECIDING, DataJudge, Needs, TrainOn};
+use crate::judge::{CALIBRATION, CalibrateOn, DECIDING, DataJudge, Needs, TrainOn};
 use crate::kept;
 use crate::made::Made;
+use crate::measure::Measure;
 use crate::payback::Payback;
 use crate::provenance::{self, Provenance};
 use crate::receipt::{Memory, Number, Weighed};
@@ -233,10 +234,12 @@ fn times_faster(speed: &shrink::Speed) -> Number {
 pub struct Shares {
     /// What the data are; what lessen made itself when there were none.
     pub data: String,
-    /// What calibration looked at, when lessen made that itself.
+    /// What calibration looked at, when that is other than the data.
     pub calibration_data: Option<String>,
     /// Examples that ranges of activations were taken from.
     pub calibration: usize,
+    /// Examples of the data that are among those given to calibrate on, and that nothing was measured on therefore.
+    pub seen: usize,
     /// Examples that weights were trained on. When they are of the same data, those of the calibration are among them.
     pub training: usize,
     /// What data those are.
@@ -316,6 +319,10 @@ pub struct Request<'a> {
     pub self_made: bool,
     /// Where they are, for the receipt.
     pub data_path: Option<&'a Path>,
+    /// Examples that calibration looks at in the place of a share of the data; no others are measured on.
+    pub calibrate_on: Option<&'a dyn Dataset>,
+    /// Where they are, for the receipt.
+    pub calibration_path: Option<&'a Path>,
     /// Where the examples of [`Tuning::data`] are, for the receipt.
     pub tune_path: Option<&'a Path>,
     /// A folder for what the search finds, so that it can go on there when it is killed; see [`kept::discard`].
@@ -331,6 +338,8 @@ pub struct Request<'a> {
     pub faster: Option<f64>,
     /// At most this much may be lost.
     pub lose: Option<Lose>,
+    /// Of which metric.
+    pub measure: Measure,
     /// Look for the smallest file whose loss is within `lose`, though its arithmetic be slower than that of 8 bits.
     pub smallest: bool,
     /// Measure files of many sizes, not only the one that is asked for.
@@ -357,6 +366,8 @@ pub struct Request<'a> {
     pub task: Option<Task>,
     /// How examples are shown and answers read.
     pub options: Options,
+    /// Where the machine stands, for what its energy costs.
+    pub place: Place,
 }
 
 impl Request<'_> {
@@ -365,6 +376,11 @@ impl Request<'_> {
         if self.self_made && self.data.is_some() {
             return Err(Error::input(
                 "there are data, and examples made by lessen are asked for as well; leave out one of them",
+            ));
+        }
+        if self.calibrate_on.is_some() && (self.self_made || self.data.is_none()) {
+            return Err(Error::input(
+                "examples to calibrate on stand beside data to measure on, and beside none that lessen makes",
             ));
         }
         Ok(())
@@ -421,25 +437,40 @@ pub fn shrink(
         None => TrainOn::Nothing,
     };
     let most = calibration.unwrap_or(CALIBRATION);
+    let given = request.calibrate_on.map(|_| CalibrationData::Given);
     let calibration_data = match plan {
-        Some(plan) => plan.calibration_data,
-        None => request.self_made.then_some(CalibrationData::SelfMade),
+        Some(plan) => given.or(plan.calibration_data),
+        None => given.or(request.self_made.then_some(CalibrationData::SelfMade)),
     };
     request.check_examples()?;
-    let made = calibration_data.map(|CalibrationData::SelfMade| Made::new(&original, most + DECIDING));
-    let made = made.transpose()?;
+    let made = calibration_data == Some(CalibrationData::SelfMade);
+    let made = made.then(|| Made::new(&original, most + DECIDING)).transpose()?;
+    let source = match (calibration_data, request.calibrate_on, &made) {
+        (Some(CalibrationData::Given), None, _) => {
+            return Err(Error::input(
+                "the plan is one of calibration on examples beside the data; give them, too, with --calibrate-on",
+            ));
+        }
+        (_, Some(given), _) => CalibrateOn::Given(given),
+        (_, None, Some(made)) => CalibrateOn::Made(made),
+        (_, None, None) => CalibrateOn::Share,
+    };
     if made.is_some() && data.is_none() && task.is_some_and(|task| task != Task::Agree) {
         return Err(Error::input(
             "examples made by lessen have no right answers: the task can only be agree without data",
         ));
     }
-    let needs = Needs { calibration: most, made: made.as_ref(), training, spill: request.spill, until };
+    let needs =
+        Needs { calibration: most, source, training, spill: request.spill, until, measure: &request.measure };
     if needs.spill.is_some() {
         // A folder that does not serve is said before work begins.
         shrink::Examples::new(needs.spill)?;
     }
-    let depends =
-        format!("{task:?} {options:?} {:?} {trains} {calibration:?} {calibration_data:?}", cpu.isa());
+    let depends = format!(
+        "{task:?} {options:?} {:?} {trains} {calibration:?} {calibration_data:?} {}",
+        cpu.isa(),
+        request.measure
+    );
     let kept = request.work.map(|folder| kept::Work::open(folder, &original, request, &depends));
     let kept = kept.transpose()?.flatten();
     let store = kept.as_ref().and_then(kept::Work::store);
@@ -498,6 +529,7 @@ pub fn shrink(
         original: model.path().map(provenance::model).transpose()?.unwrap_or_default(),
         result: Vec::new(),
         data: data_path.map(provenance::content).transpose()?,
+        calibration: request.calibration_path.map(provenance::content).transpose()?,
         training: request.tune_path.map(provenance::content).transpose()?,
         answers_sha256: judge.answers_sha256(),
         opset: small.inner().opsets.get("").copied().unwrap_or_default(),
@@ -520,7 +552,7 @@ pub fn shrink(
         smaller: Number::exact(outcome.bytes.0 as f64 / outcome.bytes.1.max(1) as f64, "x"),
         proof,
         quality: outcome.score.map(|score| judge.quality(score)),
-        payback: Payback::new(&energy, speed.as_ref()),
+        payback: Payback::new(&energy, speed.as_ref(), &request.place),
         speed,
         verification,
         memory: estimated(&original, &small, cpu),

@@ -10,7 +10,8 @@ use serde::Serialize;
 
 use crate::answer::{Answer, Task};
 use crate::compare::{Distance, Flips, Metric, Sums};
-use crate::eval::{Judged, SEED, number, percent, rows};
+use crate::eval::{Judged, SEED, number, percent};
+use crate::measure::Measure;
 use crate::receipt::Number;
 use crate::{Result, thumbnail};
 
@@ -127,6 +128,8 @@ pub(crate) struct Answers<'a> {
     pub after: &'a [Answer],
     /// Names of the classes.
     pub names: Option<&'a [String]>,
+    /// The metric that what is lost is lost of.
+    pub measure: &'a Measure,
 }
 
 impl Answers<'_> {
@@ -153,27 +156,13 @@ impl Answers<'_> {
 
     /// The probability that at most `bound` of the metric is lost, by these examples; `None` when it has none.
     pub fn within(&self, bound: f64) -> Result<Option<f64>> {
-        Ok(match self.judged()? {
-            Some((Judged::Classes(a, truths), Judged::Classes(b, _))) => {
-                Some(score::loss_within(&score::flips(&a, &b, &truths)?, bound, SEED)?)
-            }
-            Some((Judged::Scores(a, truths), Judged::Scores(b, _))) => {
-                let samples = score::difference_samples(score::spearman, &a, &b, &truths, SEED)?;
-                Some(samples.share_at_least(-bound))
-            }
-            Some((Judged::Labels(a, truths), Judged::Labels(b, _))) => {
-                let [a, b, truths] = [&a, &b, &truths].map(|of| rows(of));
-                let samples = score::difference_samples(score::micro_f1, &a, &b, &truths, SEED)?;
-                Some(samples.share_at_least(-bound))
-            }
-            _ => match self.classes() {
-                Some((a, b)) => {
-                    let changed = a.iter().zip(&b).filter(|(a, b)| a != b).count();
-                    Some(score::share_within(changed, a.len(), bound, SEED)?)
-                }
-                None => None,
-            },
-        })
+        if let Some((before, after)) = self.judged()? {
+            let [before, after] = [before, after].map(|judged| self.measure.of(judged, self.names));
+            return Ok(Some(after?.within(&before?, bound)?));
+        }
+        let Some((a, b)) = self.classes() else { return Ok(None) };
+        let changed = a.iter().zip(&b).filter(|(a, b)| a != b).count();
+        Ok(Some(score::share_within(changed, a.len(), bound, SEED)?))
     }
 
     /// All that is said of these answers.

@@ -28,6 +28,13 @@ pub struct Place {
     pub per_hour: f64,
 }
 
+impl Default for Place {
+    /// Anywhere: the world's mean, at home, and for nothing.
+    fn default() -> Place {
+        Place::given("", "", table::WORLD, "the world's mean, as CodeCarbon takes it".into())
+    }
+}
+
 impl Place {
     /// In a country (its code or its name), or in a part of it (a province of Canada, a subregion of the grid of the United States); the world's mean intensity when both
     /// are empty.
@@ -43,7 +50,7 @@ impl Place {
             code.eq_ignore_ascii_case(asked) || name.eq_ignore_ascii_case(asked)
         };
         if country.is_empty() {
-            return Ok(Place::given("", "", table::WORLD, "the world's mean, as CodeCarbon takes it".into()));
+            return Ok(Place::default());
         }
         let Some((code, name, intensity, year)) =
             table::COUNTRIES.iter().find(|(code, name, ..)| is(code, name, country))

@@ -111,6 +111,8 @@ pub struct Step {
 pub enum CalibrationData {
     /// lessen makes them itself.
     SelfMade,
+    /// They are given beside the data.
+    Given,
 }
 
 /// What is done to each weight, in the order of the nodes. It is a file that people read and edit: see [`Plan::read`].

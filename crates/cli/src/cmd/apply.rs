@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 use lessen::answer::Task;
+use lessen::measure::Measure;
 use lessen::shrink::{Lose, Plan, Request};
 
 use super::Done;
 use super::shrink::{Source, make};
-use crate::flags::{Columns, Common, Opening, Showing};
+use crate::flags::{Columns, Common, Costs, Opening, Showing};
 use crate::parse::positive;
 
 /// Most bytes of a plan that are read.
@@ -36,6 +37,9 @@ pub struct Apply {
     /// Labelled or unlabelled examples, as for shrink.
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
+    /// Examples that calibration looks at, when the plan calibrates on others than those of --data.
+    #[arg(long, value_name = "PATH", requires = "data")]
+    calibrate_on: Option<PathBuf>,
     /// Examples to train on, when the plan trains on others than those of --data.
     #[arg(long, value_name = "PATH")]
     tune_data: Option<PathBuf>,
@@ -48,6 +52,10 @@ pub struct Apply {
     /// At most this much may be lost: 0.5 is half a point of accuracy, 1% a hundredth of the original's metric.
     #[arg(long, value_name = "LOSS")]
     lose: Option<Lose>,
+    /// What --lose is a loss of, and the search looks at: usual (that of the task), macro-f1, balanced-accuracy, or
+    /// recall=CLASS, so that a class of few examples does not pay for the others.
+    #[arg(long, value_name = "METRIC", default_value_t)]
+    metric: Measure,
     /// Keep what calibration carries from weight to weight in files of this folder in the place of memory, which is then
     /// that of one batch. The files have no names and nothing of them stays.
     #[arg(long, value_name = "FOLDER")]
@@ -64,6 +72,8 @@ pub struct Apply {
     opening: Opening,
     #[command(flatten)]
     showing: Showing,
+    #[command(flatten)]
+    costs: Costs,
 }
 
 impl Apply {
@@ -77,15 +87,18 @@ impl Apply {
             spill: self.spill.as_deref(),
             smaller: self.smaller,
             lose: self.lose,
+            measure: self.metric,
             plan: Some(&plan),
             task: self.task,
             options: self.showing.options(),
+            place: self.costs.place()?,
             ..Request::default()
         };
         let source = Source {
             model: &self.model,
             data: self.data.as_deref(),
             tune_data: self.tune_data.as_deref(),
+            calibrate_on: self.calibrate_on.as_deref(),
             columns: &self.columns,
         };
         make(common, &source, &self.opening, request, &self.output, self.force)

@@ -6,7 +6,8 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use lessen::data;
-use lessen::pick::{By, Keep, Near, Report, Request, Shown, Verdict, Why, pick};
+use lessen::features::plain;
+use lessen::pick::{By, Keep, Near, Report, Request, Shown, Verdict, Why, numbers, pick};
 
 use super::{Done, table};
 use crate::flags::{Common, Learning};
@@ -14,11 +15,11 @@ use crate::flags::{Common, Learning};
 /// Pick the examples that are worth keeping: no duplicates, no wrong labels, and those that serve best
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Texts in tables (CSV, TSV, JSON lines, plain lines, perhaps .gz; Parquet) are streamed, and rows are written
-as they were; those of Parquet to Parquet, with all columns.
+    after_help = "Texts or numbers in tables (CSV, TSV, JSON lines, plain lines, perhaps .gz; Parquet) are streamed, and rows are
+written as they were; those of Parquet to Parquet, with all columns.
 Images go to a folder, arrays to .npz. What is there twice goes in any case, whatever its case and spaces.
 
-With --keep and --model, ways to choose are tried on examples that are held out, and the best is taken if it
+With --keep and --model (numbers need none), ways to choose are tried on examples that are held out, and the best is taken if it
 does more than random choices do. The ways: random, target, k-center, herding, facility, hard, easy, moderate,
 forgotten, margin, sure, unsure.
 
@@ -30,7 +31,7 @@ Examples:
   lessen pick photos/ --model mobilenet.onnx --alike 0.95 -o different/"
 )]
 pub struct Pick {
-    /// The examples: a table of texts, a folder of images by class, .npz, or IDX.
+    /// The examples: a table of texts or numbers, a folder of images by class, .npz, or IDX.
     data: PathBuf,
     /// The file or folder to write.
     #[arg(short, long, value_name = "PATH")]
@@ -41,7 +42,8 @@ pub struct Pick {
     /// How those that stay are chosen [default: what serves best on examples that are held out].
     #[arg(long, value_name = "WAY", value_parser = By::from_str)]
     by: Option<By>,
-    /// The model whose features tell what examples mean: an ONNX file, or a folder with model.safetensors.
+    /// The model whose features tell what examples mean: an ONNX file, or a folder with model.safetensors. Numbers are their
+    /// own features without one.
     #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
     /// The node or value of the model that makes the features.
@@ -55,10 +57,10 @@ pub struct Pick {
     #[arg(long, value_name = "N", default_value_t = 5)]
     words: usize,
     /// Let go what means the same: the least cosine of features, such as 0.95.
-    #[arg(long, value_name = "COSINE", requires = "model")]
+    #[arg(long, value_name = "COSINE")]
     alike: Option<f64>,
     /// Let go examples whose labels are probably wrong.
-    #[arg(long, requires = "model")]
+    #[arg(long)]
     labels: bool,
     /// Texts that those which stay shall resemble.
     #[arg(long, value_name = "PATH")]
@@ -84,10 +86,20 @@ impl Pick {
         let options = self.learning.columns.with_classes(None);
         let spinner = common.spinner();
         spinner.set_message("reading");
-        let model = self.model.as_ref().map(|model| self.learning.opening.open(model)).transpose()?;
-        let examples = match &model {
-            Some(_) => Some(data::open(&self.data, &options).context("the data cannot be used")?),
+        let unnamed =
+            data::is_table(&self.data)? && self.keep.is_some() && self.by.is_none() && self.target.is_none();
+        let features =
+            self.labels || self.alike.is_some() || unnamed || self.by.is_some_and(By::needs_features);
+        let examples = match &self.model {
+            Some(_) => Some(data::open(&self.data, &options).map_err(lessen::Error::from)),
+            None if features => numbers(&self.data, &options).transpose(),
             None => None,
+        };
+        let examples = examples.transpose().context("the data cannot be used")?;
+        let model = match (&self.model, &examples) {
+            (Some(path), _) => Some(self.learning.opening.open(path)?),
+            (None, Some(numbers)) => Some(plain(numbers.as_ref())?),
+            (None, None) => None,
         };
         let wanted = examples.as_deref().map(|data| self.learning.wanted(data, self.features.as_deref()));
         let near = Near { words: self.words, similarity: self.near, ..Near::default() };
@@ -95,6 +107,7 @@ impl Pick {
             path: &self.data,
             options: &options,
             model: model.as_ref().zip(wanted),
+            numbers: self.model.is_none(),
             keep: self.keep,
             by: self.by,
             near: (self.near < 1.0).then_some(near),

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use lessen::answer::Task;
 use lessen::data::{self, Dataset};
+use lessen::measure::Measure;
 use lessen::receipt::{Number, bytes};
 use lessen::shrink::{
     Choice, Lose, Pattern, Preparations, Quality, Ranges, Receipt, Request, Rounding, Rule, Shares, Sparse,
@@ -14,7 +15,7 @@ use lessen::shrink::{
 };
 
 use super::{Done, table};
-use crate::flags::{Columns, Common, Opening, Showing};
+use crate::flags::{Columns, Common, Costs, Opening, Showing};
 use crate::page;
 use crate::parse::{duration, positive, ranges, rounding, rule, share, size};
 
@@ -67,6 +68,10 @@ pub struct Shrink {
     /// the original's metric.
     #[arg(long, value_name = "LOSS")]
     lose: Option<Lose>,
+    /// What --lose is a loss of, and the search looks at: usual (that of the task), macro-f1, balanced-accuracy, or
+    /// recall=CLASS, so that a class of few examples does not pay for the others.
+    #[arg(long, value_name = "METRIC", default_value_t)]
+    metric: Measure,
     /// Look for the smallest file within --lose, though its arithmetic be slower than that of 8 bits.
     #[arg(long, requires = "lose")]
     smallest: bool,
@@ -82,6 +87,10 @@ pub struct Shrink {
     /// Put zeros into the weights of all products: this share of them, such as 50%.
     #[arg(long, value_name = "SHARE", value_parser = share)]
     zeros: Option<f64>,
+    /// Calibrate on these examples, all of them, and not on a share of --data; those of --data that are among them are not
+    /// measured on. `lessen pick` chooses such.
+    #[arg(long, value_name = "PATH", requires = "data", conflicts_with = "self_made")]
+    calibrate_on: Option<PathBuf>,
     /// The shape that zeros have: anywhere, rows (as many in each), 2:4, 4x1.
     #[arg(long, value_name = "PATTERN", default_value = "rows", requires = "zeros")]
     pattern: Pattern,
@@ -141,6 +150,8 @@ pub struct Shrink {
     opening: Opening,
     #[command(flatten)]
     showing: Showing,
+    #[command(flatten)]
+    costs: Costs,
 }
 
 impl Shrink {
@@ -158,6 +169,7 @@ impl Shrink {
             size: self.size,
             faster: self.faster,
             lose: self.lose,
+            measure: self.metric,
             smallest: self.smallest,
             frontier: self.frontier,
             fewer: self.fewer,
@@ -181,12 +193,14 @@ impl Shrink {
             ranges: self.ranges,
             task: self.task,
             options: self.showing.options(),
+            place: self.costs.place()?,
             ..Request::default()
         };
         let source = Source {
             model: &model_path,
             data: data_path.as_deref(),
             tune_data: self.tune_data.as_deref(),
+            calibrate_on: self.calibrate_on.as_deref(),
             columns: &self.columns,
         };
         make(common, &source, &self.opening, request, &output, self.force)
@@ -199,6 +213,8 @@ pub(super) struct Source<'a> {
     pub data: Option<&'a Path>,
     /// Examples to train on.
     pub tune_data: Option<&'a Path>,
+    /// Examples to calibrate on.
+    pub calibrate_on: Option<&'a Path>,
     pub columns: &'a Columns,
 }
 
@@ -220,9 +236,10 @@ pub(super) fn make(
     lessen::check_name(output)?;
     let beside = Beside::of(output, source)?;
     let model = opening.open(source.model)?;
-    let data = source.data.map(|path| data::open(path, &source.columns.options(&model))).transpose()?;
-    let lessons =
-        source.tune_data.map(|path| data::open(path, &source.columns.options(&model))).transpose()?;
+    let open =
+        |path: Option<&Path>| path.map(|path| data::open(path, &source.columns.options(&model))).transpose();
+    let (data, lessons, calibration) =
+        (open(source.data)?, open(source.tune_data)?, open(source.calibrate_on)?);
     let lessons = lessons.as_deref().map(|d| d as &dyn Dataset);
     let bar = common.spinner();
     let tell = |what: &str| bar.set_message(what.to_owned());
@@ -232,8 +249,16 @@ pub(super) fn make(
     };
     let dataset = data.as_deref().map(|d| d as &dyn Dataset);
     let (data_path, tune_path) = (source.data, source.tune_data);
-    let request =
-        Request { data: dataset, data_path, tune_path, tune, work: beside.work.as_deref(), ..request };
+    let request = Request {
+        data: dataset,
+        data_path,
+        tune_path,
+        tune,
+        calibrate_on: calibration.as_deref().map(|d| d as &dyn Dataset),
+        calibration_path: source.calibrate_on,
+        work: beside.work.as_deref(),
+        ..request
+    };
     let (small, mut receipt) = shrink(&model, &request, &common.cpu()?, &tell)?;
     bar.finish_and_clear();
 
@@ -293,7 +318,9 @@ impl Beside {
     fn of(output: &Path, source: &Source) -> Result<Beside> {
         let [plan, page, json] = ["toml", "html", "json"].map(|ending| output.with_extension(ending));
         for path in [&plan, &page, &json] {
-            let mut read = [Some(source.model), source.data, source.tune_data].into_iter().flatten();
+            let mut read = [Some(source.model), source.data, source.tune_data, source.calibrate_on]
+                .into_iter()
+                .flatten();
             if path == output || read.any(|read| same_file(read, path)) {
                 bail!(
                     "{} would be overwritten by the receipt or the plan; name another file with -o",
@@ -373,7 +400,13 @@ fn shared(shares: &Shares) -> String {
         Some(made) if *verify == 0 => format!(
             "{made}: {calibration} examples to calibrate, {search} to decide\nno loss was measured: no data (--data PATH)\n"
         ),
-        Some(made) => format!("{made}: {calibration} examples to calibrate\n{data}: {measured}\n"),
+        Some(other) => {
+            let seen = match shares.seen {
+                0 => String::new(),
+                seen => format!(", {seen} left out that calibration has seen"),
+            };
+            format!("{other}: {calibration} examples to calibrate\n{data}: {measured}{seen}\n")
+        }
     }
 }
 

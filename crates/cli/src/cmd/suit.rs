@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use lessen::data;
 use lessen::head::Method;
+use lessen::meter::Place;
 use lessen::teach::{self, Request, suit};
 use serde::Serialize;
 
@@ -27,6 +28,9 @@ pub struct Suit {
     /// Examples of the task: a folder of images by class, .npz, CSV/TSV/JSONL (perhaps .gz), Parquet, or IDX.
     #[arg(long, value_name = "PATH")]
     data: PathBuf,
+    /// Show the models both texts of a pair together (cross-encoders), and do not compare vectors of each.
+    #[arg(long)]
+    cross: bool,
     #[command(flatten)]
     learning: Learning,
 }
@@ -57,6 +61,8 @@ impl Suit {
                 tuning: None,
                 teacher: None,
                 add: None,
+                cross: self.cross,
+                place: &Place::default(),
                 balanced: self.learning.balanced,
                 progress: &|what| spinner.set_message(what.to_owned()),
             };
@@ -68,26 +74,30 @@ impl Suit {
             });
         }
         spinner.finish_and_clear();
+        let measured = all.iter().filter_map(|f| f.suit.as_ref()).all(|s| s.energy.measured);
+        let energy = if measured { "energy" } else { "energy, estimated" };
         if let [Found { error: Some(error), .. }] = all.as_slice() {
             bail!("{error}");
         }
-        let loss = |found: &Found| found.suit.as_ref().map_or(f64::INFINITY, |s| s.head.loss);
+        let loss = |found: &Found| found.suit.as_ref().map_or(f64::INFINITY, |s| s.loss);
         all.sort_by(|a, b| loss(a).total_cmp(&loss(b)));
         let metric = all.iter().find_map(|f| f.suit.as_ref()).map_or("metric", |s| s.metric);
-        let mut rows =
-            vec![["model", "features", "loss", metric, "evidence", "time"].map(str::to_owned).to_vec()];
+        let mut rows = vec![
+            ["model", "features", "loss", metric, "evidence", "time", energy].map(str::to_owned).to_vec(),
+        ];
         let mut failed = String::new();
         for found in &all {
             match (&found.suit, &found.error) {
                 (Some(suit), _) => {
-                    let digits = if suit.head.value.unit == "%" { 2 } else { 4 };
+                    let digits = if suit.value.unit == "%" { 2 } else { 4 };
                     rows.push(vec![
                         found.model.clone(),
                         suit.features.to_string(),
-                        format!("{:.4}", suit.head.loss),
-                        format!("{:.digits$}", suit.head.value),
-                        format!("{:.4}", suit.evidence),
+                        format!("{:.4}", suit.loss),
+                        format!("{:.digits$}", suit.value),
+                        suit.evidence.map_or_else(String::new, |evidence| format!("{evidence:.4}")),
                         format!("{:.1}", suit.time),
+                        format!("{:.0} J", suit.energy.joules),
                     ]);
                 }
                 (None, error) => {

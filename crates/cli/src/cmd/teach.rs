@@ -13,20 +13,22 @@ use lessen::teach::{Depth, Report, Request, Taught, Tuning, teach};
 
 use super::eval::by_class;
 use super::{Done, table};
-use crate::flags::{Common, Learning};
+use crate::flags::{Common, Costs, Learning};
 
 /// Teach a trained model a new task: what it makes of the examples is used again, and only its last layer is new.
 #[derive(Debug, Args)]
 #[command(
     after_help = "The data are texts, images or numbers with a class, a number or any of several labels each. Heads of several kinds are fitted to what the model
 makes of them, and the one that does best on examples it has not seen is taken: ridge, discriminant,
-logistic and centroid. The new model answers with logits and probabilities, or with a score.
+logistic and centroid. The new model answers with logits and probabilities, or with a score. From pairs of texts with a
+score each it learns vectors of texts whose cosines say how much they mean the same.
 
 Examples:
   lessen teach minilm/ --data reviews.csv -o reviews.onnx
   lessen teach mobilenet.onnx --data photos/ --test others/ --balanced -o photos.onnx
   lessen teach minilm/ --data reviews.csv --tune all --epochs 2 -o reviews.onnx
   lessen teach minilm/ --data few.csv --contrast -o reviews.onnx
+  lessen teach minilm/ --data pairs.csv --tune all -o alike.onnx
   lessen teach small/ --data unlabelled.csv --teacher reviews.onnx --tune all -o small-reviews.onnx
   lessen teach minilm/ --data tweets.csv --text-column tweet --label-column class --head ridge -o tweets.onnx
   lessen teach minilm/ --data comments.csv --label-columns toxic,threat,insult -o comments.onnx
@@ -61,6 +63,10 @@ pub struct Teach {
     /// weights, --tune says [default: all].
     #[arg(long)]
     contrast: bool,
+    /// Show the model both texts of a pair together (a cross-encoder). Else pairs with scores teach it vectors, one for each
+    /// text, whose cosines have the order of the scores.
+    #[arg(long)]
+    cross: bool,
     /// A model that knows the task: what it answers is taken for right, and the data need no answers. With --tune it is
     /// learnt how sure it is, too.
     #[arg(long, value_name = "MODEL")]
@@ -80,11 +86,14 @@ pub struct Teach {
     adapter: Option<PathBuf>,
     #[command(flatten)]
     learning: Learning,
+    #[command(flatten)]
+    costs: Costs,
 }
 
 impl Teach {
     pub fn run(self, common: &Common) -> Result<Done> {
         lessen::check_name(&self.output)?;
+        let place = self.costs.place()?;
         let data = data::open(&self.data, &self.learning.columns.with_classes(None))
             .context("the data cannot be used")?;
         let model = match &self.model {
@@ -116,9 +125,11 @@ impl Teach {
             test: test.as_deref(),
             methods: &methods,
             balanced: self.learning.balanced,
+            cross: self.cross,
             tuning,
             teacher: teacher.as_ref(),
             add: self.add.as_deref(),
+            place: &place,
             progress: &|what| spinner.set_message(what.to_owned()),
         };
         let Taught { model: taught, adapter, report } = teach(&model, &request, &common.cpu()?)?;
@@ -161,23 +172,12 @@ fn told(report: &Report) -> String {
             text += &format!("  .. and {} more; see --json\n", report.skipped.len() - MOST);
         }
     }
-    let digits = if report.unseen.value.unit == "%" { 2 } else { 4 };
-    let mut rows = vec![["head", "penalty", "loss", report.unseen.metric].map(str::to_owned).to_vec()];
-    for head in &report.heads {
-        let penalty = head.penalty.map_or_else(String::new, |p| format!("{p:.1e}"));
-        rows.push(vec![
-            head.method.to_string(),
-            penalty,
-            format!("{:.4}", head.loss),
-            format!("{:.digits$}", head.value),
-        ]);
-    }
     if let Some(tuned) = &report.tuned {
         let on = if tuned.held_out > 0 { format!("{} held out", tuned.held_out) } else { "all".into() };
         text += &format!(
             "tuned: {} numbers ({}), {} examples, {} epochs ({:.1}): loss {:.4} -> {:.4} on {on}\n",
             tuned.weights,
-            tuned.depth,
+            tuned.depth.map_or("a map of the vectors".into(), |depth| depth.to_string()),
             tuned.examples,
             tuned.epochs.len(),
             tuned.time,
@@ -189,16 +189,36 @@ fn told(report: &Report) -> String {
                 "the features know these examples: what heads get on them is too good; others must judge\n";
         }
     }
-    text += &format!("on examples that a head has not seen (intervals are of 95 %):\n{}", table(&rows));
-    text += &told_eval("the first head, on them", &report.unseen);
+    if let Some(unseen) = &report.unseen {
+        text += &told_heads(report, unseen);
+    }
+    if let Some(eval) = &report.before {
+        text += &told_eval("the model as it was, on those held out (intervals are of 95 %)", eval);
+    }
     if let Some(eval) = &report.held_out {
         text += &told_eval("the new model, on those held out", eval);
     }
     if let Some(test) = &report.test {
         text += &told_eval("the new model, on --test", test);
     }
-    text += &format!("energy: {}\n", report.payback.words());
+    text += &format!("energy: {}\n", report.cost.payback.words());
     text
+}
+
+fn told_heads(report: &Report, unseen: &Eval) -> String {
+    let digits = if unseen.value.unit == "%" { 2 } else { 4 };
+    let mut rows = vec![["head", "penalty", "loss", unseen.metric].map(str::to_owned).to_vec()];
+    for head in &report.heads {
+        let penalty = head.penalty.map_or_else(String::new, |p| format!("{p:.1e}"));
+        rows.push(vec![
+            head.method.to_string(),
+            penalty,
+            format!("{:.4}", head.loss),
+            format!("{:.digits$}", head.value),
+        ]);
+    }
+    let head = format!("on examples that a head has not seen (intervals are of 95 %):\n{}", table(&rows));
+    head + &told_eval("the first head, on them", unseen)
 }
 
 fn told_eval(what: &str, eval: &Eval) -> String {

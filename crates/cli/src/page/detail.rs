@@ -241,12 +241,16 @@ pub fn provenance(receipt: &Receipt) -> String {
         let hash = p.data.as_ref().map(file).unwrap_or_default();
         fact("data", format!("{}{hash}", escape(&shares.data)));
         if let Some(made) = shares.calibration_data.as_ref().filter(|made| **made != shares.data) {
-            fact("calibrated on", escape(made));
+            let hash = p.calibration.as_ref().map(file).unwrap_or_default();
+            fact("calibrated on", format!("{}{hash}", escape(made)));
         }
         if shares.training > 0 {
             let hash = p.training.as_ref().map(file).unwrap_or_default();
             let what = escape(shares.training_data.as_deref().unwrap_or_default());
             fact("trained on", format!("{} examples of {what}{hash}", shares.training));
+        }
+        if shares.seen > 0 {
+            fact("left out", format!("{} examples of the data: calibration has seen them", shares.seen));
         }
         let answers = p.answers_sha256.as_deref().unwrap_or_default();
         fact(
@@ -273,7 +277,12 @@ pub fn provenance(receipt: &Receipt) -> String {
     let payback = &receipt.payback;
     fact(
         "energy",
-        format!("{}<div class=\"hash\">{}</div>", escape(&payback.words()), escape(&payback.source)),
+        format!(
+            "{}<div class=\"hash\">{}; carbon: {}</div>",
+            escape(&payback.words()),
+            escape(&payback.source),
+            escape(&payback.place.source)
+        ),
     );
     html + "</dl>\n"
 }

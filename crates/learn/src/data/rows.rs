@@ -119,7 +119,7 @@ pub struct Row {
     pub place: Place,
     /// Its first byte, of the file as it is unpacked; in Parquet its number. It goes on to the next row's.
     pub start: u64,
-    /// The text, or the first one of a pair.
+    /// The text, or the first one of a pair; of a table of numbers all of them but the answer, as short as they can be.
     pub text: String,
     /// The second text of a pair.
     pub text_b: Option<String>,
@@ -306,6 +306,11 @@ impl<'a> Rows<'a> {
         self.columns.text_b.is_some()
     }
 
+    /// Are there numbers, and no texts?
+    pub fn numbers(&self) -> bool {
+        self.columns.text.is_none()
+    }
+
     /// The next row; `None` at the end.
     ///
     /// # Errors
@@ -314,10 +319,14 @@ impl<'a> Rows<'a> {
         let Some(mut record) = self.next_record()? else { return Ok(None) };
         let mut take = |i: usize| std::mem::take(&mut record.fields[i]);
         let Columns { text, text_b, answer, .. } = self.columns;
-        let Some(text) = text else {
-            return self.wrong(record.place, "has numbers and no text; name the column of the text");
+        let (text_b, answer) = (text_b.map(&mut take), answer.map(&mut take));
+        let text = match text {
+            Some(text) => take(text),
+            None => {
+                let shown = (0..record.fields.len()).filter(|&i| !self.columns.is_answer(i));
+                shown.map(|i| shortest(&record.fields[i])).collect::<Vec<_>>().join(" ")
+            }
         };
-        let (text, text_b, answer) = (take(text), text_b.map(&mut take), answer.map(&mut take));
         Ok(Some(Row { place: record.place, start: record.start, text, text_b, answer }))
     }
 
@@ -461,6 +470,12 @@ impl<'a> Rows<'a> {
         };
         self.names.iter().enumerate().map(field).collect()
     }
+}
+
+/// A number without what does not change it.
+fn shortest(field: &str) -> String {
+    let field = field.trim();
+    field.parse::<f64>().map_or_else(|_| field.to_owned(), |number| number.to_string())
 }
 
 /// Bytes that are counted as they are read, and their lines.

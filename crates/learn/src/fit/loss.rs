@@ -101,6 +101,47 @@ pub fn weighted(graph: &mut Graph, losses: &[(ValueId, f32)]) -> graph::Result<V
 /// # Errors
 /// When a node cannot be added.
 pub fn alike(graph: &mut Graph, output: ValueId, wanted: ValueId, counts: ValueId) -> graph::Result<ValueId> {
+    let cosines = cosines(graph, output)?;
+    let apart = node(graph, "Sub", Attrs::new(), &[cosines, wanted])?;
+    let squares = node(graph, "Mul", Attrs::new(), &[apart, apart])?;
+    let each = node(graph, "Mul", Attrs::new(), &[squares, counts])?;
+    whole(graph, "ReduceSum", each)
+}
+
+/// What differences of cosines are multiplied by: one that is wrong by a tenth counts about e^2.
+const STEEP: f32 = 20.0;
+
+/// Adds a loss of pairs of rows of an output `[examples, features]` whose cosines shall have an order (CoSENT; Su, *A more
+/// efficient sentence vector scheme than Sentence-BERT*, 2022): the logarithm of 1 and `exp(20 (b - a))` for all cosines a
+/// and b of which a shall be the greater. `pairs` is 1 where the row is the first and the column the second of a pair, else
+/// 0; `order` is 1 where the column's pair, named by its first, shall be the greater; both `[examples, examples]`.
+///
+/// # Errors
+/// When a node cannot be added.
+pub fn in_order(
+    graph: &mut Graph,
+    output: ValueId,
+    pairs: ValueId,
+    order: ValueId,
+) -> graph::Result<ValueId> {
+    let cosines = cosines(graph, output)?;
+    let last = graph.add_constant("loss", Tensor::vector(&[-1i64]));
+    let these = node(graph, "Mul", Attrs::new(), &[cosines, pairs])?;
+    let less = node(graph, "ReduceSum", Attrs::new(), &[these, last])?;
+    let more = node(graph, "Transpose", Attrs::new().ints("perm", &[1, 0]), &[less])?;
+    let apart = node(graph, "Sub", Attrs::new(), &[less, more])?;
+    let steep = constant(graph, STEEP);
+    let apart = node(graph, "Mul", Attrs::new(), &[apart, steep])?;
+    let each = node(graph, "Exp", Attrs::new(), &[apart])?;
+    let each = node(graph, "Mul", Attrs::new(), &[each, order])?;
+    let sum = whole(graph, "ReduceSum", each)?;
+    let one = constant(graph, 1.0);
+    let sum = node(graph, "Add", Attrs::new(), &[sum, one])?;
+    node(graph, "Log", Attrs::new(), &[sum])
+}
+
+/// The cosines of all rows with each other.
+fn cosines(graph: &mut Graph, output: ValueId) -> graph::Result<ValueId> {
     let last = graph.add_constant("loss", Tensor::vector(&[-1i64]));
     let squares = node(graph, "Mul", Attrs::new(), &[output, output])?;
     let sums = node(graph, "ReduceSum", Attrs::new(), &[squares, last])?;
@@ -109,11 +150,7 @@ pub fn alike(graph: &mut Graph, output: ValueId, wanted: ValueId, counts: ValueI
     let lengths = node(graph, "Sqrt", Attrs::new(), &[sums])?;
     let units = node(graph, "Div", Attrs::new(), &[output, lengths])?;
     let turned = node(graph, "Transpose", Attrs::new().ints("perm", &[1, 0]), &[units])?;
-    let cosines = node(graph, "MatMul", Attrs::new(), &[units, turned])?;
-    let apart = node(graph, "Sub", Attrs::new(), &[cosines, wanted])?;
-    let squares = node(graph, "Mul", Attrs::new(), &[apart, apart])?;
-    let each = node(graph, "Mul", Attrs::new(), &[squares, counts])?;
-    whole(graph, "ReduceSum", each)
+    node(graph, "MatMul", Attrs::new(), &[units, turned])
 }
 
 fn constant(graph: &mut Graph, value: f32) -> ValueId {

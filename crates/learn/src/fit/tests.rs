@@ -309,3 +309,35 @@ fn what_cannot_be_trained_is_said() {
         fit(&mut self::network(7, Loss::Squared, &Hold::Free), &recipe(), &Batches(0), None, &mut |_| true);
     assert!(empty.unwrap_err().to_string().contains("no examples"));
 }
+
+#[test]
+fn cosines_are_held_to_values_or_to_an_order() {
+    const N: usize = 4;
+    let square = |entries: &[(usize, usize, f32)]| {
+        let mut values = [0f32; N * N];
+        entries.iter().for_each(|&(row, column, value)| values[row * N + column] = value);
+        Datum::Tensor(Tensor::new(&[N, N], &values).unwrap())
+    };
+    type Add = fn(&mut Graph, ValueId, ValueId, ValueId) -> graph::Result<ValueId>;
+    let loss = |add: Add, one: Datum, other: Datum| -> f64 {
+        let mut g = Graph::new("rows");
+        let fact = |n: usize| Fact::maybe(Some(DType::F32), Some(vec![N.into(), n.into()]));
+        let [x, a, b] =
+            [("x", 2), ("one", N), ("other", N)].map(|(name, n)| g.add_input(name, fact(n)).unwrap());
+        let loss = add(&mut g, x, a, b).unwrap();
+        g.outputs = vec![loss];
+        let rows = Tensor::new(&[N, 2], &[1f32, 0., 3., 4., 0., 2., -5., 12.]).unwrap();
+        let session = graph::run::Session::new(g, &cpu()).unwrap();
+        let found = session.run(vec![("x", rows.into()), ("one", one), ("other", other)]).unwrap();
+        f64::from(found[0].tensor().unwrap().to_f32().unwrap()[0])
+    };
+    // Rows 0 and 1, 2 and 3 are pairs.
+    let (first, second) = (3. / 5., 12. / 13.);
+    let near = |found: f64, want: f64| assert!((found - want).abs() < 1e-5, "{found} {want}");
+    near(loss(alike, square(&[(0, 1, 1.0)]), square(&[(0, 1, 0.5)])), 0.5 * (1.0 - first) * (1.0 - first));
+    let pairs = || square(&[(0, 1, 1.0), (2, 3, 1.0)]);
+    let one = |apart: f64| (20.0 * apart).exp().ln_1p();
+    near(loss(in_order, pairs(), square(&[(0, 2, 1.0)])), one(first - second));
+    near(loss(in_order, pairs(), square(&[(2, 0, 1.0)])), one(second - first));
+    near(loss(in_order, pairs(), square(&[])), 0.0);
+}

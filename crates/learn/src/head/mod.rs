@@ -67,6 +67,25 @@ impl Features {
         &self.values[i * self.columns..][..self.columns]
     }
 
+    /// The same with mean 0 and variance 1 in each column; a column of equal numbers becomes 0.
+    pub fn standardized(&self) -> Features {
+        let (columns, rows) = (self.columns, self.rows() as f64);
+        let column = |c: usize| self.values.iter().skip(c).step_by(columns).map(|x| f64::from(*x));
+        let scales = (0..columns).map(|c| {
+            let mean = column(c).sum::<f64>() / rows;
+            let variance = column(c).map(|x| (x - mean) * (x - mean)).sum::<f64>() / rows;
+            // What rounding leaves of equal numbers is no variance.
+            let least = (1e-6 * mean).powi(2);
+            (mean, if variance > least { variance.sqrt().recip() } else { 0.0 })
+        });
+        let scales: Vec<(f64, f64)> = scales.collect();
+        let each = self.values.iter().zip(scales.iter().cycle());
+        Features {
+            columns,
+            values: each.map(|(x, (mean, scale))| ((f64::from(*x) - mean) * scale) as f32).collect(),
+        }
+    }
+
     /// Those of these examples.
     pub fn select(&self, rows: &[usize]) -> Features {
         Features { columns: self.columns, values: rows.iter().flat_map(|&i| self.row(i)).copied().collect() }

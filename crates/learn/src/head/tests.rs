@@ -265,3 +265,12 @@ fn features_that_hardly_move_get_no_great_weights() {
         );
     }
 }
+
+#[test]
+fn columns_of_any_scale_come_to_variance_1() {
+    let features = Features::new(3, vec![1000., 0.1, 7., 3000., 0.3, 7., 2000., 0.2, 7.]).unwrap();
+    let (low, high) = (-(1.5f32.sqrt()), 1.5f32.sqrt());
+    let want = [low, low, 0., high, high, 0., 0., 0., 0.];
+    let found = features.standardized();
+    assert!(found.values().iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-5), "{found:?}");
+}

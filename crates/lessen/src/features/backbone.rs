@@ -23,6 +23,14 @@ pub(crate) struct Backbone {
     pub node: String,
 }
 
+impl Backbone {
+    /// Numbers of an example, when the graph says.
+    pub fn width(&self) -> Option<usize> {
+        let graph = &self.model.inner().graph;
+        graph.value(*graph.outputs.first()?).fact.shape()?.last().and_then(Dim::size)
+    }
+}
+
 /// Cuts a model behind its features: what the named node makes, or what the last weights of a classifier read, or else the
 /// vector of a text or image. Vectors of tokens and channels of images are averaged.
 ///
@@ -185,11 +193,6 @@ pub(crate) fn claim(graph: &mut Graph, id: ValueId, name: &str) -> Result<()> {
     Ok(graph.rename(id, name)?)
 }
 
-/// Numbers of an example, when the graph says.
-pub(super) fn width(graph: &Graph) -> Option<usize> {
-    graph.value(*graph.outputs.first()?).fact.shape()?.last().and_then(Dim::size)
-}
-
 #[cfg(test)]
 mod tests {
     use graph::op::ramp;
@@ -286,7 +289,7 @@ mod tests {
         near(&features(&classifier("Softmax"), &[("x", x.clone())]), &[3., 4.]);
         // What lies behind other functions is no row of scores.
         let made = backbone(&classifier("Tanh"), None).unwrap();
-        assert_eq!(width(&made.model.inner().graph), Some(3));
+        assert_eq!(made.width(), Some(3));
     }
 
     #[test]

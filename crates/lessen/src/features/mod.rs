@@ -72,7 +72,7 @@ pub(crate) fn learn(
     // Not Similarity: two texts of a pair go in together.
     let options = Options { feed: wanted.feed.clone(), output: Some(FEATURES.into()) };
     let answerer = Answerer::new(&backbone.model, cpu, Task::Classify, &options)?;
-    let mut columns = kept.columns.or_else(|| backbone::width(&backbone.model.inner().graph));
+    let mut columns = kept.columns.or_else(|| backbone.width());
     let left: Vec<usize> = (kept.examples..data.len()).collect();
     let readable = left.iter().position(|&i| data.get(i).is_ok());
     let size = readable.map_or(Ok(1), |first| part_size(data, &left[first..]))?;

@@ -13,6 +13,8 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use kernel::Cpu;
+use learn::Input;
+use learn::data::rows::Rows;
 use learn::data::{self, Dataset};
 use learn::head::Truth;
 pub use learn::pick::Near;
@@ -98,8 +100,8 @@ impl By {
         By::Unsure,
     ];
 
-    /// Does it need features of a model?
-    fn needs_features(self) -> bool {
+    /// Does it need features?
+    pub fn needs_features(self) -> bool {
         !matches!(self, By::Random | By::Target)
     }
 }
@@ -138,8 +140,11 @@ pub struct Request<'a> {
     pub path: &'a Path,
     /// How they are read.
     pub options: &'a data::Options,
-    /// The model whose features are looked at, and of what examples: those at `path`.
+    /// The model whose features are looked at, and of what examples: those at `path`; of numbers one that gives them as
+    /// they are.
     pub model: Option<(&'a Model, Wanted<'a>)>,
+    /// Are these features numbers of any scale, so that each column is to count the same?
+    pub numbers: bool,
     /// How much stays at most; all that is worth keeping when not given.
     pub keep: Option<Keep>,
     /// How those are chosen; when not given, what serves best on examples that were held out.
@@ -265,6 +270,19 @@ pub struct Report {
     pub time: Number,
     /// Energy that all of it took.
     pub energy: Energy,
+}
+
+/// The data at `path` when they are numbers, which are their own features: see [`crate::features::plain`].
+///
+/// # Errors
+/// When they cannot be read.
+pub fn numbers(path: &Path, options: &data::Options) -> Result<Option<Box<dyn Dataset>>> {
+    if data::is_table(path)? && !Rows::open(path, options)?.numbers() {
+        return Ok(None);
+    }
+    let data = data::open(path, options)?;
+    let first = (0..data.len()).find_map(|i| data.get(i).ok());
+    Ok(first.is_some_and(|example| matches!(example.input, Input::Arrays(_))).then_some(data))
 }
 
 /// Examples shown for each reason.
@@ -440,7 +458,7 @@ fn by_features(
     let classes = truth(examples.data, &rows).ok().map(|(truth, _)| truth).filter(|truth| {
         matches!(truth, Truth::Classes { .. }) && truth.counts().iter().filter(|n| **n > 0).count() > 1
     });
-    let features = learnt.features;
+    let features = if request.numbers { learnt.features.standardized() } else { learnt.features };
     let weights = match request.target {
         Some(_) => all.weights(request, &rows)?,
         None => Vec::new(),

@@ -1,4 +1,4 @@
-//! Tables of texts, streamed: what is in memory is some numbers for each row.
+//! Tables of texts or numbers, streamed: what is in memory is some numbers for each row.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -24,9 +24,10 @@ const TEXT: usize = 160;
 
 /// Reads all rows; of those that are the same, or nearly so, the first stays.
 pub(super) fn scan(request: &Request, cpu: &Cpu) -> Result<All> {
-    let near = request.near.unwrap_or(Near::EXACT);
-    let mut duplicates = Duplicates::new(near)?;
     let mut rows = Rows::open(request.path, request.options)?;
+    // Numbers are no words: those that share some are not nearly the same.
+    let near = request.near.filter(|_| !rows.numbers()).unwrap_or(Near::EXACT);
+    let mut duplicates = Duplicates::new(near)?;
     let (mut starts, mut answers) = (Vec::new(), Vec::new());
     let mut labels: HashMap<String, u32> = HashMap::new();
     loop {
@@ -92,7 +93,11 @@ pub(super) fn scan(request: &Request, cpu: &Cpu) -> Result<All> {
         Kind::Lines => "lines",
         Kind::Parquet => "Parquet",
     };
-    let what = if rows.pairs() { "pairs of texts" } else { "texts" };
+    let what = match (rows.numbers(), rows.pairs()) {
+        (true, _) => "rows of numbers",
+        (false, true) => "pairs of texts",
+        (false, false) => "texts",
+    };
     let describe = format!("{}: {} {what} ({kind})", request.path.display(), verdicts.len());
     Ok(All { describe, verdicts, answers, names, contradictions, starts })
 }
@@ -121,7 +126,7 @@ fn whole(row: Row) -> String {
 
 /// How much these rows, in ascending order, resemble the texts of the target.
 pub(super) fn weights(request: &Request, target: &Path, wanted: &[usize]) -> Result<Vec<f64>> {
-    if !learn::data::is_table(request.path)? {
+    if !learn::data::is_table(request.path)? || Rows::open(request.path, request.options)?.numbers() {
         return Err(Error::input("only texts resemble those of a --target"));
     }
     let mut resemblance = Resemblance::default();

@@ -2,6 +2,8 @@
 //! computed once, heads are fitted to them in seconds, and the one that does best on examples it has not seen becomes the
 //! new model's last layer.
 
+mod similar;
+mod suit;
 mod teacher;
 mod tune;
 
@@ -14,7 +16,7 @@ use kernel::Cpu;
 use learn::data::{Dataset, Target};
 use learn::head::{Fitted, Linear, Method, Problem, Truth};
 use meter::energy::{Meter, SENSORS, processor};
-use meter::{Energy, Machine};
+use meter::{Energy, Machine, Place};
 use serde::Serialize;
 
 use crate::adapter::Adapter;
@@ -25,6 +27,7 @@ use crate::payback::Payback;
 use crate::receipt::Number;
 use crate::tasks::Purpose;
 use crate::{Error, Model, Result};
+pub use suit::{Suit, suit};
 use teacher::Answered;
 pub use tune::{Depth, Tuned, Tuning};
 
@@ -42,8 +45,12 @@ pub struct Request<'a> {
     pub tuning: Option<Tuning>,
     /// The name of the task, which then stands beside those that the model has; in their place when not given.
     pub add: Option<&'a str>,
+    /// Are both texts of a pair shown to the model together (a cross-encoder), and not each alone to compare their vectors?
+    pub cross: bool,
     /// A model whose answers are taken for right in the place of those of the examples.
     pub teacher: Option<&'a Model>,
+    /// Where the machine stands, for what its energy costs.
+    pub place: &'a Place,
     /// Told what is being done, in a few words.
     pub progress: &'a dyn Fn(&str),
 }
@@ -78,12 +85,14 @@ pub struct Report {
     pub cached: bool,
     /// Does each class count the same?
     pub balanced: bool,
-    /// The heads, the best first, which is the one that was taken.
+    /// The heads, the best first, which is the one that was taken; none where vectors of texts are compared.
     pub heads: Vec<Tried>,
     /// How the head does on examples of the data that it has not seen: each is judged by a head that was fitted without it.
-    pub unseen: Eval,
-    /// What came of training weights before the head.
+    pub unseen: Option<Eval>,
+    /// What came of training weights before the head, or a map of the vectors of texts.
     pub tuned: Option<Tuned>,
+    /// How the vectors of the model as it was do on the examples that were held out of that.
+    pub before: Option<Eval>,
     /// How the new model does on the examples that were held out of that.
     pub held_out: Option<Eval>,
     /// How the new model does on the examples to judge it by.
@@ -94,10 +103,26 @@ pub struct Report {
     pub feature_time: Number,
     /// Seconds for the heads.
     pub head_time: Number,
+    /// What it took.
+    #[serde(flatten)]
+    pub cost: Cost,
+}
+
+/// What teaching took.
+#[derive(Clone, Debug, Serialize)]
+pub struct Cost {
     /// Energy that all of it took.
     pub energy: Energy,
     /// The same, and after how many runs of the new model these have taken as much.
     pub payback: Payback,
+}
+
+impl Cost {
+    /// Until now; an example takes the new model so many seconds.
+    fn of(meter: Meter, each: Option<f64>, place: &Place, cpu: &Cpu) -> Cost {
+        let energy = meter.stop(&processor(&Machine::this()));
+        Cost { payback: Payback::taught(&energy, each, cpu.pool().threads(), place), energy }
+    }
 }
 
 /// A model that was taught.
@@ -131,6 +156,9 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
     let answered = answered.transpose()?;
     let data = answered.as_ref().map_or(request.wanted.data, |answered| answered);
     let mut wanted = Wanted { data, ..request.wanted.clone() };
+    if !request.cross && similar::are_pairs(data) {
+        return similar::teach(model, request, &wanted, meter, cpu);
+    }
     let mut backbone = backbone(model, wanted.node)?;
     let mut learnt = learn(&backbone, &wanted, cpu, request.progress)?;
     let (all, names) = truth(data, &learnt.rows)?;
@@ -180,7 +208,6 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
     }
     let base = if request.add.is_some() { &backbone.whole } else { &backbone.model };
     let mut taught = with_head(base, request.add, &head, &truth, names.as_deref())?;
-    let options = Options { feed: wanted.feed.clone(), output: None };
     if let Some((tuning, examples)) = tuning.zip(examples.as_ref()) {
         if !tuning.contrast {
             let mut trained = tune::answer(&mut taught, tuning, examples, cpu, request.progress)?;
@@ -190,7 +217,7 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
         let judges: Vec<usize> = examples.shares.1.iter().map(|&at| rows[at]).collect();
         if !judges.is_empty() {
             let judges = Subset { data, rows: &judges };
-            held_out = Some(eval(&Answerer::new(&taught, cpu, task, &options)?, &judges, |_| ())?);
+            held_out = Some(judge(&taught, task, &judges, request, cpu)?);
         }
     }
     let heads = fitted.iter().map(|fitted| {
@@ -206,15 +233,13 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
         Some(test) => {
             leaked = shared(data, &rows, test);
             let alone = request.add.map(|name| taught.only(name)).transpose()?;
-            let judged = alone.as_ref().unwrap_or(&taught);
-            Some(eval(&Answerer::new(judged, cpu, task, &options)?, test, |_| ())?)
+            Some(judge(alone.as_ref().unwrap_or(&taught), task, test, request, cpu)?)
         }
     };
     // What an example takes: of those judged, else of those that nothing but features was computed of.
     let each = test.as_ref().or(held_out.as_ref()).map(|eval| eval.time.value / eval.examples.max(1) as f64);
     let plain = !cached && answered.is_none() && !tuning.is_some_and(|tuning| tuning.contrast);
     let each = each.or(plain.then(|| feature_time / rows.len().max(1) as f64));
-    let energy = meter.stop(&processor(&Machine::this()));
     let report = Report {
         data: data.describe(),
         examples: rows.len(),
@@ -224,17 +249,23 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
         cached,
         balanced: request.balanced,
         heads,
-        unseen,
+        unseen: Some(unseen),
         tuned,
+        before: None,
         held_out,
         test,
         leaked,
         feature_time: Number::measured(feature_time, "s"),
         head_time: Number::measured(head_time, "s"),
-        payback: Payback::taught(&energy, each, cpu.pool().threads()),
-        energy,
+        cost: Cost::of(meter, each, request.place, cpu),
     };
     Ok(Taught { model: taught, adapter, report })
+}
+
+/// How a model does on examples.
+fn judge(model: &Model, task: Task, data: &dyn Dataset, request: &Request, cpu: &Cpu) -> Result<Eval> {
+    let options = Options { feed: request.wanted.feed.clone(), output: None };
+    eval(&Answerer::new(model, cpu, task, &options)?, data, |_| ())
 }
 
 /// How much an example of each class counts, when all classes count the same.
@@ -242,45 +273,6 @@ fn masses(truth: &Truth) -> Vec<f32> {
     let counts = truth.counts();
     let mass = |&count: &usize| truth.rows() as f32 / counts.len() as f32 / count.max(1) as f32;
     counts.iter().map(mass).collect()
-}
-
-/// How well a model suits a task.
-#[derive(Clone, Debug, Serialize)]
-pub struct Suit {
-    /// The value of the model that the features are of.
-    pub node: String,
-    /// Numbers of an example.
-    pub features: usize,
-    /// The logarithm of the evidence (LogME), the higher the better.
-    pub evidence: f64,
-    /// How a ridge head on the features does on examples it has not seen, each left out once.
-    pub head: Tried,
-    /// The name of the metric.
-    pub metric: &'static str,
-    /// Seconds that all of it took.
-    pub time: Number,
-}
-
-/// Says how well a model suits a task, before it is taught.
-///
-/// # Errors
-/// As [`teach`].
-pub fn suit(model: &Model, request: &Request, cpu: &Cpu) -> Result<Suit> {
-    let start = Instant::now();
-    let backbone = backbone(model, request.wanted.node)?;
-    let learnt = learn(&backbone, &request.wanted, cpu, request.progress)?;
-    let (truth, _) = truth(request.wanted.data, &learnt.rows)?;
-    let problem = Problem::new(&learnt.features, &truth, request.balanced, crate::eval::SEED, cpu)?;
-    let fitted = problem.fit(Method::Ridge)?;
-    let (metric, value) = judged(&fitted, &truth)?.metric()?;
-    Ok(Suit {
-        node: backbone.node,
-        features: learnt.features.columns(),
-        evidence: problem.evidence(),
-        head: Tried { method: fitted.method, penalty: fitted.penalty, loss: problem.loss(&fitted), value },
-        metric,
-        time: Number::measured(start.elapsed().as_secs_f64(), "s"),
-    })
 }
 
 /// Most labels of all examples together that a head is fitted to.

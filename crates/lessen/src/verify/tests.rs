@@ -53,6 +53,7 @@ fn classes_flip_and_pay() {
         before: &before,
         after: &after,
         names: Some(&names),
+        measure: &Measure::Usual,
     };
     let found = answers.verify().unwrap();
     let flips = found.flips.unwrap();
@@ -97,6 +98,7 @@ fn scores_are_correlated() {
         before: &before,
         after: &after,
         names: None,
+        measure: &Measure::Usual,
     };
     let found = answers.verify().unwrap();
     assert!(found.flips.is_none() && found.classes.is_empty() && found.divergence.is_none());
@@ -118,8 +120,15 @@ fn answers_without_truths_agree_or_not() {
     let mut after = before.clone();
     after[0] = row(&[0.1, 0.9]);
     after[1] = row(&[f32::INFINITY, 0.0]);
-    let answers =
-        Answers { task: Task::Agree, data: &data, rows: &rows, before: &before, after: &after, names: None };
+    let answers = Answers {
+        task: Task::Agree,
+        data: &data,
+        rows: &rows,
+        before: &before,
+        after: &after,
+        names: None,
+        measure: &Measure::Usual,
+    };
     let found = answers.verify().unwrap();
     let flips = found.flips.unwrap();
     assert_eq!((flips.changed, flips.lost, flips.p), (1, None, None));

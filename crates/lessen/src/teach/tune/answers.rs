@@ -42,7 +42,13 @@ pub(in crate::teach) fn answer(
         let target = Tensor::new(&[rows.len(), outputs], &targets(examples, rows))?;
         Ok(vec![(TARGET.into(), Datum::Tensor(target))])
     };
-    train(model, tuning, &Course { examples, loss: &loss, beside: &beside, together: None }, cpu, progress)
+    train(
+        model,
+        tuning,
+        &Course { examples, loss: &loss, beside: &beside, together: None, pairs: false },
+        cpu,
+        progress,
+    )
 }
 
 /// What the scores of the examples at these positions are to be near to, row by row.

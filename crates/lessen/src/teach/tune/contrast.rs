@@ -52,7 +52,7 @@ pub(in crate::teach) fn contrast(
         };
         Ok::<_, Error>(vec![(WANTED.into(), square(&wanted)?), (COUNTS.into(), square(&counts)?)])
     };
-    let course = Course { examples, loss: &loss, beside: &beside, together: Some(TOGETHER) };
+    let course = Course { examples, loss: &loss, beside: &beside, together: Some(TOGETHER), pairs: false };
     train(model, tuning, &course, cpu, progress)
 }
 

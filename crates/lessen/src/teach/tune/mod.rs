@@ -3,6 +3,7 @@
 
 mod answers;
 mod contrast;
+mod pairs;
 
 use std::fmt;
 use std::str::FromStr;
@@ -22,6 +23,7 @@ use crate::receipt::Number;
 use crate::{Error, Model, Result};
 pub(super) use answers::answer;
 pub(super) use contrast::contrast;
+pub(super) use pairs::{Order, order};
 
 /// Share of the examples that are held out.
 const HELD_OUT: f64 = 0.1;
@@ -111,8 +113,8 @@ impl Tuning {
 /// What came of the training.
 #[derive(Clone, Debug, Serialize)]
 pub struct Tuned {
-    /// Which weights were trained.
-    pub depth: Depth,
+    /// Which weights were trained; none but a map of vectors when not given.
+    pub depth: Option<Depth>,
     /// Was it before there was a head, until the features told the classes apart?
     pub contrast: bool,
     /// How many numbers these are.
@@ -186,7 +188,7 @@ pub(super) struct Trained {
 impl Trained {
     pub fn told(self, tuning: &Tuning, examples: &Examples) -> Tuned {
         Tuned {
-            depth: tuning.depth,
+            depth: Some(tuning.depth),
             contrast: tuning.contrast,
             weights: self.weights,
             examples: examples.shares.0.len(),
@@ -208,6 +210,9 @@ struct Course<'a> {
     beside: &'a dyn Fn(&[usize]) -> Result<Inputs>,
     /// Examples that must be in one batch, where that matters.
     together: Option<usize>,
+    /// Are they pairs of texts whose vectors are compared? What the loss reads is then asked for the texts: those of a pair
+    /// are twice its position, and the one behind.
+    pairs: bool,
 }
 
 /// Trains a model.
@@ -222,7 +227,11 @@ fn train(
     let examples = course.examples;
     let options = Options { feed: examples.feed.clone(), output: None };
     let rows = examples.rows.to_vec();
-    let mut training = Training::new(model, examples.data, rows, Task::Classify, &options)?;
+    let task = if course.pairs { Task::Similarity } else { Task::Classify };
+    let mut training = Training::new(model, examples.data, rows, task, &options)?;
+    if course.pairs {
+        training = training.whole();
+    }
     if let Some(together) = course.together {
         training = training.together(together);
     }
@@ -306,9 +315,11 @@ impl Pupil<'_> {
     fn batches(&self, positions: &[usize], seed: Option<u64>) -> Result<Vec<(Inputs, usize)>> {
         let batches = self.training.batches(positions, seed)?.into_iter();
         let whole = batches.map(|(mut inputs, rows)| {
-            let rows: Vec<usize> = rows.into_iter().map(|row| positions[row]).collect();
+            let texts = if self.course.pairs { 2 } else { 1 };
+            let of = |row: usize| positions[row / texts] * texts + row % texts;
+            let rows: Vec<usize> = rows.into_iter().map(of).collect();
             inputs.extend((self.course.beside)(&rows)?);
-            Ok((inputs, rows.len()))
+            Ok((inputs, rows.len() / texts))
         });
         whole.collect()
     }

@@ -1,0 +1,277 @@
+//! How much two texts mean the same: vectors whose cosines have the order of the scores that pairs of texts were given. A
+//! map of the vectors is trained on what the model makes of the texts, which takes seconds, or its weights are.
+
+use std::time::Instant;
+
+use graph::{Attrs, DType, Datum, Dim, Fact, Graph, Tensor, ValueId};
+use kernel::Cpu;
+use learn::data::{Dataset, Target};
+use learn::fit::{Hold, Inputs, Lessons, Network, Progress, Recipe, fit};
+use learn::head::{Features, Method, Truth};
+use learn::{Example, Input, Result as Read};
+use meter::energy::Meter;
+
+use super::tune::{self, Examples, Order, Tuned};
+use super::{Cost, Report, Request, Taught, judge, shared, truth};
+use crate::answer::Task;
+use crate::features::{FEATURES, Skipped, Subset, Wanted, backbone, claim, learn};
+use crate::receipt::Number;
+use crate::tasks::Purpose;
+use crate::{Error, Model, Result};
+
+/// The name of the new model's output.
+const VECTOR: &str = "sentence_embedding";
+/// Pairs of a step, which are all compared with each other, when only a map is trained.
+const TOGETHER: usize = 128;
+/// Most times that a map sees each pair, and so many of them without a gain end it.
+const EPOCHS: usize = 40;
+const PATIENCE: usize = 4;
+/// The greatest step of a map, as a part of what its rows measure.
+const RATE: f32 = 0.01;
+
+/// Are these pairs of texts with scores?
+pub(super) fn are_pairs(data: &dyn Dataset) -> bool {
+    let pair = |i: usize| data.get(i).ok().map(|example| matches!(example.input, Input::Pair(..)));
+    matches!(data.target(0), Target::Score(_)) && (0..data.len()).find_map(pair) == Some(true)
+}
+
+/// See [`super::teach`].
+pub(super) fn teach(
+    model: &Model,
+    request: &Request,
+    wanted: &Wanted,
+    meter: Meter,
+    cpu: &Cpu,
+) -> Result<Taught> {
+    let start = Instant::now();
+    let tuning = request.tuning.as_ref();
+    let pointless = [
+        (request.add.is_some(), "--add puts a head beside others, which vectors of texts have not"),
+        (request.balanced, "--balanced lets classes count the same; these examples have none"),
+        (
+            tuning.is_some_and(|t| t.contrast),
+            "--contrast tells classes apart; pairs with scores need --tune alone",
+        ),
+        (
+            request.methods.len() < Method::ALL.len(),
+            "--head is fitted to features; vectors of texts that are compared have none",
+        ),
+    ];
+    if let Some((_, why)) = pointless.iter().find(|(is, _)| *is) {
+        return Err(Error::input(format!("{why}; or say --cross, and both texts of a pair go in together")));
+    }
+    let data = wanted.data;
+    let (mut rows, mut skipped) = (Vec::new(), Vec::new());
+    for i in 0..data.len() {
+        match data.get(i) {
+            Ok(_) => rows.push(i),
+            Err(e) => skipped.push(Skipped { example: format!("example {i}"), why: e.to_string() }),
+        }
+    }
+    let (all, _) = truth(data, &rows)?;
+    let Truth::Numbers(scores) = &all else {
+        return Err(Error::input("pairs of texts need a score each to learn how much they mean the same"));
+    };
+    if scores.iter().all(|score| *score == scores[0]) {
+        return Err(Error::input(format!("all {} pairs have the score {}", scores.len(), scores[0])));
+    }
+    let shares = tune::shares(&all, false)?;
+    let held_out: Vec<usize> = shares.1.iter().map(|&at| rows[at]).collect();
+    let held_out = Subset { data, rows: &held_out };
+    let mut backbone = backbone(model, wanted.node)?;
+    let before = judge(&backbone.model, Task::Similarity, &held_out, request, cpu)?;
+    let (mut adapter, mut cached, mut map) = (None, false, None);
+    let features_from = Instant::now();
+    let (tuned, seconds) = match tuning {
+        Some(tuning) => {
+            let examples = Examples {
+                data,
+                rows: &rows,
+                truth: &all,
+                shares,
+                masses: Vec::new(),
+                logits: None,
+                feed: wanted.feed.clone(),
+            };
+            let mut trained = tune::order(&mut backbone.model, tuning, &examples, cpu, request.progress)?;
+            adapter = trained.adapter.take();
+            (trained.told(tuning, &examples), 0.0)
+        }
+        None => {
+            let texts = Texts { data, rows: &rows };
+            let learnt = learn(&backbone, &Wanted { data: &texts, ..wanted.clone() }, cpu, request.progress)?;
+            cached = learnt.cached;
+            let seconds = features_from.elapsed().as_secs_f64();
+            let pairs = Pairs { features: &learnt.features, scores, shares };
+            let (found, tuned) = pairs.map(cpu, request.progress)?;
+            map = Some(found).filter(|_| tuned.after < tuned.before);
+            (tuned, seconds)
+        }
+    };
+    let columns = backbone.width();
+    let taught = with_vectors(&backbone.model, map.as_ref())?;
+    let after = judge(&taught, Task::Similarity, &held_out, request, cpu)?;
+    let (mut leaked, mut test) = (0, None);
+    if let Some(others) = request.test {
+        leaked = shared(data, &rows, others);
+        test = Some(judge(&taught, Task::Similarity, others, request, cpu)?);
+    }
+    let time = start.elapsed().as_secs_f64();
+    let each = test.as_ref().unwrap_or(&after);
+    let each = each.time.value / each.examples.max(1) as f64;
+    let report = Report {
+        data: data.describe(),
+        examples: rows.len(),
+        skipped,
+        node: backbone.node,
+        features: columns.unwrap_or(0),
+        cached,
+        balanced: false,
+        heads: Vec::new(),
+        unseen: None,
+        tuned: Some(tuned),
+        before: Some(before),
+        held_out: Some(after),
+        test,
+        leaked,
+        feature_time: Number::measured(seconds, "s"),
+        head_time: Number::measured(time - seconds, "s"),
+        cost: Cost::of(meter, Some(each), request.place, cpu),
+    };
+    Ok(Taught { model: taught, adapter, report })
+}
+
+/// The texts of pairs, one after the other.
+struct Texts<'a> {
+    data: &'a dyn Dataset,
+    rows: &'a [usize],
+}
+
+impl Dataset for Texts<'_> {
+    fn len(&self) -> usize {
+        2 * self.rows.len()
+    }
+
+    fn get(&self, i: usize) -> Read<Example> {
+        let example = self.data.get(self.rows.get(i / 2).copied().unwrap_or(usize::MAX))?;
+        match example.input {
+            Input::Pair(a, b) => {
+                Ok(Example { input: Input::Text(if i.is_multiple_of(2) { a } else { b }), ..example })
+            }
+            _ => Err(learn::Error::input(format!("{} is not two texts", example.id))),
+        }
+    }
+
+    fn target(&self, _: usize) -> Target {
+        Target::None
+    }
+
+    fn classes(&self) -> Option<&[String]> {
+        None
+    }
+
+    fn describe(&self) -> String {
+        format!("both texts of {}", self.data.describe())
+    }
+}
+
+/// What a model makes of the texts of pairs, two rows for each.
+struct Pairs<'a> {
+    features: &'a Features,
+    scores: &'a [f64],
+    /// Pairs to train on, and those held out.
+    shares: (Vec<usize>, Vec<usize>),
+}
+
+impl Pairs<'_> {
+    /// A map of the vectors, `[features, features]`, that begins as none and is trained until pairs that were held out are
+    /// in no better order.
+    fn map(&self, cpu: &Cpu, progress: &dyn Fn(&str)) -> Result<(Tensor, Tuned)> {
+        let start = Instant::now();
+        let width = self.features.columns();
+        let mut graph = Graph::new("map");
+        let shape = vec![Dim::named("texts"), Dim::from(width)];
+        let x = graph.add_input(FEATURES, Fact::tensor(DType::F32, shape))?;
+        let mut same = vec![0f32; width * width];
+        same.iter_mut().step_by(width + 1).for_each(|x| *x = 1.0);
+        let map = graph.add_constant("map", Tensor::new(&[width, width], &same)?);
+        let mapped = graph.append("mapped", "MatMul", 13, &Attrs::new(), &[x, map])?;
+        graph.outputs.push(mapped);
+        let loss = Order::loss(&mut graph)?;
+        let mut network = Network::new(&graph, loss, loss, &[(map, Hold::Free)], cpu)?;
+        let recipe = Recipe {
+            epochs: EPOCHS,
+            batch: TOGETHER,
+            rate: RATE,
+            relative: true,
+            warmup: 0.1,
+            patience: PATIENCE,
+            ..Recipe::default()
+        };
+        let mut watch = |p: &Progress| {
+            progress(&format!("a map of the vectors: epoch {}, held out {:.4}", p.epoch, p.held_out));
+            true
+        };
+        let fitted = fit(&mut network, &recipe, self, None, &mut watch)?;
+        let tuned = Tuned {
+            depth: None,
+            contrast: false,
+            weights: width * width,
+            examples: self.shares.0.len(),
+            held_out: self.shares.1.len(),
+            before: fitted.before,
+            after: fitted.after,
+            epochs: fitted.epochs,
+            time: Number::measured(start.elapsed().as_secs_f64(), "s"),
+        };
+        Ok((network.weights()[0].tensor.clone(), tuned))
+    }
+
+    fn batch(&self, pairs: &[usize]) -> learn::Result<(Inputs, usize)> {
+        let texts: Vec<usize> = pairs.iter().flat_map(|&pair| [2 * pair, 2 * pair + 1]).collect();
+        let rows = self.features.select(&texts);
+        let rows = Tensor::new(&[texts.len(), rows.columns()], rows.values())?;
+        let beside = Order(self.scores).beside(&texts).map_err(|e| learn::Error::input(e.to_string()))?;
+        let given = [(FEATURES.to_owned(), Datum::Tensor(rows))];
+        Ok((given.into_iter().chain(beside).collect(), pairs.len()))
+    }
+}
+
+impl Lessons for Pairs<'_> {
+    fn len(&self) -> usize {
+        self.shares.0.len()
+    }
+
+    fn lesson(&self, examples: &[usize], _: u64) -> learn::Result<Vec<(Inputs, usize)>> {
+        let pairs: Vec<usize> = examples.iter().map(|&i| self.shares.0[i]).collect();
+        Ok(vec![self.batch(&pairs)?])
+    }
+
+    fn exam(&self) -> learn::Result<Vec<(Inputs, usize)>> {
+        self.shares.1.chunks(TOGETHER).map(|pairs| self.batch(pairs)).collect()
+    }
+}
+
+/// A model whose answer is the vector of a text, of length 1, behind a map when there is one.
+fn with_vectors(model: &Model, map: Option<&Tensor>) -> Result<Model> {
+    let mut inner = model.inner().clone();
+    let graph = &mut inner.graph;
+    let mut vector: ValueId =
+        graph.find(FEATURES).ok_or_else(|| Error::input("the model has no value with its features"))?;
+    if let Some(map) = map {
+        let map = graph.add_constant("head.map", map.clone());
+        vector = graph.append("head.map", "MatMul", 13, &Attrs::new(), &[vector, map])?;
+    }
+    vector = graph.append(
+        "head.unit",
+        "LpNormalization",
+        1,
+        &Attrs::new().int("axis", -1).int("p", 2),
+        &[vector],
+    )?;
+    claim(graph, vector, VECTOR)?;
+    graph.outputs = vec![vector];
+    graph.value_mut(vector).declared = true;
+    let purpose = Purpose { task: Task::Similarity.to_string(), classes: None };
+    model.with_inner(inner).with_purpose(&purpose)
+}
