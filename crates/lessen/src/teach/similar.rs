@@ -13,8 +13,8 @@ use meter::energy::Meter;
 
 use super::tune::{self, Examples, Order, Tuned};
 use super::{Cost, Report, Request, Taught, judge, shared, truth};
-use crate::answer::Task;
-use crate::features::{FEATURES, Skipped, Subset, Wanted, backbone, claim, learn};
+use crate::answer::{Task, selected};
+use crate::features::{Backbone, FEATURES, Skipped, Subset, Wanted, backbone, claim, learn};
 use crate::receipt::Number;
 use crate::tasks::Purpose;
 use crate::{Error, Model, Result};
@@ -33,6 +33,14 @@ const RATE: f32 = 0.01;
 pub(super) fn are_pairs(data: &dyn Dataset) -> bool {
     let pair = |i: usize| data.get(i).ok().map(|example| matches!(example.input, Input::Pair(..)));
     matches!(data.target(0), Target::Score(_)) && (0..data.len()).find_map(pair) == Some(true)
+}
+
+/// A model up to the vector of a text: what the named node makes, or all of it, for its last weights are no head.
+pub(super) fn encoder(model: &Model, node: Option<&str>) -> Result<Backbone> {
+    match node {
+        Some(_) => backbone(model, node),
+        None => backbone(model, Some(selected(&model.outputs(), Task::Similarity)?)),
+    }
 }
 
 /// See [`super::teach`].
@@ -78,7 +86,7 @@ pub(super) fn teach(
     let shares = tune::shares(&all, false)?;
     let held_out: Vec<usize> = shares.1.iter().map(|&at| rows[at]).collect();
     let held_out = Subset { data, rows: &held_out };
-    let mut backbone = backbone(model, wanted.node)?;
+    let mut backbone = encoder(model, wanted.node)?;
     let before = judge(&backbone.model, Task::Similarity, &held_out, request, cpu)?;
     let (mut adapter, mut cached, mut map) = (None, false, None);
     let features_from = Instant::now();

@@ -45,8 +45,10 @@ pub fn suit(model: &Model, request: &Request, cpu: &Cpu) -> Result<Suit> {
     let meter = Meter::start(Path::new(SENSORS), Duration::ZERO);
     let start = Instant::now();
     let data = request.wanted.data;
-    let backbone = backbone(model, request.wanted.node)?;
-    let (features, loss, metric, value, evidence) = if !request.cross && similar::are_pairs(data) {
+    let pairs = !request.cross && similar::are_pairs(data);
+    let make = if pairs { similar::encoder } else { backbone };
+    let backbone = make(model, request.wanted.node)?;
+    let (features, loss, metric, value, evidence) = if pairs {
         let eval = judge(&backbone.model, Task::Similarity, data, request, cpu)?;
         (backbone.width(), 1.0 - eval.value.value, eval.metric, eval.value, None)
     } else {
