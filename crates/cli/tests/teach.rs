@@ -669,6 +669,27 @@ fn vectors_of_texts_learn_what_means_the_same() {
         assert!(said.text().contains("output \"sentence_embedding\": float[n, 3]"), "{}", said.text());
     }
 
+    // What one model has learnt another learns without scores.
+    let (model, _) = words(&place, "");
+    let unscored: Vec<String> = pairs().lines().map(|l| l.rsplit_once(',').unwrap().0.to_owned()).collect();
+    let unscored = place.file("unscored.csv", unscored.join("\n").as_bytes());
+    let pupil = place.path("new/pupil.onnx");
+    let args = [
+        "teach",
+        &model,
+        "--tokenizer",
+        &vocabulary,
+        "--data",
+        &unscored,
+        "--teacher",
+        &out,
+        "-o",
+        &pupil,
+        "--json",
+    ];
+    let report = lessen(&args).json();
+    assert!(value(&report["held_out"]) > 0.85 && value(&report["before"]) < 0.7, "{report}");
+
     // Both texts together get a head.
     let (model, data) = words(&place, &pairs());
     let args = |more: &[&'static str]| -> Vec<String> {

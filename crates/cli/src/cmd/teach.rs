@@ -64,7 +64,7 @@ pub struct Teach {
     #[arg(long)]
     contrast: bool,
     /// Show the model both texts of a pair together (a cross-encoder). Else pairs with scores teach it vectors, one for each
-    /// text, whose cosines have the order of the scores.
+    /// text, whose cosines go with the scores.
     #[arg(long)]
     cross: bool,
     /// A model that knows the task: what it answers is taken for right, and the data need no answers. With --tune it is

@@ -108,36 +108,38 @@ pub fn alike(graph: &mut Graph, output: ValueId, wanted: ValueId, counts: ValueI
     whole(graph, "ReduceSum", each)
 }
 
-/// What differences of cosines are multiplied by: one that is wrong by a tenth counts about e^2.
-const STEEP: f32 = 20.0;
-
-/// Adds a loss of pairs of rows of an output `[examples, features]` whose cosines shall have an order (CoSENT; Su, *A more
-/// efficient sentence vector scheme than Sentence-BERT*, 2022): the logarithm of 1 and `exp(20 (b - a))` for all cosines a
-/// and b of which a shall be the greater. `pairs` is 1 where the row is the first and the column the second of a pair, else
-/// 0; `order` is 1 where the column's pair, named by its first, shall be the greater; both `[examples, examples]`.
+/// Adds a loss of pairs of rows of an output `[examples, features]`: what the correlation (Pearson's) of their cosines with
+/// what is wanted of these lacks to 1. `pairs`, `[examples, examples]`, is 1 where the row is the first and the column the
+/// second of a pair, else 0; `wanted`, `[examples, 1]`, has for the first of each pair a number, all of which have the mean 0
+/// and together the length 1, and else 0.
 ///
 /// # Errors
 /// When a node cannot be added.
-pub fn in_order(
+pub fn correlated(
     graph: &mut Graph,
     output: ValueId,
     pairs: ValueId,
-    order: ValueId,
+    wanted: ValueId,
 ) -> graph::Result<ValueId> {
     let cosines = cosines(graph, output)?;
     let last = graph.add_constant("loss", Tensor::vector(&[-1i64]));
     let these = node(graph, "Mul", Attrs::new(), &[cosines, pairs])?;
-    let less = node(graph, "ReduceSum", Attrs::new(), &[these, last])?;
-    let more = node(graph, "Transpose", Attrs::new().ints("perm", &[1, 0]), &[less])?;
-    let apart = node(graph, "Sub", Attrs::new(), &[less, more])?;
-    let steep = constant(graph, STEEP);
-    let apart = node(graph, "Mul", Attrs::new(), &[apart, steep])?;
-    let each = node(graph, "Exp", Attrs::new(), &[apart])?;
-    let each = node(graph, "Mul", Attrs::new(), &[each, order])?;
-    let sum = whole(graph, "ReduceSum", each)?;
+    let these = node(graph, "ReduceSum", Attrs::new(), &[these, last])?;
+    let along = node(graph, "Mul", Attrs::new(), &[these, wanted])?;
+    let squares = node(graph, "Mul", Attrs::new(), &[these, these])?;
+    let [along, squares, sum, count] =
+        [along, squares, these, pairs].map(|value| whole(graph, "ReduceSum", value));
+    let (along, squares, sum, count) = (along?, squares?, sum?, count?);
+    // The squares of how far cosines are from their mean.
+    let square = node(graph, "Mul", Attrs::new(), &[sum, sum])?;
+    let mean = node(graph, "Div", Attrs::new(), &[square, count])?;
+    let spread = node(graph, "Sub", Attrs::new(), &[squares, mean])?;
+    let least = constant(graph, 1e-6);
+    let spread = node(graph, "Max", Attrs::new(), &[spread, least])?;
+    let length = node(graph, "Sqrt", Attrs::new(), &[spread])?;
+    let correlation = node(graph, "Div", Attrs::new(), &[along, length])?;
     let one = constant(graph, 1.0);
-    let sum = node(graph, "Add", Attrs::new(), &[sum, one])?;
-    node(graph, "Log", Attrs::new(), &[sum])
+    node(graph, "Sub", Attrs::new(), &[one, correlation])
 }
 
 /// The cosines of all rows with each other.

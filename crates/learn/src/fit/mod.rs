@@ -13,7 +13,7 @@ mod which;
 use serde::{Deserialize, Serialize};
 
 pub use checkpoint::Checkpoints;
-pub use loss::{Loss, alike, in_order, weighted};
+pub use loss::{Loss, alike, correlated, weighted};
 pub use network::{Held, Hold, Inputs, Network, Weight};
 pub use optimizer::{Optimizer, cosine};
 pub use which::{Which, trainable};

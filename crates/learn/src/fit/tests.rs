@@ -311,33 +311,42 @@ fn what_cannot_be_trained_is_said() {
 }
 
 #[test]
-fn cosines_are_held_to_values_or_to_an_order() {
-    const N: usize = 4;
-    let square = |entries: &[(usize, usize, f32)]| {
-        let mut values = [0f32; N * N];
-        entries.iter().for_each(|&(row, column, value)| values[row * N + column] = value);
-        Datum::Tensor(Tensor::new(&[N, N], &values).unwrap())
+fn cosines_are_held_to_values_or_to_those_of_scores() {
+    const N: usize = 6;
+    let entries = |columns: usize, entries: &[(usize, usize, f32)]| {
+        let mut values = vec![0f32; N * columns];
+        entries.iter().for_each(|&(row, column, value)| values[row * columns + column] = value);
+        Tensor::new(&[N, columns], &values).unwrap()
     };
+    let square = |of: &[(usize, usize, f32)]| entries(N, of);
     type Add = fn(&mut Graph, ValueId, ValueId, ValueId) -> graph::Result<ValueId>;
-    let loss = |add: Add, one: Datum, other: Datum| -> f64 {
+    let loss = |add: Add, one: Tensor, other: Tensor| -> f64 {
         let mut g = Graph::new("rows");
-        let fact = |n: usize| Fact::maybe(Some(DType::F32), Some(vec![N.into(), n.into()]));
-        let [x, a, b] =
-            [("x", 2), ("one", N), ("other", N)].map(|(name, n)| g.add_input(name, fact(n)).unwrap());
+        let fact =
+            |shape: &[usize]| Fact::maybe(Some(DType::F32), Some(shape.iter().map(|&n| n.into()).collect()));
+        let [x, a, b] = [("x", &[N, 2][..]), ("one", one.shape()), ("other", other.shape())]
+            .map(|(name, shape)| g.add_input(name, fact(shape)).unwrap());
         let loss = add(&mut g, x, a, b).unwrap();
         g.outputs = vec![loss];
-        let rows = Tensor::new(&[N, 2], &[1f32, 0., 3., 4., 0., 2., -5., 12.]).unwrap();
+        let rows = [1f32, 0., 3., 4., 0., 2., -5., 12., 1., 1., 1., 0.];
+        let rows = Tensor::new(&[N, 2], &rows).unwrap();
         let session = graph::run::Session::new(g, &cpu()).unwrap();
-        let found = session.run(vec![("x", rows.into()), ("one", one), ("other", other)]).unwrap();
+        let found =
+            session.run(vec![("x", rows.into()), ("one", one.into()), ("other", other.into())]).unwrap();
         f64::from(found[0].tensor().unwrap().to_f32().unwrap()[0])
     };
-    // Rows 0 and 1, 2 and 3 are pairs.
-    let (first, second) = (3. / 5., 12. / 13.);
+    // Rows 0 and 1, 2 and 3, 4 and 5 are pairs.
+    let cosines = [3. / 5., 12. / 13., 0.5f64.sqrt()];
     let near = |found: f64, want: f64| assert!((found - want).abs() < 1e-5, "{found} {want}");
-    near(loss(alike, square(&[(0, 1, 1.0)]), square(&[(0, 1, 0.5)])), 0.5 * (1.0 - first) * (1.0 - first));
-    let pairs = || square(&[(0, 1, 1.0), (2, 3, 1.0)]);
-    let one = |apart: f64| (20.0 * apart).exp().ln_1p();
-    near(loss(in_order, pairs(), square(&[(0, 2, 1.0)])), one(first - second));
-    near(loss(in_order, pairs(), square(&[(2, 0, 1.0)])), one(second - first));
-    near(loss(in_order, pairs(), square(&[])), 0.0);
+    near(loss(alike, square(&[(0, 1, 1.0)]), square(&[(0, 1, 0.5)])), 0.5 * (1.0 - cosines[0]).powi(2));
+    let pairs = || square(&[(0, 1, 1.0), (2, 3, 1.0), (4, 5, 1.0)]);
+    // Scores 1, 2 and 0, less their mean, by their length.
+    let half = 0.5f64.sqrt();
+    let wanted = entries(1, &[(2, 0, half as f32), (4, 0, -half as f32)]);
+    let mean = cosines.iter().sum::<f64>() / 3.0;
+    let length = cosines.iter().map(|c| (c - mean).powi(2)).sum::<f64>().sqrt();
+    near(loss(correlated, pairs(), wanted), 1.0 - half * (cosines[1] - cosines[2]) / length);
+    near(loss(correlated, pairs(), entries(1, &[])), 1.0);
+    // One pair has no correlation, and no division by 0.
+    near(loss(correlated, square(&[(0, 1, 1.0)]), entries(1, &[])), 1.0);
 }

@@ -1,4 +1,4 @@
-//! How much two texts mean the same: vectors whose cosines have the order of the scores that pairs of texts were given. A
+//! How much two texts mean the same: vectors whose cosines go with the scores that pairs of texts were given. A
 //! map of the vectors is trained on what the model makes of the texts, which takes seconds, or its weights are.
 
 use std::time::Instant;
@@ -11,7 +11,7 @@ use learn::head::{Features, Method, Truth};
 use learn::{Example, Input, Result as Read};
 use meter::energy::Meter;
 
-use super::tune::{self, Examples, Order, Tuned};
+use super::tune::{self, Examples, Scores, Tuned};
 use super::{Cost, Report, Request, Taught, judge, shared, truth};
 use crate::answer::{Task, selected};
 use crate::features::{Backbone, FEATURES, Skipped, Subset, Wanted, backbone, claim, learn};
@@ -23,9 +23,8 @@ use crate::{Error, Model, Result};
 const VECTOR: &str = "sentence_embedding";
 /// Pairs of a step, which are all compared with each other, when only a map is trained.
 const TOGETHER: usize = 128;
-/// Most times that a map sees each pair, and so many of them without a gain end it.
-const EPOCHS: usize = 40;
-const PATIENCE: usize = 4;
+/// Steps of a map's training, at most; a quarter of them without a gain end it.
+const STEPS: usize = 500;
 /// The greatest step of a map, as a part of what its rows measure.
 const RATE: f32 = 0.01;
 
@@ -101,7 +100,7 @@ pub(super) fn teach(
                 logits: None,
                 feed: wanted.feed.clone(),
             };
-            let mut trained = tune::order(&mut backbone.model, tuning, &examples, cpu, request.progress)?;
+            let mut trained = tune::similar(&mut backbone.model, tuning, &examples, cpu, request.progress)?;
             adapter = trained.adapter.take();
             (trained.told(tuning, &examples), 0.0)
         }
@@ -192,8 +191,8 @@ struct Pairs<'a> {
 }
 
 impl Pairs<'_> {
-    /// A map of the vectors, `[features, features]`, that begins as none and is trained until pairs that were held out are
-    /// in no better order.
+    /// A map of the vectors, `[features, features]`, that begins as none and is trained until the cosines of pairs that
+    /// were held out go no better with their scores.
     fn map(&self, cpu: &Cpu, progress: &dyn Fn(&str)) -> Result<(Tensor, Tuned)> {
         let start = Instant::now();
         let width = self.features.columns();
@@ -205,15 +204,16 @@ impl Pairs<'_> {
         let map = graph.add_constant("map", Tensor::new(&[width, width], &same)?);
         let mapped = graph.append("mapped", "MatMul", 13, &Attrs::new(), &[x, map])?;
         graph.outputs.push(mapped);
-        let loss = Order::loss(&mut graph)?;
+        let loss = Scores::loss(&mut graph)?;
         let mut network = Network::new(&graph, loss, loss, &[(map, Hold::Free)], cpu)?;
+        let epochs = STEPS.div_ceil(self.shares.0.len().div_ceil(TOGETHER).max(1));
         let recipe = Recipe {
-            epochs: EPOCHS,
+            epochs,
             batch: TOGETHER,
             rate: RATE,
             relative: true,
             warmup: 0.1,
-            patience: PATIENCE,
+            patience: epochs.div_ceil(4),
             ..Recipe::default()
         };
         let mut watch = |p: &Progress| {
@@ -239,7 +239,7 @@ impl Pairs<'_> {
         let texts: Vec<usize> = pairs.iter().flat_map(|&pair| [2 * pair, 2 * pair + 1]).collect();
         let rows = self.features.select(&texts);
         let rows = Tensor::new(&[texts.len(), rows.columns()], rows.values())?;
-        let beside = Order(self.scores).beside(&texts).map_err(|e| learn::Error::input(e.to_string()))?;
+        let beside = Scores(self.scores).beside(&texts).map_err(|e| learn::Error::input(e.to_string()))?;
         let given = [(FEATURES.to_owned(), Datum::Tensor(rows))];
         Ok((given.into_iter().chain(beside).collect(), pairs.len()))
     }

@@ -23,7 +23,7 @@ use crate::receipt::Number;
 use crate::{Error, Model, Result};
 pub(super) use answers::answer;
 pub(super) use contrast::contrast;
-pub(super) use pairs::{Order, order};
+pub(super) use pairs::{Scores, similar};
 
 /// Share of the examples that are held out.
 const HELD_OUT: f64 = 0.1;

@@ -1,46 +1,54 @@
-//! Vectors of texts whose cosines have the order of the scores of pairs.
+//! Vectors of texts whose cosines go with the scores of pairs.
+
+use std::collections::HashMap;
 
 use graph::{DType, Datum, Dim, Fact, Tensor, ValueId};
 use kernel::Cpu;
-use learn::fit::{Inputs, in_order};
+use learn::fit::{Inputs, correlated};
 use learn::head::Truth;
 
 use super::{Course, Examples, Trained, Tuning, train};
 use crate::{Error, Model, Result};
 
-/// Pairs that are compared with each other.
+/// Pairs whose cosines are held beside their scores together.
 const TOGETHER: usize = 16;
-/// The names of which rows are a pair, and of which pair shall be the more alike, among the inputs of what is trained.
+/// The names of which rows are a pair, and of what is wanted of its cosine, among the inputs of what is trained.
 const PAIRS: &str = "lessen.pairs";
-const ORDER: &str = "lessen.order";
+const WANTED: &str = "lessen.wanted";
 
-/// The order that cosines shall have: that of these scores, one for each pair.
+/// The scores, one for each pair, that cosines shall go with.
 #[derive(Clone, Copy)]
-pub(in crate::teach) struct Order<'a>(pub &'a [f64]);
+pub(in crate::teach) struct Scores<'a>(pub &'a [f64]);
 
-impl Order<'_> {
+impl Scores<'_> {
     /// Adds what is to become small to a graph whose first output are vectors.
     pub fn loss(graph: &mut graph::Graph) -> Result<ValueId> {
         let vectors = graph.outputs[0];
-        let square = || Fact::tensor(DType::F32, vec![Dim::named("one"), Dim::named("other")]);
-        let pairs = graph.add_input(PAIRS, square())?;
-        let order = graph.add_input(ORDER, square())?;
-        Ok(in_order(graph, vectors, pairs, order)?)
+        let shape = |columns: Dim| Fact::tensor(DType::F32, vec![Dim::named("one"), columns]);
+        let pairs = graph.add_input(PAIRS, shape(Dim::named("other")))?;
+        let wanted = graph.add_input(WANTED, shape(Dim::Is(1)))?;
+        Ok(correlated(graph, vectors, pairs, wanted)?)
     }
 
     /// What that reads beside these texts: those of a pair are twice its position, and the one behind.
     pub fn beside(self, texts: &[usize]) -> Result<Inputs> {
         let n = texts.len();
-        let (mut pairs, mut order) = (vec![0f32; n * n], vec![0f32; n * n]);
-        for (row, one) in texts.iter().enumerate().filter(|(_, text)| text.is_multiple_of(2)) {
-            for (column, other) in texts.iter().enumerate() {
-                pairs[row * n + column] = f32::from(u8::from(*other == one + 1));
-                let less = other.is_multiple_of(2) && self.0[one / 2] < self.0[other / 2];
-                order[row * n + column] = f32::from(u8::from(less));
+        let place: HashMap<usize, usize> = texts.iter().enumerate().map(|(row, &text)| (text, row)).collect();
+        let firsts: Vec<usize> = (0..n).filter(|&row| texts[row].is_multiple_of(2)).collect();
+        let score = |row: usize| self.0[texts[row] / 2];
+        let mean = firsts.iter().map(|&row| score(row)).sum::<f64>() / firsts.len().max(1) as f64;
+        let length = firsts.iter().map(|&row| (score(row) - mean).powi(2)).sum::<f64>().sqrt();
+        let (mut pairs, mut wanted) = (vec![0f32; n * n], vec![0f32; n]);
+        for &row in &firsts {
+            if let Some(other) = place.get(&(texts[row] + 1)) {
+                pairs[row * n + other] = 1.0;
             }
+            wanted[row] = if length > 0.0 { ((score(row) - mean) / length) as f32 } else { 0.0 };
         }
-        let square = |values: &[f32]| Ok::<_, Error>(Datum::Tensor(Tensor::new(&[n, n], values)?));
-        Ok(vec![(PAIRS.into(), square(&pairs)?), (ORDER.into(), square(&order)?)])
+        let tensor = |columns: usize, values: &[f32]| {
+            Ok::<_, Error>(Datum::Tensor(Tensor::new(&[n, columns], values)?))
+        };
+        Ok(vec![(PAIRS.into(), tensor(n, &pairs)?), (WANTED.into(), tensor(1, &wanted)?)])
     }
 }
 
@@ -48,7 +56,7 @@ impl Order<'_> {
 ///
 /// # Errors
 /// When the examples have no scores, an operator has no gradient (the node is named), or an example cannot be read.
-pub(in crate::teach) fn order(
+pub(in crate::teach) fn similar(
     model: &mut Model,
     tuning: &Tuning,
     examples: &Examples,
@@ -60,8 +68,8 @@ pub(in crate::teach) fn order(
     };
     let course = Course {
         examples,
-        loss: &Order::loss,
-        beside: &|texts| Order(scores).beside(texts),
+        loss: &Scores::loss,
+        beside: &|texts| Scores(scores).beside(texts),
         together: Some(TOGETHER),
         pairs: true,
     };
@@ -73,15 +81,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pairs_and_their_order_are_told_wherever_their_texts_stand() {
-        // The second text of the first pair, the second pair, the first text of the first pair.
-        let inputs = Order(&[0.5, 0.75, 0.75]).beside(&[1, 2, 3, 0, 4, 5]).unwrap();
-        let ones = |at: usize| -> Vec<(usize, usize)> {
-            let values = inputs[at].1.tensor().unwrap().to_f32().unwrap().into_owned();
-            let ones = values.iter().enumerate().filter(|(_, x)| **x == 1.0);
-            ones.map(|(i, _)| (i / 6, i % 6)).collect()
+    fn pairs_and_their_scores_are_told_wherever_their_texts_stand() {
+        // The second text of the first pair, the second pair, the first text of the first pair, the third pair.
+        let texts = [1, 2, 3, 0, 4, 5];
+        let values = |scores: &[f64], at: usize| {
+            Scores(scores).beside(&texts).unwrap()[at].1.tensor().unwrap().to_f32().unwrap().into_owned()
         };
-        assert_eq!(ones(0), [(1, 2), (3, 0), (4, 5)]);
-        assert_eq!(ones(1), [(3, 1), (3, 4)], "equal scores have no order");
+        let pairs = values(&[1.0, 2.0, 0.0], 0);
+        let ones = pairs.iter().enumerate().filter(|(_, x)| **x != 0.0).map(|(i, x)| (i / 6, i % 6, *x));
+        assert_eq!(ones.collect::<Vec<_>>(), [(1, 2, 1.0), (3, 0, 1.0), (4, 5, 1.0)]);
+        let half = 0.5f64.sqrt() as f32;
+        assert_eq!(values(&[1.0, 2.0, 0.0], 1), [0.0, half, 0.0, 0.0, -half, 0.0]);
+        assert_eq!(values(&[3.0; 3], 1), [0.0; 6], "equal scores want nothing");
     }
 }
