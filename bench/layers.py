@@ -28,7 +28,7 @@ def zeros():
     for rule in ["magnitude", "wanda", "surgeon"]:
         found, spent = [], 0
         for alone in [["--no-refit"], []]:
-            receipt, seconds, _ = lessen("shrink", MINILM, *DATA, "--zeros", "50%", "--even", "--pattern", "anywhere",
+            receipt, seconds, _ = lessen("shrink", MINILM, *DATA, "--zeros", "50%", "--allocation", "even", "--pattern", "anywhere",
                                          "--rule", rule, *alone, "--force", "-o", work / "zeros.onnx")
             found.append(next(c["error"] for c in receipt["changes"] if c["pass"] == "zeros"))
             spent += seconds

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lessen::shrink::{Ranges, Rounding, Rule};
+use lessen::shrink::{Allocation, Ranges, Rounding, Rule};
 
 /// How weights are put in codes.
 pub fn rounding(text: &str) -> Result<Rounding, String> {
@@ -21,6 +21,16 @@ pub fn ranges(text: &str) -> Result<Ranges, String> {
         "searched" => Ok(Ranges::Searched),
         "min-max" => Ok(Ranges::MinMax),
         _ => Err("say searched or min-max".into()),
+    }
+}
+
+/// How zeros are shared out.
+pub fn allocation(text: &str) -> Result<Allocation, String> {
+    match text {
+        "harm" => Ok(Allocation::Harm),
+        "outliers" => Ok(Allocation::Outliers),
+        "even" => Ok(Allocation::Even),
+        _ => Err("say harm, outliers or even".into()),
     }
 }
 

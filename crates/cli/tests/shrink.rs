@@ -714,3 +714,23 @@ fn what_may_be_lost_can_be_of_one_class_or_of_all_alike() {
     digits(&place, &["--task", "agree", "--metric", "macro-f1"]).fails(&["right answers"]);
     digits(&place, &["--metric", "f1"]).fails(&["is no metric", "recall=CLASS"]);
 }
+
+#[test]
+fn zeros_are_shared_out_by_harm_by_outliers_or_alike() {
+    let place = Place::new();
+    let shares = |way: &str| -> Vec<f64> {
+        let receipt = digits(&place, &["--zeros", "50%", "--allocation", way]).json();
+        let elements = &receipt["changes"][0]["elements"];
+        let stay = elements[1].as_f64().unwrap() / elements[0].as_f64().unwrap();
+        assert!((0.48..0.56).contains(&stay), "{way}: {stay}");
+        let weights = receipt["plan"]["passes"][0]["weights"].as_array().unwrap().clone();
+        weights.iter().map(|weight| weight["share"].as_f64().unwrap()).collect()
+    };
+    let spread = |shares: &[f64]| {
+        shares.iter().copied().fold(0.0, f64::max) - shares.iter().copied().fold(1.0, f64::min)
+    };
+    let (harm, outliers, even) = (shares("harm"), shares("outliers"), shares("even"));
+    assert!(harm.len() > 1 && spread(&harm) > 0.0 && spread(&even) == 0.0);
+    assert!(spread(&outliers) > 0.0 && spread(&outliers) < 0.161, "{outliers:?}");
+    digits(&place, &["--zeros", "50%", "--allocation", "odd"]).fails(&["harm, outliers or even"]);
+}

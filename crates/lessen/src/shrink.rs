@@ -13,7 +13,7 @@ pub use shrink::prune::pattern::Pattern;
 pub use shrink::prune::zeros::Rule;
 pub use shrink::quantize::coded::{Form, Ranges, Rounding};
 use shrink::repair::tune::Tune;
-pub use shrink::{CalibrationData, Change, Choice, Goal, Plan, Sparse, Step};
+pub use shrink::{Allocation, CalibrationData, Change, Choice, Goal, Plan, Sparse, Step};
 use shrink::{Pass, Score};
 
 use crate::answer::{Options, Task};

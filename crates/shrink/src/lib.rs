@@ -29,5 +29,5 @@ pub use error::{Error, Result};
 pub use pass::{Change, Context, Pass};
 pub use plan::{CalibrationData, Choice, Plan, Step};
 pub use search::{
-    Forecast, Goal, Judge, Outcome, Part, Point, Score, Sparse, Speed, apply, forecast, shrink,
+    Allocation, Forecast, Goal, Judge, Outcome, Part, Point, Score, Sparse, Speed, apply, forecast, shrink,
 };

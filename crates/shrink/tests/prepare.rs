@@ -292,7 +292,7 @@ fn what_cannot_be_is_said() {
         share: 0.5,
         rule: Default::default(),
         refit: true,
-        even: true,
+        allocation: lessen_shrink::Allocation::Even,
     };
     fails(&text, &Goal { zeros: Some(zeros), ..eight("rotate") }, &of_text, &["zeros"]);
     // Plans that were edited.

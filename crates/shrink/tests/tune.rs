@@ -267,7 +267,7 @@ fn a_plan_repeats_a_tuning_that_the_time_cut_short() {
         share: 0.5,
         rule: lessen_shrink::prune::zeros::Rule::Magnitude,
         refit: false,
-        even: true,
+        allocation: lessen_shrink::Allocation::Even,
     };
     let goal = Goal { zeros: Some(zeros), tune: Some(tune(Loss::Relative, Which::All)), ..Goal::default() };
     let cut = shrink(&model, &goal, &Teaches { examples: 100, hurried: true }, &cpu).unwrap();

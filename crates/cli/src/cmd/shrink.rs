@@ -10,14 +10,14 @@ use lessen::data::{self, Dataset};
 use lessen::measure::Measure;
 use lessen::receipt::{Number, bytes};
 use lessen::shrink::{
-    Choice, Lose, Pattern, Preparations, Quality, Ranges, Receipt, Request, Rounding, Rule, Shares, Sparse,
-    Tuning, shrink,
+    Allocation, Choice, Lose, Pattern, Preparations, Quality, Ranges, Receipt, Request, Rounding, Rule,
+    Shares, Sparse, Tuning, shrink,
 };
 
 use super::{Done, table};
 use crate::flags::{Columns, Common, Costs, Opening, Showing};
 use crate::page;
-use crate::parse::{duration, positive, ranges, rounding, rule, share, size};
+use crate::parse::{allocation, duration, positive, ranges, rounding, rule, share, size};
 
 /// Exit code when a goal is missed.
 const MISSED: u8 = 2;
@@ -100,9 +100,9 @@ pub struct Shrink {
     /// Do not refit what stays beside zeros; for comparison.
     #[arg(long, requires = "zeros")]
     no_refit: bool,
-    /// The same share of zeros for each weight, instead of by measured harm.
-    #[arg(long, requires = "zeros")]
-    even: bool,
+    /// How zeros are shared out among weights: by the harm that is measured, by outliers (OWL; faster), or even.
+    #[arg(long, value_name = "WAY", default_value = "harm", requires = "zeros", value_parser = allocation)]
+    allocation: Allocation,
     /// Train the weights to answer as the original does, after all else that changes the graph; labels are not needed.
     /// Part of the data are trained on, and no others are measured on.
     #[arg(long)]
@@ -179,7 +179,7 @@ impl Shrink {
                 share,
                 rule: self.rule,
                 refit: !self.no_refit,
-                even: self.even,
+                allocation: self.allocation,
             }),
             tune: self.tune.then_some(Tuning {
                 data: None,

@@ -8,7 +8,7 @@ use kernel::Cpu;
 use kernel::f32::{Post, matmul};
 use kernel::matmul::View;
 
-use super::unseen::{Unseen, joined, others};
+use super::unseen::{Path, joined, others};
 use super::{Fitted, Method, Problem, Truth};
 use crate::{Error, Result};
 
@@ -37,7 +37,7 @@ pub(super) fn fit(problem: &Problem) -> Result<Fitted> {
             (seen, Examples::new(problem, fold), Solver::new(problem.basis.size(), outputs))
         })
         .collect();
-    let mut best: Option<(f64, f64, Unseen)> = None;
+    let mut path = Path::new(problem.truth, &problem.masses);
     let mut since = 0;
     for penalty in POWERS.map(penalty_at) {
         let mut scores: Vec<Vec<f32>> = vec![Vec::new(); folds.len()];
@@ -47,20 +47,16 @@ pub(super) fn fit(problem: &Problem) -> Result<Fitted> {
             solver.solve(problem, seen, penalty);
             **scores = solver.scores(problem, left_out);
         });
-        let unseen = joined(folds, scores, outputs);
-        let loss = unseen.clone().tempered_loss(problem.truth, &problem.masses);
-        if best.as_ref().is_none_or(|(least, ..)| loss < *least) {
-            best = Some((loss, penalty, unseen));
-            since = 0;
-        } else {
-            since += 1;
+        match path.add(penalty, joined(folds, scores, outputs)) {
+            true => since = 0,
+            false => since += 1,
         }
         if since > BEYOND {
             break;
         }
     }
     drop(paths);
-    let Some((_, penalty, unseen)) = best.filter(|(loss, ..)| loss.is_finite()) else {
+    let Some((penalty, unseen)) = path.taken() else {
         return Err(Error::input("logistic regression finds no finite weights"));
     };
     let all = Examples::new(problem, &(0..rows).collect::<Vec<_>>());

@@ -4,7 +4,7 @@
 use kernel::f32::{Post, matmul};
 use kernel::matmul::View;
 
-use super::unseen::Unseen;
+use super::unseen::{Path, Unseen};
 use super::{Fitted, Method, Problem, Truth};
 use crate::Result;
 
@@ -36,8 +36,8 @@ pub(super) fn fit(problem: &Problem) -> Result<Fitted> {
     // With as many directions as examples leave, least squares without penalty makes no errors: then what the penalty adds
     // is computed, as what it leaves would be lost in rounding.
     let whole = size + 1 == rows;
-    let mut best: Option<(f64, f64, Unseen)> = None;
-    for power in POWERS {
+    let mut path = Path::new(problem.truth, &problem.masses);
+    for power in POWERS.rev() {
         let penalty = 10f64.powf(f64::from(power) / 2.0);
         let part = |v: &f64| if whole { penalty / v / (v + penalty) } else { 1.0 / (v + penalty) };
         let parts: Vec<f64> = basis.values.iter().map(part).collect();
@@ -57,13 +57,10 @@ pub(super) fn fit(problem: &Problem) -> Result<Fitted> {
                 *score = (y - error / left) as f32;
             }
         });
-        let unseen = Unseen { rows: (0..rows).collect(), outputs, scores };
-        let loss = unseen.clone().tempered_loss(problem.truth, &problem.masses);
-        if best.as_ref().is_none_or(|(least, ..)| loss < *least) {
-            best = Some((loss, penalty, unseen));
-        }
+        path.add(penalty, Unseen { rows: (0..rows).collect(), outputs, scores });
     }
-    let (_, penalty, unseen) = best.ok_or_else(|| crate::Error::input("no penalty gives finite errors"))?;
+    let (penalty, unseen) =
+        path.taken().ok_or_else(|| crate::Error::input("no penalty gives finite errors"))?;
     let weight: Vec<f64> = (0..outputs * size)
         .map(|k| f64::from(products[k % size * outputs + k / size]) / (basis.values[k % size] + penalty))
         .collect();

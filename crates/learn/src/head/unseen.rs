@@ -9,6 +9,8 @@ const FEW: usize = 1_000;
 const MANY: usize = 20_000;
 /// The least probability that an answer is taken to have.
 const FLOOR: f64 = 1e-7;
+/// How many standard errors a stronger penalty may be worse by and is still taken.
+const ERRORS: f64 = 0.5;
 
 /// Scores of examples by heads that have not seen them.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,22 +36,47 @@ impl Unseen {
 
     /// The mean loss, each example counting as much as its mass: [`log_loss`], or the squared error of numbers.
     pub(super) fn loss(&self, truth: &Truth, masses: &[f64]) -> f64 {
-        self.loss_at(truth, masses, 1.0)
+        self.mean(masses, self.losses(1.0, &|row, scores| log_loss(truth, row, scores)))
     }
 
-    fn loss_at(&self, truth: &Truth, masses: &[f64], sharper: f64) -> f64 {
-        let mut total = (0f64, 0f64);
+    /// The loss of each example with scores that are so much sharper.
+    fn losses<'a>(
+        &'a self,
+        sharper: f64,
+        loss: &'a dyn Fn(usize, &[f64]) -> f64,
+    ) -> impl Iterator<Item = f64> + 'a {
         let mut scaled = vec![0f64; self.outputs];
-        for (&row, scores) in self.rows.iter().zip(self.scores.chunks_exact(self.outputs)) {
+        self.rows.iter().zip(self.scores.chunks_exact(self.outputs)).map(move |(&row, scores)| {
             scaled.iter_mut().zip(scores).for_each(|(scaled, &s)| *scaled = f64::from(s) * sharper);
-            total.0 += masses[row] * log_loss(truth, row, &scaled);
-            total.1 += masses[row];
-        }
-        total.0 / total.1
+            loss(row, &scaled)
+        })
     }
 
-    /// Scales the scores so that the probabilities they stand for fit best; gives the factor (temperature scaling; Guo et
-    /// al., 2017). Numbers stay as they are.
+    fn mean(&self, masses: &[f64], losses: impl Iterator<Item = f64>) -> f64 {
+        let each = self.rows.iter().map(|&row| masses[row]).zip(losses);
+        let (sum, all) = each.fold((0.0, 0.0), |(sum, all), (mass, loss)| (sum + mass * loss, all + mass));
+        sum / all
+    }
+
+    /// The loss of an example when others than the right answer have a small share of what is wanted: as much as one and
+    /// another example more would give them (Platt, 1999). What tells few examples apart without fault is then not sure
+    /// beyond measure.
+    fn doubted<'a>(&self, truth: &'a Truth) -> impl Fn(usize, &[f64]) -> f64 + 'a {
+        let doubt = 1.0 / (self.rows.len() as f64 + 2.0);
+        move |row, scores| {
+            (1.0 - doubt) * log_loss(truth, row, scores) + doubt * wrong_loss(truth, row, scores)
+        }
+    }
+
+    /// The loss of each example with such doubt, times its mass.
+    pub(super) fn doubted_losses(&self, truth: &Truth, masses: &[f64]) -> Vec<f64> {
+        let doubted = self.doubted(truth);
+        let losses = self.losses(1.0, &doubted).zip(&self.rows);
+        losses.map(|(loss, &row)| loss * masses[row]).collect()
+    }
+
+    /// Scales the scores so that the probabilities they stand for fit best, with some doubt; gives the factor (temperature
+    /// scaling; Guo et al., 2017). Numbers stay as they are.
     pub(super) fn temper(&mut self, truth: &Truth, masses: &[f64]) -> f64 {
         if matches!(truth, Truth::Numbers(_)) {
             return 1.0;
@@ -57,7 +84,8 @@ impl Unseen {
         // The loss has one minimum along the factor: golden section on its logarithm.
         let ratio = (5f64.sqrt() - 1.0) / 2.0;
         let (mut low, mut high) = (1e-4f64.ln(), 1e4f64.ln());
-        let loss = |at: f64| self.loss_at(truth, masses, at.exp());
+        let doubted = self.doubted(truth);
+        let loss = |at: f64| self.mean(masses, self.losses(at.exp(), &doubted));
         let (mut a, mut b) = (high - ratio * (high - low), low + ratio * (high - low));
         let (mut at_a, mut at_b) = (loss(a), loss(b));
         while high - low > 0.02 {
@@ -75,11 +103,74 @@ impl Unseen {
         self.scores.iter_mut().for_each(|s| *s = (f64::from(*s) * factor) as f32);
         factor
     }
+}
 
-    /// The loss once scores are as sharp as they may be.
-    pub(super) fn tempered_loss(mut self, truth: &Truth, masses: &[f64]) -> f64 {
-        self.temper(truth, masses);
-        self.loss(truth, masses)
+/// Heads with weaker and weaker penalties, of which the strongest is taken that is hardly worse than the best on examples
+/// that it has not seen: by few examples the best is found by chance (Breiman et al., *Classification and regression trees*,
+/// 1984, by one standard error; here the errors are paired).
+pub(super) struct Path<'a> {
+    truth: &'a Truth,
+    masses: &'a [f64],
+    /// The strong ones first; the last is the best.
+    kept: Vec<Trial>,
+}
+
+struct Trial {
+    penalty: f64,
+    mean: f64,
+    /// The loss of each example, times its mass.
+    losses: Vec<f64>,
+    unseen: Unseen,
+}
+
+impl<'a> Path<'a> {
+    pub fn new(truth: &'a Truth, masses: &'a [f64]) -> Path<'a> {
+        Path { truth, masses, kept: Vec::new() }
+    }
+
+    /// Adds a penalty that is weaker than those before; says whether it is the best so far.
+    pub fn add(&mut self, penalty: f64, unseen: Unseen) -> bool {
+        let mut tempered = unseen.clone();
+        tempered.temper(self.truth, self.masses);
+        let losses = tempered.doubted_losses(self.truth, self.masses);
+        let mean = losses.iter().sum::<f64>() / losses.len() as f64;
+        if !mean.is_finite() || self.kept.last().is_some_and(|best| mean >= best.mean) {
+            return false;
+        }
+        self.kept.retain(|kept| hardly_worse(&kept.losses, &losses));
+        self.kept.push(Trial { penalty, mean, losses, unseen });
+        true
+    }
+
+    /// The penalty that is taken, and how its heads do.
+    pub fn taken(self) -> Option<(f64, Unseen)> {
+        self.kept.into_iter().next().map(|trial| (trial.penalty, trial.unseen))
+    }
+}
+
+/// Is the first worse by so little that it may be chance?
+pub(super) fn hardly_worse(losses: &[f64], best: &[f64]) -> bool {
+    let count = losses.len() as f64;
+    let apart = || losses.iter().zip(best).map(|(a, b)| a - b);
+    let mean = apart().sum::<f64>() / count;
+    let variance = apart().map(|d| (d - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
+    mean <= ERRORS * (variance / count).sqrt()
+}
+
+/// The loss if each other answer than the right one were as right: see [`log_loss`]. Numbers have none: it is theirs.
+fn wrong_loss(truth: &Truth, row: usize, scores: &[f64]) -> f64 {
+    match truth {
+        Truth::Classes { .. } => {
+            let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = scores.iter().map(|s| (s - most).exp()).sum();
+            let each = scores.iter().map(|s| -((s - most).exp() / sum).max(FLOOR).ln());
+            each.sum::<f64>() / scores.len() as f64
+        }
+        Truth::Labels { .. } => {
+            let turned: Vec<f64> = scores.iter().map(|s| -s).collect();
+            log_loss(truth, row, &turned)
+        }
+        Truth::Numbers(_) => log_loss(truth, row, scores),
     }
 }
 

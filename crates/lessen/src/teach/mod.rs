@@ -85,7 +85,7 @@ pub struct Report {
     pub cached: bool,
     /// Does each class count the same?
     pub balanced: bool,
-    /// The heads, the best first, which is the one that was taken; none where vectors of texts are compared.
+    /// The heads, first the one that was taken, which is the best or hardly worse, then by their loss; none where vectors of texts are compared.
     pub heads: Vec<Tried>,
     /// How the head does on examples of the data that it has not seen: each is judged by a head that was fitted without it.
     pub unseen: Option<Eval>,

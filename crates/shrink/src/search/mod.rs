@@ -81,8 +81,21 @@ pub struct Sparse {
     pub rule: Rule,
     /// Are the others refitted by least squares?
     pub refit: bool,
-    /// The same share for each weight, instead of by measured harm.
-    pub even: bool,
+    /// How many each weight gets.
+    pub allocation: Allocation,
+}
+
+/// How zeros are shared out among weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Allocation {
+    /// By the harm that is measured.
+    #[default]
+    Harm,
+    /// By how many of a weight's elements, times what they read, are far greater than the others: it keeps more (OWL; Yin et
+    /// al., *Outlier weighed layerwise sparsity*, 2024). Much faster.
+    Outliers,
+    /// The same share for each.
+    Even,
 }
 
 /// Which held-out examples to judge on. None is an example of calibration, and those of [`Part::Verify`] are in no
