@@ -213,7 +213,8 @@ def macro_f1(guessed, truth):
     return 100 * float(np.mean([right / all_ for right, all_ in both]))
 
 
-def row(name, kind, rows, test, each, seed, backbone):
+def row(name, kind, rows, test, each, seed, backbone, heads=()):
+    """One draw of examples; the shares of right answers, lessen's and scikit-learn's."""
     train = few(rows, each, seed)
     data, held = work / f"train-{name}.csv", work / f"test-{name}.csv"
     kind.write(train, data)
@@ -221,7 +222,7 @@ def row(name, kind, rows, test, each, seed, backbone):
         kind.write(test, held)
     new = work / "taught.onnx"
     start = time.time()
-    report, _, _ = lessen("teach", *kind.model, "--data", data, "-o", new)
+    report, _, _ = lessen("teach", *kind.model, "--data", data, *heads, "-o", new)
     ours = time.time() - start
     start = time.time()
     done = subprocess.run([sys.executable, __file__, "--peer", kind.__name__, data, held, backbone], capture_output=True,
@@ -237,6 +238,7 @@ def row(name, kind, rows, test, each, seed, backbone):
           f"| {100 * (other == truth).mean():.2f} % | {apart:.2f} ({apart - spread:.2f} to {apart + spread:.2f}) "
           f"| {macro_f1(guessed, truth):.1f} / {macro_f1(other, truth):.1f} | {ours:.1f} s / {seconds:.1f} s "
           f"| {report['feature_time']['value']:.1f} s / {theirs['features']:.1f} s | {seconds / ours:.2f} |", flush=True)
+    return 100 * right.mean(), 100 * (other == truth).mean()
 
 
 KINDS = {kind.__name__: kind for kind in (Texts, Images, Numbers)}
@@ -359,6 +361,7 @@ def main():
     parser.add_argument("--only", nargs="*", default=CASES, choices=CASES)
     parser.add_argument("--each", type=int, nargs="*", help="examples a class; 0 for all")
     parser.add_argument("--seeds", type=int, default=1, help="draws of few examples")
+    parser.add_argument("--head", nargs="*", default=[], help="lessen's heads [default: what does best]")
     parser.add_argument("--tune", nargs="*", help="what is trained beside the head: lora, all, ..")
     parser.add_argument("--contrast", type=int, metavar="DRAWS", help="few reviews that are compared with each other")
     parser.add_argument("--pairs", nargs="*", help="STS-B's pairs; what is trained beside a map: small, lora, all, ..")
@@ -382,8 +385,15 @@ def main():
         rows, test = read()
         backbone = kind.backbone()
         for count in options.each or each:
-            for seed in range(options.seeds if count else 1):
-                row(name, kind, rows, test, count, seed, backbone)
+            seeds = range(options.seeds if count else 1)
+            heads = [word for head in options.head for word in ("--head", head)]
+            found = np.array([row(name, kind, rows, test, count, seed, backbone, heads) for seed in seeds])
+            if len(seeds) > 1:
+                apart = found[:, 0] - found[:, 1]
+                wide = 1.96 * apart.std(ddof=1) / len(apart) ** 0.5
+                print(f"| {name} | {len(few(rows, count, 0))}, the mean of {len(seeds)} draws | | {found[:, 0].mean():.2f} % "
+                      f"| {found[:, 1].mean():.2f} % | {apart.mean():.2f} ({apart.mean() - wide:.2f} to "
+                      f"{apart.mean() + wide:.2f}, over draws) | | | | |", flush=True)
 
 
 if __name__ == "__main__":

@@ -141,24 +141,30 @@ impl Judged {
         Ok(())
     }
 
+    /// The name of the metric of the task.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Judged::Classes(..) => "top-1 accuracy",
+            Judged::Labels(..) => "micro F1",
+            Judged::Scores(..) => "Spearman correlation",
+        }
+    }
+
     /// The metric of the task: its name, and its value with an interval.
     ///
     /// # Errors
     /// When there are too few examples.
     pub fn metric(&self) -> Result<(&'static str, Number)> {
-        Ok(match self {
-            Judged::Classes(answers, truths) => {
-                ("top-1 accuracy", percent(score::accuracy_interval(answers, truths)?))
-            }
+        let value = match self {
+            Judged::Classes(answers, truths) => percent(score::accuracy_interval(answers, truths)?),
             Judged::Labels(answers, truths) => {
-                let metric = score::with_interval(score::micro_f1, &rows(answers), &rows(truths), SEED)?;
-                ("micro F1", percent(metric))
+                percent(score::with_interval(score::micro_f1, &rows(answers), &rows(truths), SEED)?)
             }
             Judged::Scores(answers, truths) => {
-                let interval = score::with_interval(score::spearman, answers, truths, SEED)?;
-                ("Spearman correlation", number(interval, ""))
+                number(score::with_interval(score::spearman, answers, truths, SEED)?, "")
             }
-        })
+        };
+        Ok((self.name(), value))
     }
 
     /// This metric less that of `before`, over the same examples.

@@ -75,8 +75,8 @@ impl Measure {
     pub(crate) fn of(&self, judged: Judged, names: Option<&[String]>) -> Result<Measured> {
         let (judged, statistic, name) = match (self, judged) {
             (Measure::Usual, judged) => {
-                let name = judged.metric()?.0;
-                (judged, Statistic::Usual, name.to_owned())
+                let name = judged.name().to_owned();
+                (judged, Statistic::Usual, name)
             }
             (Measure::MacroF1, judged @ Judged::Classes(..)) => {
                 (judged, Statistic::Classes(score::macro_f1), "macro F1".into())

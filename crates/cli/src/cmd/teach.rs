@@ -201,7 +201,7 @@ fn told(report: &Report) -> String {
     if let Some(test) = &report.test {
         text += &told_eval("the new model, on --test", test);
     }
-    text += &format!("energy: {}\n", report.cost.payback.words());
+    text += &format!("energy: {}\n", report.spent.payback.words());
     text
 }
 

@@ -69,21 +69,11 @@ impl Features {
 
     /// The same with mean 0 and variance 1 in each column; a column of equal numbers becomes 0.
     pub fn standardized(&self) -> Features {
-        let (columns, rows) = (self.columns, self.rows() as f64);
-        let column = |c: usize| self.values.iter().skip(c).step_by(columns).map(|x| f64::from(*x));
-        let scales = (0..columns).map(|c| {
-            let mean = column(c).sum::<f64>() / rows;
-            let variance = column(c).map(|x| (x - mean) * (x - mean)).sum::<f64>() / rows;
-            // What rounding leaves of equal numbers is no variance.
-            let least = (1e-6 * mean).powi(2);
-            (mean, if variance > least { variance.sqrt().recip() } else { 0.0 })
-        });
-        let scales: Vec<(f64, f64)> = scales.collect();
-        let each = self.values.iter().zip(scales.iter().cycle());
-        Features {
-            columns,
-            values: each.map(|(x, (mean, scale))| ((f64::from(*x) - mean) * scale) as f32).collect(),
-        }
+        let (mean, spread) = moments(self, &vec![1.0; self.rows()]);
+        let scales = mean.iter().zip(&spread).cycle();
+        let each = self.values.iter().zip(scales);
+        let values = each.map(|(x, (mean, spread))| ((f64::from(*x) - mean) / spread) as f32).collect();
+        Features { columns: self.columns, values }
     }
 
     /// Those of these examples.
@@ -190,8 +180,8 @@ impl Method {
     /// All of them.
     pub const ALL: [Method; 4] = [Method::Ridge, Method::Discriminant, Method::Logistic, Method::Centroid];
 
-    /// How little it is to be trusted by what few examples say: the more ways it was tried in, and the less it looks at.
-    fn doubt(self) -> usize {
+    /// Of methods that do alike the first is taken: by few examples those before did better on others.
+    fn rank(self) -> usize {
         match self {
             Method::Logistic => 0,
             Method::Discriminant => 1,
@@ -364,7 +354,7 @@ impl<'a> Problem<'a> {
         let losses = |f: &Fitted| f.unseen.on(&rows).doubted_losses(self.truth, &self.masses);
         let best = losses(&all[0]);
         let may = |at: &usize| unseen::hardly_worse(&losses(&all[*at]), &best);
-        let taken = (0..all.len()).filter(may).min_by_key(|&at| all[at].method.doubt()).unwrap_or(0);
+        let taken = (0..all.len()).filter(may).min_by_key(|&at| all[at].method.rank()).unwrap_or(0);
         all[..=taken].rotate_right(1);
         Ok(all)
     }

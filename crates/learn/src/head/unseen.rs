@@ -58,14 +58,12 @@ impl Unseen {
         sum / all
     }
 
-    /// The loss of an example when others than the right answer have a small share of what is wanted: as much as one and
-    /// another example more would give them (Platt, 1999). What tells few examples apart without fault is then not sure
-    /// beyond measure.
+    /// The loss of an example when any answer may be right with a small probability: as much as two examples more give it
+    /// (Platt, *Probabilistic outputs for support vector machines*, 1999). What tells few examples apart without fault is
+    /// then not sure beyond measure.
     fn doubted<'a>(&self, truth: &'a Truth) -> impl Fn(usize, &[f64]) -> f64 + 'a {
         let doubt = 1.0 / (self.rows.len() as f64 + 2.0);
-        move |row, scores| {
-            (1.0 - doubt) * log_loss(truth, row, scores) + doubt * wrong_loss(truth, row, scores)
-        }
+        move |row, scores| (1.0 - doubt) * log_loss(truth, row, scores) + doubt * any_loss(truth, row, scores)
     }
 
     /// The loss of each example with such doubt, times its mass.
@@ -157,32 +155,26 @@ pub(super) fn hardly_worse(losses: &[f64], best: &[f64]) -> bool {
     mean <= ERRORS * (variance / count).sqrt()
 }
 
-/// The loss if each other answer than the right one were as right: see [`log_loss`]. Numbers have none: it is theirs.
-fn wrong_loss(truth: &Truth, row: usize, scores: &[f64]) -> f64 {
+/// The mean loss over all answers that could be right, without a floor; of numbers, the squared error.
+fn any_loss(truth: &Truth, row: usize, scores: &[f64]) -> f64 {
     match truth {
-        Truth::Classes { .. } => {
-            let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let sum: f64 = scores.iter().map(|s| (s - most).exp()).sum();
-            let each = scores.iter().map(|s| -((s - most).exp() / sum).max(FLOOR).ln());
-            each.sum::<f64>() / scores.len() as f64
-        }
-        Truth::Labels { .. } => {
-            let turned: Vec<f64> = scores.iter().map(|s| -s).collect();
-            log_loss(truth, row, &turned)
-        }
+        Truth::Classes { .. } => log_sum(scores) - scores.iter().sum::<f64>() / scores.len() as f64,
+        Truth::Labels { .. } => scores.iter().map(|s| log_sum(&[0.0, *s]) - s / 2.0).sum(),
         Truth::Numbers(_) => log_loss(truth, row, scores),
     }
+}
+
+/// The logarithm of the sum of the exponentials.
+fn log_sum(scores: &[f64]) -> f64 {
+    let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    most + scores.iter().map(|s| (s - most).exp()).sum::<f64>().ln()
 }
 
 /// The loss of an example's scores: minus the logarithm of the probability that they give to its class, or to all of its
 /// labels; of a number, the squared error.
 pub fn log_loss(truth: &Truth, row: usize, scores: &[f64]) -> f64 {
     match truth {
-        Truth::Classes { of, .. } => {
-            let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let sum: f64 = scores.iter().map(|s| (s - most).exp()).sum();
-            -((scores[of[row]] - most).exp() / sum).max(FLOOR).ln()
-        }
+        Truth::Classes { of, .. } => (log_sum(scores) - scores[of[row]]).min(-FLOOR.ln()),
         Truth::Labels { of, count } => {
             let each = scores.iter().zip(&of[row * count..][..*count]);
             let lost = each.map(|(s, holds)| {
@@ -245,4 +237,51 @@ pub(super) fn joined(folds: &[Vec<usize>], scores: Vec<Vec<f32>>, outputs: usize
 pub(super) fn others(rows: usize, fold: &[usize]) -> Vec<usize> {
     let mut out = fold.iter().peekable();
     (0..rows).filter(|row| out.next_if_eq(&row).is_none()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_few_examples_show_without_fault_is_doubted() {
+        // All ten are right by 1: beyond measure sharp, were there no doubt.
+        let truth = Truth::Classes { of: (0..10).map(|i| i % 2).collect(), count: 2 };
+        let scores = (0..10).flat_map(|i| if i % 2 == 0 { [1.0, 0.0] } else { [0.0, 1.0] }).collect();
+        let mut unseen = Unseen { rows: (0..10).collect(), outputs: 2, scores };
+        let sharper = unseen.temper(&truth, &[1.0; 10]);
+        // Each is wanted with 1 - 1 / 24.
+        assert!((sharper / 23f64.ln() - 1.0).abs() < 0.02, "{sharper}");
+        // Labels are doubted alike, one by one.
+        let truth = Truth::Labels { of: (0..10).map(|i| i % 2 == 0).collect(), count: 1 };
+        let scores = (0..10).map(|i| if i % 2 == 0 { 1.0 } else { -1.0 }).collect();
+        let mut unseen = Unseen { rows: (0..10).collect(), outputs: 1, scores };
+        let sharper = unseen.temper(&truth, &[1.0; 10]);
+        assert!((sharper / 23f64.ln() - 1.0).abs() < 0.02, "{sharper}");
+    }
+
+    #[test]
+    fn a_stronger_penalty_is_taken_when_it_is_worse_by_chance_alone() {
+        const COUNT: usize = 40;
+        let (truth, masses) = (Truth::Numbers(vec![0.0; COUNT]), [1.0; COUNT]);
+        // Squared errors of 1 each, and others that are more and less by turns.
+        let errors = |more: f64, less: f64| {
+            let error = |i: usize| (1.0 + if i.is_multiple_of(2) { more } else { -less }).sqrt() as f32;
+            Unseen { rows: (0..COUNT).collect(), outputs: 1, scores: (0..COUNT).map(error).collect() }
+        };
+        let taken = |strong: Unseen| {
+            let mut path = Path::new(&truth, &masses);
+            assert!(path.add(10.0, strong) && path.add(1.0, errors(0.0, 0.0)));
+            assert!(!path.add(0.1, errors(0.1, 0.0)), "a weaker one must be better");
+            path.taken().unwrap().0
+        };
+        // Half a standard error of the mean is about 0.038.
+        assert_eq!(taken(errors(0.5, 0.46)), 10.0);
+        assert_eq!(taken(errors(0.5, 0.40)), 1.0);
+        // What is always a little worse is no chance.
+        assert_eq!(taken(errors(0.01, -0.01)), 1.0);
+        assert!(Path::new(&truth, &masses).taken().is_none());
+        let mut path = Path::new(&truth, &masses);
+        assert!(!path.add(1.0, errors(f64::NAN, 0.0)), "it is no number");
+    }
 }

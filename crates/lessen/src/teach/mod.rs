@@ -85,7 +85,8 @@ pub struct Report {
     pub cached: bool,
     /// Does each class count the same?
     pub balanced: bool,
-    /// The heads, first the one that was taken, which is the best or hardly worse, then by their loss; none where vectors of texts are compared.
+    /// The heads: first the one that was taken, which is the best or hardly worse, then the others by their loss. None where
+    /// vectors of texts are compared.
     pub heads: Vec<Tried>,
     /// How the head does on examples of the data that it has not seen: each is judged by a head that was fitted without it.
     pub unseen: Option<Eval>,
@@ -101,27 +102,27 @@ pub struct Report {
     pub leaked: usize,
     /// Seconds for the features.
     pub feature_time: Number,
-    /// Seconds for the heads.
+    /// Seconds for the heads, or for what was trained of vectors of texts.
     pub head_time: Number,
     /// What it took.
     #[serde(flatten)]
-    pub cost: Cost,
+    pub spent: Spent,
 }
 
 /// What teaching took.
 #[derive(Clone, Debug, Serialize)]
-pub struct Cost {
+pub struct Spent {
     /// Energy that all of it took.
     pub energy: Energy,
     /// The same, and after how many runs of the new model these have taken as much.
     pub payback: Payback,
 }
 
-impl Cost {
+impl Spent {
     /// Until now; an example takes the new model so many seconds.
-    fn of(meter: Meter, each: Option<f64>, place: &Place, cpu: &Cpu) -> Cost {
+    fn until_now(meter: Meter, each: Option<f64>, place: &Place, cpu: &Cpu) -> Spent {
         let energy = meter.stop(&processor(&Machine::this()));
-        Cost { payback: Payback::taught(&energy, each, cpu.pool().threads(), place), energy }
+        Spent { payback: Payback::taught(&energy, each, cpu.pool().threads(), place), energy }
     }
 }
 
@@ -184,7 +185,8 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
     });
     let (mut tuned, mut adapter, mut held_out) = (None, None, None);
     if let Some((tuning, examples)) = tuning.zip(examples.as_ref()).filter(|(tuning, _)| tuning.contrast) {
-        let mut trained = tune::contrast(&mut backbone.model, tuning, examples, cpu, request.progress)?;
+        let course = tune::contrast(examples)?;
+        let mut trained = tune::train(&mut backbone.model, tuning, &course, cpu, request.progress)?;
         adapter = trained.adapter.take();
         tuned = Some(trained.told(tuning, examples));
         // Such features are of no use to anybody else.
@@ -210,7 +212,8 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
     let mut taught = with_head(base, request.add, &head, &truth, names.as_deref())?;
     if let Some((tuning, examples)) = tuning.zip(examples.as_ref()) {
         if !tuning.contrast {
-            let mut trained = tune::answer(&mut taught, tuning, examples, cpu, request.progress)?;
+            let course = tune::answers(examples);
+            let mut trained = tune::train(&mut taught, tuning, &course, cpu, request.progress)?;
             adapter = trained.adapter.take();
             tuned = Some(trained.told(tuning, examples));
         }
@@ -257,7 +260,7 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
         leaked,
         feature_time: Number::measured(feature_time, "s"),
         head_time: Number::measured(head_time, "s"),
-        cost: Cost::of(meter, each, request.place, cpu),
+        spent: Spent::until_now(meter, each, request.place, cpu),
     };
     Ok(Taught { model: taught, adapter, report })
 }

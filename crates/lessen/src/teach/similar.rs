@@ -1,5 +1,5 @@
-//! How much two texts mean the same: vectors whose cosines go with the scores that pairs of texts were given. A
-//! map of the vectors is trained on what the model makes of the texts, which takes seconds, or its weights are.
+//! How much two texts mean the same: vectors whose cosines go with the scores that pairs of texts were given. A map of the
+//! vectors is trained on what the model makes of the texts, which takes seconds, or its weights are.
 
 use std::time::Instant;
 
@@ -12,9 +12,9 @@ use learn::{Example, Input, Result as Read};
 use meter::energy::Meter;
 
 use super::tune::{self, Examples, Scores, Tuned};
-use super::{Cost, Report, Request, Taught, judge, shared, truth};
+use super::{Report, Request, Spent, Taught, judge, shared, truth};
 use crate::answer::{Task, selected};
-use crate::features::{Backbone, FEATURES, Skipped, Subset, Wanted, backbone, claim, learn};
+use crate::features::{Backbone, FEATURES, Subset, Wanted, backbone, claim, learn};
 use crate::receipt::Number;
 use crate::tasks::Purpose;
 use crate::{Error, Model, Result};
@@ -30,8 +30,8 @@ const RATE: f32 = 0.01;
 
 /// Are these pairs of texts with scores?
 pub(super) fn are_pairs(data: &dyn Dataset) -> bool {
-    let pair = |i: usize| data.get(i).ok().map(|example| matches!(example.input, Input::Pair(..)));
-    matches!(data.target(0), Target::Score(_)) && (0..data.len()).find_map(pair) == Some(true)
+    let pair = data.get(0).is_ok_and(|example| matches!(example.input, Input::Pair(..)));
+    pair && matches!(data.target(0), Target::Score(_))
 }
 
 /// A model up to the vector of a text: what the named node makes, or all of it, for its last weights are no head.
@@ -50,7 +50,6 @@ pub(super) fn teach(
     meter: Meter,
     cpu: &Cpu,
 ) -> Result<Taught> {
-    let start = Instant::now();
     let tuning = request.tuning.as_ref();
     let pointless = [
         (request.add.is_some(), "--add puts a head beside others, which vectors of texts have not"),
@@ -68,13 +67,8 @@ pub(super) fn teach(
         return Err(Error::input(format!("{why}; or say --cross, and both texts of a pair go in together")));
     }
     let data = wanted.data;
-    let (mut rows, mut skipped) = (Vec::new(), Vec::new());
-    for i in 0..data.len() {
-        match data.get(i) {
-            Ok(_) => rows.push(i),
-            Err(e) => skipped.push(Skipped { example: format!("example {i}"), why: e.to_string() }),
-        }
-    }
+    // Texts stand in tables, which are read as a whole: none is left out.
+    let rows: Vec<usize> = (0..data.len()).collect();
     let (all, _) = truth(data, &rows)?;
     let Truth::Numbers(scores) = &all else {
         return Err(Error::input("pairs of texts need a score each to learn how much they mean the same"));
@@ -83,12 +77,12 @@ pub(super) fn teach(
         return Err(Error::input(format!("all {} pairs have the score {}", scores.len(), scores[0])));
     }
     let shares = tune::shares(&all, false)?;
-    let held_out: Vec<usize> = shares.1.iter().map(|&at| rows[at]).collect();
+    let held_out = shares.1.clone();
     let held_out = Subset { data, rows: &held_out };
     let mut backbone = encoder(model, wanted.node)?;
     let before = judge(&backbone.model, Task::Similarity, &held_out, request, cpu)?;
     let (mut adapter, mut cached, mut map) = (None, false, None);
-    let features_from = Instant::now();
+    let start = Instant::now();
     let (tuned, seconds) = match tuning {
         Some(tuning) => {
             let examples = Examples {
@@ -100,15 +94,16 @@ pub(super) fn teach(
                 logits: None,
                 feed: wanted.feed.clone(),
             };
-            let mut trained = tune::similar(&mut backbone.model, tuning, &examples, cpu, request.progress)?;
+            let course = tune::pairs(&examples, scores);
+            let mut trained = tune::train(&mut backbone.model, tuning, &course, cpu, request.progress)?;
             adapter = trained.adapter.take();
             (trained.told(tuning, &examples), 0.0)
         }
         None => {
-            let texts = Texts { data, rows: &rows };
-            let learnt = learn(&backbone, &Wanted { data: &texts, ..wanted.clone() }, cpu, request.progress)?;
+            let wanted = Wanted { data: &Texts(data), ..wanted.clone() };
+            let learnt = learn(&backbone, &wanted, cpu, request.progress)?;
             cached = learnt.cached;
-            let seconds = features_from.elapsed().as_secs_f64();
+            let seconds = start.elapsed().as_secs_f64();
             let pairs = Pairs { features: &learnt.features, scores, shares };
             let (found, tuned) = pairs.map(cpu, request.progress)?;
             map = Some(found).filter(|_| tuned.after < tuned.before);
@@ -123,44 +118,40 @@ pub(super) fn teach(
         leaked = shared(data, &rows, others);
         test = Some(judge(&taught, Task::Similarity, others, request, cpu)?);
     }
-    let time = start.elapsed().as_secs_f64();
     let each = test.as_ref().unwrap_or(&after);
     let each = each.time.value / each.examples.max(1) as f64;
     let report = Report {
         data: data.describe(),
         examples: rows.len(),
-        skipped,
+        skipped: Vec::new(),
         node: backbone.node,
         features: columns.unwrap_or(0),
         cached,
         balanced: false,
         heads: Vec::new(),
         unseen: None,
+        head_time: tuned.time,
         tuned: Some(tuned),
         before: Some(before),
         held_out: Some(after),
         test,
         leaked,
         feature_time: Number::measured(seconds, "s"),
-        head_time: Number::measured(time - seconds, "s"),
-        cost: Cost::of(meter, Some(each), request.place, cpu),
+        spent: Spent::until_now(meter, Some(each), request.place, cpu),
     };
     Ok(Taught { model: taught, adapter, report })
 }
 
 /// The texts of pairs, one after the other.
-struct Texts<'a> {
-    data: &'a dyn Dataset,
-    rows: &'a [usize],
-}
+struct Texts<'a>(&'a dyn Dataset);
 
 impl Dataset for Texts<'_> {
     fn len(&self) -> usize {
-        2 * self.rows.len()
+        2 * self.0.len()
     }
 
     fn get(&self, i: usize) -> Read<Example> {
-        let example = self.data.get(self.rows.get(i / 2).copied().unwrap_or(usize::MAX))?;
+        let example = self.0.get(i / 2)?;
         match example.input {
             Input::Pair(a, b) => {
                 Ok(Example { input: Input::Text(if i.is_multiple_of(2) { a } else { b }), ..example })
@@ -178,7 +169,7 @@ impl Dataset for Texts<'_> {
     }
 
     fn describe(&self) -> String {
-        format!("both texts of {}", self.data.describe())
+        format!("both texts of {}", self.0.describe())
     }
 }
 

@@ -35,6 +35,16 @@ fn number_of(score: f64) -> Answer {
     Answer { outputs: vec![vec![score as f32]], score: Some(score), is_row: true, bar: 0.0 }
 }
 
+/// What models say before and after, by the usual metric.
+fn answers<'a>(
+    task: Task,
+    data: &'a Texts,
+    rows: &'a [usize],
+    (before, after): (&'a [Answer], &'a [Answer]),
+) -> Answers<'a> {
+    Answers { task, data, rows, before, after, names: None, measure: &Measure::Usual }
+}
+
 #[test]
 fn classes_flip_and_pay() {
     let data =
@@ -46,15 +56,7 @@ fn classes_flip_and_pay() {
     after[3] = row(&[2.0, 0.0]);
     after[4] = row(&[1.9, 0.0]);
     let names = ["no".to_string(), "yes".to_string()];
-    let answers = Answers {
-        task: Task::Classify,
-        data: &data,
-        rows: &rows,
-        before: &before,
-        after: &after,
-        names: Some(&names),
-        measure: &Measure::Usual,
-    };
+    let answers = Answers { names: Some(&names), ..answers(Task::Classify, &data, &rows, (&before, &after)) };
     let found = answers.verify().unwrap();
     let flips = found.flips.unwrap();
     assert_eq!((flips.changed, flips.lost, flips.won), (1, Some(1), Some(0)));
@@ -91,15 +93,7 @@ fn scores_are_correlated() {
     let before: Vec<Answer> = (0..10).map(|i| number_of(f64::from(i) / 10.0)).collect();
     let mut after = before.clone();
     after[7] = number_of(0.2);
-    let answers = Answers {
-        task: Task::Similarity,
-        data: &data,
-        rows: &rows,
-        before: &before,
-        after: &after,
-        names: None,
-        measure: &Measure::Usual,
-    };
+    let answers = answers(Task::Similarity, &data, &rows, (&before, &after));
     let found = answers.verify().unwrap();
     assert!(found.flips.is_none() && found.classes.is_empty() && found.divergence.is_none());
     assert_eq!(found.correlations.len(), 2);
@@ -120,15 +114,7 @@ fn answers_without_truths_agree_or_not() {
     let mut after = before.clone();
     after[0] = row(&[0.1, 0.9]);
     after[1] = row(&[f32::INFINITY, 0.0]);
-    let answers = Answers {
-        task: Task::Agree,
-        data: &data,
-        rows: &rows,
-        before: &before,
-        after: &after,
-        names: None,
-        measure: &Measure::Usual,
-    };
+    let answers = answers(Task::Agree, &data, &rows, (&before, &after));
     let found = answers.verify().unwrap();
     let flips = found.flips.unwrap();
     assert_eq!((flips.changed, flips.lost, flips.p), (1, None, None));

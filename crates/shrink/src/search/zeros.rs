@@ -53,12 +53,13 @@ pub(super) fn choose(work: &Work, asked: &super::Sparse) -> Result<Zeros> {
     let names: Vec<&Weight> = weights.iter().map(|(w, _)| *w).collect();
     let importance = importance(work, &names)?;
     if asked.allocation == Allocation::Outliers {
-        let mut measured = Vec::new();
-        for (weight, layout) in &weights {
-            let Some(tensor) = graph.constant(weight.value) else { continue };
+        let measure = |(weight, layout): &(&Weight, Layout)| {
+            let matrix = graph.constant(weight.value).map(|tensor| layout.read(tensor)).transpose()?;
             let weigh: &[Vec<f64>] = importance.get(&weight.value).map_or(&[], Vec::as_slice);
-            measured.push((outlying(&scores(&layout.read(tensor)?, layout, weigh).data), weight.len));
-        }
+            let part = matrix.map_or(0.0, |matrix| outlying(&scores(&matrix, layout, weigh).data));
+            Ok::<_, Error>((part, weight.len))
+        };
+        let measured = weights.iter().map(measure).collect::<Result<Vec<_>>>()?;
         let shares = by_outliers(&measured, asked.share);
         return Ok(zeros(weights.iter().zip(shares).map(|((w, _), share)| spot(w, share)).collect()));
     }

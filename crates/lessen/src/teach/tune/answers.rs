@@ -1,12 +1,10 @@
 //! Training for the right answers, starting from the head that was fitted.
 
 use graph::{DType, Datum, Dim, Fact, Tensor};
-use kernel::Cpu;
 use learn::fit::Loss;
 use learn::head::Truth;
 
-use super::{Course, Examples, Trained, Tuning, train};
-use crate::{Model, Result};
+use super::{Batches, Course, Examples};
 
 /// The name of the right answers among the inputs of what is trained.
 const TARGET: &str = "lessen.target";
@@ -14,19 +12,10 @@ const TARGET: &str = "lessen.target";
 /// What a teacher's logits and the pupil's are divided by.
 const TEMPERATURE: f32 = 2.0;
 
-/// Trains the model that has a head already, whose first output are its scores.
-///
-/// # Errors
-/// When an operator between a weight and the scores has no gradient (the node is named), or an example cannot be read.
-pub(in crate::teach) fn answer(
-    model: &mut Model,
-    tuning: &Tuning,
-    examples: &Examples,
-    cpu: &Cpu,
-    progress: &dyn Fn(&str),
-) -> Result<Trained> {
+/// Answers of a model that has a head already, whose first output are its scores.
+pub(in crate::teach) fn answers<'a>(examples: &'a Examples<'a>) -> Course<'a> {
     let outputs = examples.truth.outputs();
-    let loss = |graph: &mut graph::Graph| {
+    let loss = move |graph: &mut graph::Graph| {
         let scores = graph.outputs[0];
         let shape = vec![Dim::named("examples"), Dim::from(outputs)];
         let target = graph.add_input(TARGET, Fact::tensor(DType::F32, shape))?;
@@ -38,17 +27,11 @@ pub(in crate::teach) fn answer(
         };
         Ok(loss.add(graph, scores, target)?)
     };
-    let beside = |rows: &[usize]| {
+    let beside = move |rows: &[usize]| {
         let target = Tensor::new(&[rows.len(), outputs], &targets(examples, rows))?;
         Ok(vec![(TARGET.into(), Datum::Tensor(target))])
     };
-    train(
-        model,
-        tuning,
-        &Course { examples, loss: &loss, beside: &beside, together: None, pairs: false },
-        cpu,
-        progress,
-    )
+    Course { examples, loss: Box::new(loss), beside: Box::new(beside), batches: Batches::Any }
 }
 
 /// What the scores of the examples at these positions are to be near to, row by row.

@@ -3,12 +3,11 @@
 //! without prompts*, 2022). Each step compares all examples of a batch with each other.
 
 use graph::{DType, Datum, Dim, Fact, Tensor};
-use kernel::Cpu;
 use learn::fit::alike;
 use learn::head::Truth;
 
-use super::{Course, Examples, Trained, Tuning, train};
-use crate::{Error, Model, Result};
+use super::{Batches, Course, Examples};
+use crate::{Error, Result};
 
 /// Examples that are compared with each other.
 const TOGETHER: usize = 16;
@@ -23,17 +22,11 @@ pub(super) fn epochs(examples: usize) -> usize {
     (BATCHES * TOGETHER).div_ceil(examples.max(1))
 }
 
-/// Trains the model whose first output are its features.
+/// Features, the first output of a model, that tell classes apart.
 ///
 /// # Errors
-/// When the examples have no classes, an operator has no gradient (the node is named), or an example cannot be read.
-pub(in crate::teach) fn contrast(
-    model: &mut Model,
-    tuning: &Tuning,
-    examples: &Examples,
-    cpu: &Cpu,
-    progress: &dyn Fn(&str),
-) -> Result<Trained> {
+/// When the examples have no classes.
+pub(in crate::teach) fn contrast<'a>(examples: &'a Examples<'a>) -> Result<Course<'a>> {
     let Truth::Classes { of, .. } = examples.truth else {
         return Err(Error::input("--contrast tells classes apart; the examples have none"));
     };
@@ -44,7 +37,7 @@ pub(in crate::teach) fn contrast(
         let counts = graph.add_input(COUNTS, square())?;
         Ok(alike(graph, features, wanted, counts)?)
     };
-    let beside = |rows: &[usize]| {
+    let beside = move |rows: &[usize]| {
         let classes: Vec<usize> = rows.iter().map(|&at| of[at]).collect();
         let (wanted, counts) = pairs(&classes);
         let square = |values: &[f32]| {
@@ -52,8 +45,7 @@ pub(in crate::teach) fn contrast(
         };
         Ok::<_, Error>(vec![(WANTED.into(), square(&wanted)?), (COUNTS.into(), square(&counts)?)])
     };
-    let course = Course { examples, loss: &loss, beside: &beside, together: Some(TOGETHER), pairs: false };
-    train(model, tuning, &course, cpu, progress)
+    Ok(Course { examples, loss: Box::new(loss), beside: Box::new(beside), batches: Batches::Of(TOGETHER) })
 }
 
 /// What the cosine of each pair of examples is to be, 1 or 0, and how much it counts: pairs of one class as much as those

@@ -21,9 +21,9 @@ use crate::feed;
 use crate::lessons::Training;
 use crate::receipt::Number;
 use crate::{Error, Model, Result};
-pub(super) use answers::answer;
+pub(super) use answers::answers;
 pub(super) use contrast::contrast;
-pub(super) use pairs::{Scores, similar};
+pub(super) use pairs::{Scores, pairs};
 
 /// Share of the examples that are held out.
 const HELD_OUT: f64 = 0.1;
@@ -201,22 +201,37 @@ impl Trained {
     }
 }
 
+/// Adds to the graph what is to become small.
+type AddLoss<'a> = dyn Fn(&mut graph::Graph) -> Result<ValueId> + 'a;
+/// What the loss reads beside the examples at these positions, as named inputs.
+type Beside<'a> = dyn Fn(&[usize]) -> Result<Inputs> + 'a;
+
 /// What is to be learnt.
-struct Course<'a> {
+pub(super) struct Course<'a> {
     examples: &'a Examples<'a>,
-    /// Adds to the graph what is to become small.
-    loss: &'a dyn Fn(&mut graph::Graph) -> Result<ValueId>,
-    /// What the loss reads beside the examples at these positions, as named inputs.
-    beside: &'a dyn Fn(&[usize]) -> Result<Inputs>,
-    /// Examples that must be in one batch, where that matters.
-    together: Option<usize>,
-    /// Are they pairs of texts whose vectors are compared? What the loss reads is then asked for the texts: those of a pair
-    /// are twice its position, and the one behind.
-    pairs: bool,
+    loss: Box<AddLoss<'a>>,
+    beside: Box<Beside<'a>>,
+    /// What has to be in one batch.
+    batches: Batches,
+}
+
+/// What has to be in one batch.
+#[derive(Clone, Copy, PartialEq)]
+enum Batches {
+    /// Nothing.
+    Any,
+    /// So many examples, which are compared with each other.
+    Of(usize),
+    /// Both texts of so many pairs. What the loss reads is then asked for texts: those of a pair are twice its position, and
+    /// the one behind.
+    OfPairs(usize),
 }
 
 /// Trains a model.
-fn train(
+///
+/// # Errors
+/// When an operator between a weight and the loss has no gradient (the node is named), or an example cannot be read.
+pub(super) fn train(
     model: &mut Model,
     tuning: &Tuning,
     course: &Course,
@@ -227,14 +242,12 @@ fn train(
     let examples = course.examples;
     let options = Options { feed: examples.feed.clone(), output: None };
     let rows = examples.rows.to_vec();
-    let task = if course.pairs { Task::Similarity } else { Task::Classify };
-    let mut training = Training::new(model, examples.data, rows, task, &options)?;
-    if course.pairs {
-        training = training.whole();
-    }
-    if let Some(together) = course.together {
-        training = training.together(together);
-    }
+    let of = |task| Training::new(model, examples.data, rows, task, &options);
+    let training = match course.batches {
+        Batches::Any => of(Task::Classify)?,
+        Batches::Of(together) => of(Task::Classify)?.together(together),
+        Batches::OfPairs(together) => of(Task::Similarity)?.together(together).whole(),
+    };
     let pupil = Pupil { course, training };
     let mut graph = model.inner().graph.clone();
     graph.infer()?;
@@ -315,7 +328,7 @@ impl Pupil<'_> {
     fn batches(&self, positions: &[usize], seed: Option<u64>) -> Result<Vec<(Inputs, usize)>> {
         let batches = self.training.batches(positions, seed)?.into_iter();
         let whole = batches.map(|(mut inputs, rows)| {
-            let texts = if self.course.pairs { 2 } else { 1 };
+            let texts = if matches!(self.course.batches, Batches::OfPairs(_)) { 2 } else { 1 };
             let of = |row: usize| positions[row / texts] * texts + row % texts;
             let rows: Vec<usize> = rows.into_iter().map(of).collect();
             inputs.extend((self.course.beside)(&rows)?);

@@ -3,12 +3,10 @@
 use std::collections::HashMap;
 
 use graph::{DType, Datum, Dim, Fact, Tensor, ValueId};
-use kernel::Cpu;
 use learn::fit::{Inputs, correlated};
-use learn::head::Truth;
 
-use super::{Course, Examples, Trained, Tuning, train};
-use crate::{Error, Model, Result};
+use super::{Batches, Course, Examples};
+use crate::{Error, Result};
 
 /// Pairs whose cosines are held beside their scores together.
 const TOGETHER: usize = 16;
@@ -52,28 +50,11 @@ impl Scores<'_> {
     }
 }
 
-/// Trains the model whose first output are the vectors of texts.
-///
-/// # Errors
-/// When the examples have no scores, an operator has no gradient (the node is named), or an example cannot be read.
-pub(in crate::teach) fn similar(
-    model: &mut Model,
-    tuning: &Tuning,
-    examples: &Examples,
-    cpu: &Cpu,
-    progress: &dyn Fn(&str),
-) -> Result<Trained> {
-    let Truth::Numbers(scores) = examples.truth else {
-        return Err(Error::input("how much two texts mean the same is a number; the examples have none"));
-    };
-    let course = Course {
-        examples,
-        loss: &Scores::loss,
-        beside: &|texts| Scores(scores).beside(texts),
-        together: Some(TOGETHER),
-        pairs: true,
-    };
-    train(model, tuning, &course, cpu, progress)
+/// Vectors of texts, the first output of a model, whose cosines go with these scores.
+pub(in crate::teach) fn pairs<'a>(examples: &'a Examples<'a>, scores: &'a [f64]) -> Course<'a> {
+    let beside = move |texts: &[usize]| Scores(scores).beside(texts);
+    let batches = Batches::OfPairs(TOGETHER);
+    Course { examples, loss: Box::new(Scores::loss), beside: Box::new(beside), batches }
 }
 
 #[cfg(test)]
