@@ -154,10 +154,15 @@ def held_out(receipt):
     return "{}, lost {} ({} to {})".format(*(f"{x:.{digits}f}" for x in numbers))
 
 
+def rounded(plan, path, rounding):
+    """The same plan, its weights rounded in another way."""
+    path.write_text(re.sub(r'rounding = ".*"', f'rounding = "{rounding}"', plan.read_text()))
+    return path
+
+
 def plainly(plan, path):
     """The same bits and bytes, each weight to the nearest code of its range."""
-    text = plan.read_text()
-    text = re.sub(r'rounding = ".*"', 'rounding = "nearest"', text)
+    text = rounded(plan, path, "nearest").read_text()
     path.write_text(re.sub(r'ranges = ".*"', 'ranges = "min-max"', text))
     return path
 
@@ -170,13 +175,17 @@ def lessen_rows(what, model, before, judge, data, flags, sizes, lose):
         onnx.checker.check_model(str(small))
         row(what, f"lessen --smaller {size}", before, small, judge, held_out(receipt), receipt["quality"]["distance"],
             seconds, peak)
-        plan = small.with_suffix(".toml")
-        if "w" in "".join(s["choice"][0] for s in receipt["plan"]["steps"]):
-            plain = work / f"{what}-{size}-nearest.onnx"
-            receipt, _, _ = lessen("apply", model, plainly(plan, work / "plain.toml"), "--data", data, *flags,
-                                   "--force", "-o", plain)
-            row(what, "the same bits, nearest codes of the range", before, plain, judge, held_out(receipt),
-                receipt["quality"]["distance"])
+        plan, other = small.with_suffix(".toml"), work / f"{what}-{size}-other.onnx"
+        if "w" not in "".join(s["choice"][0] for s in receipt["plan"]["steps"]):
+            continue
+        again = [("nearest codes of the range", plainly)]
+        if size == sizes[-1]:
+            again.append(("codes learnt together (`--rounding learned`)", lambda a, b: rounded(a, b, "learned")))
+        for how, changed in again:
+            receipt, seconds, peak = lessen("apply", model, changed(plan, work / "changed.toml"), "--data", data,
+                                            *flags, "--force", "-o", other)
+            row(what, f"the same bits, {how}", before, other, judge, held_out(receipt),
+                receipt["quality"]["distance"], seconds, peak)
 
 
 def resnet(peers):

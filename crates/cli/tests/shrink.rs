@@ -496,6 +496,34 @@ fn a_shrink_that_is_killed_goes_on_to_the_same_bytes() {
 }
 
 #[test]
+fn codes_that_are_learnt_go_on_from_the_epoch_after_which_it_was_killed() {
+    use std::io::BufRead;
+    let place = Place::new();
+    let (model, data) = (example("digits.onnx"), example("test.npz"));
+    let run = |out: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_lessen"));
+        let flags = ["--smaller", "8", "--rounding", "learned", "--lose", "5", "--force"];
+        command.args(["shrink", &model, "--data", &data, "-o", out]).args(flags);
+        command.env("LESSEN_LOG", "info").stdout(std::process::Stdio::null());
+        command
+    };
+    let epochs = |err: &[u8]| String::from_utf8_lossy(err).matches("training epoch").count();
+    let (whole, out) = (place.path("whole.onnx"), place.path("cut.onnx"));
+    let all = epochs(&run(&whole).output().unwrap().stderr);
+    assert!(all > 3, "{all}");
+    let mut child = run(&out).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let said = std::io::BufReader::new(child.stderr.take().unwrap());
+    // What an epoch came to is said before it is kept: the third is said when two are.
+    let third = said.lines().map_while(Result::ok).filter(|line| line.contains("training epoch")).nth(2);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(third.is_some() && !std::path::Path::new(&out).exists(), "it was killed in the middle");
+    let again = epochs(&run(&out).output().unwrap().stderr);
+    assert!(again <= all - 2, "{again} of {all}: finished epochs are not done twice");
+    assert!(std::fs::read(&whole).unwrap() == std::fs::read(&out).unwrap());
+}
+
+#[test]
 fn without_data_examples_are_made_when_asked_for_and_a_plan_makes_them_again() {
     let place = Place::new();
     let (model, data) = (example("digits.onnx"), example("test.npz"));

@@ -9,6 +9,7 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use graph::Graph;
+use learn::fit::Checkpoints;
 use sha2::{Digest, Sha256};
 
 use crate::gram::Gram;
@@ -209,6 +210,25 @@ pub fn kept<T>(
     let made = make()?;
     store.keep(&key, &write(&made));
     Ok(made)
+}
+
+/// Where the state of a training is kept after each epoch.
+pub struct Epochs<'a> {
+    /// The store.
+    pub store: &'a Store,
+    /// What the training depends on.
+    pub key: Key,
+}
+
+impl Checkpoints for Epochs<'_> {
+    fn load(&self) -> Option<Vec<u8>> {
+        self.store.get(&self.key).ok().flatten()
+    }
+
+    fn save(&mut self, state: &[u8]) -> learn::Result<()> {
+        self.store.keep(&self.key, state);
+        Ok(())
+    }
 }
 
 /// Writes a file under another name, syncs it, and gives it its name.

@@ -179,7 +179,7 @@ fn sound(group: &RowGroupMetaData, size: u64) -> Told<()> {
             return Err(format!("column {:?} has {} values for {rows} rows", name(), column.num_values()));
         }
         if !pages::unpacks(column.compression()) {
-            let known = "SNAPPY, GZIP, ZSTD and LZ4_RAW are";
+            let known = "SNAPPY, GZIP, BROTLI, ZSTD and LZ4_RAW are";
             return Err(format!(
                 "column {:?} is packed with {}; {known} known",
                 name(),

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use graph::run::Session;
 use graph::{DType, Datum, Graph, ValueId, tidy};
 use kernel::Cpu;
-use learn::fit::{Fitted, Hold, Inputs, Lessons, Loss, Network, Optimizer, Progress, Recipe, fit, weighted};
+use learn::fit::{
+    Checkpoints, Fitted, Hold, Inputs, Lessons, Loss, Network, Optimizer, Progress, Recipe, fit, weighted,
+};
 
 use super::coded::Coded;
 use crate::matrix::{Layout, Matrix};
@@ -48,6 +50,7 @@ pub fn learn(
     items: &mut [Item],
     examples: &[Example],
     cpu: &Cpu,
+    checkpoints: Option<&mut dyn Checkpoints>,
     progress: &dyn Fn(&Progress),
 ) -> Result<Fitted> {
     if examples.is_empty() {
@@ -68,8 +71,7 @@ pub fn learn(
     let loss = weighted(&mut student, &losses)?;
     let mut weights = Vec::new();
     for item in items.iter() {
-        let old = original.constant(item.value);
-        let old = item.layout.read(old.ok_or_else(|| Error::Plan("a weight is no constant".into()))?)?;
+        let old = old(original, item)?;
         let spread = Spread::new(item, &old)?;
         student.set_constant(item.value, item.layout.write(&start(&old, item.coded))?);
         weights.push((item.value, Hold::To(Arc::new(move |elements: &mut [f32]| spread.round(elements)))));
@@ -80,19 +82,33 @@ pub fn learn(
     let optimizer = Optimizer::AdamW { beta1: 0.9, beta2: 0.99, epsilon: 1e-12, decay: 0.0 };
     let recipe =
         Recipe { epochs, batch: 1, rate: RATE, optimizer, clip: 0.0, patience: epochs, ..Recipe::default() };
-    let fitted = fit(&mut network, &recipe, &lessons, None, &mut |p| {
+    let fitted = fit(&mut network, &recipe, &lessons, checkpoints, &mut |p| {
         progress(p);
         true
     })?;
     for weight in network.weights() {
         let Some(item) = items.iter_mut().find(|item| item.value == weight.value) else { continue };
         let found = item.layout.read(&weight.tensor)?;
-        let most = most(item.coded);
-        for (code, x) in item.coded.codes.iter_mut().zip(found.data) {
+        let (most, fixed) = (most(item.coded), fixed(&old(original, item)?, item.coded));
+        let codes = item.coded.codes.iter_mut().zip(found.data).zip(fixed);
+        for ((code, x), _) in codes.filter(|(_, fixed)| !fixed) {
             *code = x.round().clamp(0.0, most) as u8;
         }
     }
     Ok(fitted)
+}
+
+/// A weight as it was before it was rounded.
+fn old(original: &Graph, item: &Item) -> Result<Matrix> {
+    let tensor = original.constant(item.value);
+    item.layout.read(tensor.ok_or_else(|| Error::Plan("a weight is no constant".into()))?)
+}
+
+/// The elements that are 0 and have the code of 0, row by row: they stay so, as zeros may be there on purpose.
+fn fixed(old: &Matrix, coded: &Coded) -> Vec<bool> {
+    let (group, groups) = (coded.form.group_of(coded.cols), coded.form.groups(coded.cols));
+    let zero = |k: usize| coded.zeros[k / coded.cols * groups + k % coded.cols / group];
+    (0..old.data.len()).map(|k| old.data[k] == 0.0 && coded.codes[k] == zero(k)).collect()
 }
 
 /// What both graphs make and is compared: outputs and sums of residual streams.
@@ -163,9 +179,8 @@ impl Spread {
             let tensor = item.layout.write(&Matrix::new(coded.rows, coded.cols, all))?;
             Ok(tensor.values::<f32>()?.into_owned())
         };
-        // What is 0 and has the code of 0 stays so: zeros may be there on purpose.
-        let fixed = |k: usize, at: usize| old.data[k] == 0.0 && coded.codes[k] == coded.zeros[at];
-        let scales = spread(&|k, at| if fixed(k, at) { 0.0 } else { coded.scales[at] })?;
+        let fixed = fixed(old, coded);
+        let scales = spread(&|k, at| if fixed[k] { 0.0 } else { coded.scales[at] })?;
         Ok(Spread { scales, zeros: spread(&|_, at| f32::from(coded.zeros[at]))?, most: most(coded) })
     }
 
@@ -242,13 +257,17 @@ mod tests {
     fn network() -> Graph {
         let mut g = Graph::new("net");
         let mut x = g.add_input("x", Fact::tensor(DType::F32, vec![Dim::named("n"), Dim::Is(24)])).unwrap();
-        for (at, kind) in ["MatMul", "Relu", "MatMul"].into_iter().enumerate() {
+        for (at, kind) in ["MatMul", "Add", "Relu", "MatMul"].into_iter().enumerate() {
             let attrs = Attrs::new();
             let mut inputs = vec![Some(x)];
-            if kind == "MatMul" {
-                let all = ramp(&[24 * 24 * 3]);
-                let part = &all.as_slice::<f32>().unwrap()[at * 300..][..24 * 24];
-                inputs.push(Some(g.add_constant("w", Tensor::new(&[24, 24], part).unwrap())));
+            let all = ramp(&[24 * 24 * 3]);
+            let part = &all.as_slice::<f32>().unwrap()[at * 200..];
+            match kind {
+                "MatMul" => {
+                    inputs.push(Some(g.add_constant("w", Tensor::new(&[24, 24], &part[..576]).unwrap())));
+                }
+                "Add" => inputs.push(Some(g.add_constant("b", Tensor::vector(&part[..24])))),
+                _ => {}
             }
             let reader = Reader { attrs: &attrs, version: 17, inputs: inputs.len(), outputs: 1 };
             let node = Node::new(graph::ops::read("", kind, &reader).unwrap(), inputs);
@@ -294,7 +313,7 @@ mod tests {
             let items = found.iter().zip(&layouts).zip(codes);
             let mut items: Vec<Item> =
                 items.map(|((w, layout), coded)| Item { value: w.value, layout, coded }).collect();
-            learn(&original, &student, &mut items, &examples(), &cpu(), &|_| ()).unwrap()
+            learn(&original, &student, &mut items, &examples(), &cpu(), None, &|_| ()).unwrap()
         };
         let fitted = learnt(&mut codes);
         assert!(fitted.after < 0.6 * fitted.before, "{fitted:?}");
@@ -308,6 +327,6 @@ mod tests {
         }
         let decoded = codes[0].decode();
         assert!(decoded.data.iter().step_by(3).all(|&x| x == 0.0), "zeros stay");
-        assert!(learn(&original, &student, &mut [], &[], &cpu(), &|_| ()).is_err());
+        assert!(learn(&original, &student, &mut [], &[], &cpu(), None, &|_| ()).is_err());
     }
 }

@@ -11,7 +11,7 @@ use learn::fit::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::job::{Key, Store};
+use crate::job::{Epochs, Key};
 use crate::pass::Context;
 use crate::{Error, Result};
 
@@ -103,7 +103,7 @@ pub fn apply(graph: &mut Graph, tune: &Tune, cx: &Context) -> Result<Fitted> {
     };
     cx.progress("tuning");
     let mut kept = match cx.judge.store() {
-        Some(store) => Some(Kept { store, key: key(graph, tune, cx, count)? }),
+        Some(store) => Some(Epochs { store, key: key(graph, tune, cx, count)? }),
         None => None,
     };
     let checkpoints = kept.as_mut().map(|kept| kept as &mut dyn Checkpoints);
@@ -116,23 +116,6 @@ pub fn apply(graph: &mut Graph, tune: &Tune, cx: &Context) -> Result<Fitted> {
         graph.set_constant(weight.value, weight.tensor.clone());
     }
     Ok(fitted)
-}
-
-/// Where the state after each epoch is kept.
-struct Kept<'a> {
-    store: &'a Store,
-    key: Key,
-}
-
-impl Checkpoints for Kept<'_> {
-    fn load(&self) -> Option<Vec<u8>> {
-        self.store.get(&self.key).ok().flatten()
-    }
-
-    fn save(&mut self, state: &[u8]) -> learn::Result<()> {
-        self.store.keep(&self.key, state);
-        Ok(())
-    }
 }
 
 /// What a training depends on.

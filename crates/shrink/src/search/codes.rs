@@ -5,11 +5,12 @@ use std::collections::HashMap;
 
 use graph::op::WeightKind;
 use graph::{Graph, ValueId};
+use learn::fit::Checkpoints;
 
 use super::work::Work;
 use crate::allocate::Offer;
 use crate::gram::{DAMP, Gram};
-use crate::job::{Key, kept};
+use crate::job::{Epochs, Key, kept};
 use crate::matrix::{Layout, Matrix};
 use crate::plan::Choice;
 use crate::quantize::codebook::{self, Codebook, Table};
@@ -359,7 +360,12 @@ fn learn(work: &Work, candidates: &[Candidate], codes: &mut Codes) -> Result<()>
         work.judge.progress(&format!("learning to round: epoch {}, held out {:.2e}", p.epoch, p.held_out));
     };
     let examples = work.context().examples()?.all()?;
-    learned::learn(&work.base.graph, &graph, &mut items, &examples, work.cpu, &say)?;
+    let mut epochs = work.judge.store().map(|store| {
+        let key = Key::of(&[b"learnt codes", format!("{:?}", work.cpu.isa()).as_bytes()]);
+        Epochs { store, key: key.graph(&work.base.graph).graph(&graph) }
+    });
+    let epochs = epochs.as_mut().map(|epochs| epochs as &mut dyn Checkpoints);
+    learned::learn(&work.base.graph, &graph, &mut items, &examples, work.cpu, epochs, &say)?;
     Ok(())
 }
 

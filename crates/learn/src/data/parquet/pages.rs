@@ -23,11 +23,13 @@ const MAX_PAGE: usize = 512 << 20;
 /// Pages that one batch of nested values is made of have no more of them, nulls included.
 const MAX_LEVELS: usize = 1 << 25;
 const HEADER: usize = 1 << 12;
+/// Bytes that are given to brotli at a time.
+const BROTLI_BUFFER: usize = 1 << 12;
 
 /// The ways to pack pages that are known here.
 pub(super) fn unpacks(packed: Compression) -> bool {
-    use Compression::{GZIP, LZ4_RAW, SNAPPY, UNCOMPRESSED, ZSTD};
-    matches!(packed, UNCOMPRESSED | SNAPPY | GZIP(_) | ZSTD(_) | LZ4_RAW)
+    use Compression::{BROTLI, GZIP, LZ4_RAW, SNAPPY, UNCOMPRESSED, ZSTD};
+    matches!(packed, UNCOMPRESSED | SNAPPY | GZIP(_) | BROTLI(_) | ZSTD(_) | LZ4_RAW)
 }
 
 /// Where the pages of a column lie in the file: its first byte and the one behind its last.
@@ -236,6 +238,10 @@ impl Pages {
             }
             Compression::GZIP(_) => {
                 read_up_to(&mut MultiGzDecoder::new(packed), limit).map_err(|e| damaged(&e))?
+            }
+            Compression::BROTLI(_) => {
+                let mut decoder = brotli::Decompressor::new(packed, BROTLI_BUFFER);
+                read_up_to(&mut decoder, limit).map_err(|e| damaged(&e))?
             }
             Compression::ZSTD(_) => {
                 let mut decoder = zstd::Decoder::with_buffer(packed).map_err(|e| damaged(&e))?;

@@ -2,7 +2,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use parquet::basic::{Compression, Encoding, GzipLevel, ZstdLevel};
+use parquet::basic::{BrotliLevel, Compression, Encoding, GzipLevel, ZstdLevel};
 use parquet::column::page::{Page, PageReader};
 use parquet::data_type::{ByteArray, FixedLenByteArray};
 use parquet::file::metadata::ColumnChunkMetaData;
@@ -131,12 +131,13 @@ fn failure(path: &Path) -> String {
     cells_of(path, &Options::default()).unwrap_err().to_string()
 }
 
-fn packings() -> [Compression; 5] {
-    let (gzip, zstd) = (GzipLevel::default(), ZstdLevel::default());
+fn packings() -> [Compression; 6] {
+    let (gzip, brotli, zstd) = (GzipLevel::default(), BrotliLevel::default(), ZstdLevel::default());
     [
         Compression::UNCOMPRESSED,
         Compression::SNAPPY,
         Compression::GZIP(gzip),
+        Compression::BROTLI(brotli),
         Compression::ZSTD(zstd),
         Compression::LZ4_RAW,
     ]
@@ -146,8 +147,8 @@ fn properties() -> impl Strategy<Value = WriterPropertiesBuilder> {
     let texts = [Encoding::PLAIN, Encoding::DELTA_LENGTH_BYTE_ARRAY, Encoding::DELTA_BYTE_ARRAY];
     let integers = [Encoding::PLAIN, Encoding::DELTA_BINARY_PACKED, Encoding::BYTE_STREAM_SPLIT];
     let doubles = [Encoding::PLAIN, Encoding::BYTE_STREAM_SPLIT];
-    (0..5usize, any::<bool>(), any::<bool>(), 0..3usize, 0..3usize, 0..2usize, 1..200usize).prop_map(
-        move |(packing, dictionary, second, text, integer, double, page)| {
+    (0..packings().len(), any::<bool>(), any::<bool>(), 0..3usize, 0..3usize, 0..2usize, 1..200usize)
+        .prop_map(move |(packing, dictionary, second, text, integer, double, page)| {
             WriterProperties::builder()
                 .set_compression(packings()[packing])
                 .set_dictionary_enabled(dictionary)
@@ -165,8 +166,7 @@ fn properties() -> impl Strategy<Value = WriterPropertiesBuilder> {
                 .set_column_encoding("weight".into(), doubles[double])
                 .set_data_page_row_count_limit(page)
                 .set_write_batch_size(page.min(7))
-        },
-    )
+        })
 }
 
 fn groups() -> impl Strategy<Value = Vec<Vec<Example>>> {
@@ -468,6 +468,11 @@ fn absurd_claims_take_no_memory() {
     std::io::copy(&mut std::io::Read::take(std::io::repeat(0), 1 << 28), &mut bomb).unwrap();
     let bomb = bomb.finish().unwrap();
     fails(page(TEXT, Compression::ZSTD(ZstdLevel::default()), 1024, data, &bomb), "and has 1025");
+    let mut bomb = Vec::new();
+    let mut zeros = std::io::Read::take(std::io::repeat(0), 1 << 28);
+    let quick = brotli::enc::BrotliEncoderParams { quality: 1, ..Default::default() };
+    brotli::BrotliCompress(&mut zeros, &mut bomb, &quick).unwrap();
+    fails(page(TEXT, Compression::BROTLI(BrotliLevel::default()), 1024, data, &bomb), "and has 1025");
     fails(page(TEXT, plain, -1, data, b"abcde"), "does not say");
     fails(page(TEXT, plain, 4, data, b"abcde"), "claims 4 bytes once unpacked, and has 5");
     fails(page(TEXT, plain, 5, (7, &[(1, i32::MAX.into()), (2, 0)]), b"abcde"), "claims 2147483647 values");
