@@ -213,20 +213,22 @@ def minilm(peers):
 
 
 def uniform(plan, before, judge):
-    """The same bits for all weights, in groups of 128: codes swept as GPTQ does, and the nearest ones."""
+    """The same bits for all weights: codes swept as GPTQ does, and the nearest ones."""
     every, small, train = work / "every.toml", work / "every.onnx", STSB / "stsb-en-train.csv.gz"
-    for bits, how, data, flags in [
-        (4, "", train, []),
-        (4, ", on 128 texts of 128 tokens", long_texts(), ["--max-tokens", 128]),
-        (3, ", nearest codes of the range", train, []),
+    nearest = "nearest codes of the range"
+    for form, how, data, flags in [
+        ("w4-g128", "4 bits for all, groups of 128", train, []),
+        ("w4-g128", "4 bits for all, groups of 128, on 128 texts of 128 tokens", long_texts(), ["--max-tokens", 128]),
+        ("w3-g128", f"3 bits for all, groups of 128, {nearest}", train, []),
+        ("w3", f"3 bits for all, a scale for each row, {nearest}", train, []),
     ]:
-        every.write_text(re.sub(r'choice = ".*"', f'choice = "w{bits}-g128"', plan.read_text()))
-        if "nearest" in how:
+        every.write_text(re.sub(r'choice = ".*"', f'choice = "{form}"', plan.read_text()))
+        if nearest in how:
             plainly(every, every)
         receipt, seconds, peak = lessen("apply", MINILM, every, "--data", data, *flags, "--force", "-o", small)
         seen = held_out(receipt) if data == train else ""
-        row("MiniLM-L6", f"lessen apply, {bits} bits for all, groups of 128{how}", before, small, judge, seen,
-            receipt["quality"]["distance"], seconds, peak)
+        row("MiniLM-L6", f"lessen apply, {how}", before, small, judge, seen, receipt["quality"]["distance"], seconds,
+            peak)
 
 
 def long_texts():
