@@ -438,41 +438,38 @@ fn training_leaves_zeros_alone_and_says_what_it_lacks() {
     assert_eq!(lessen(&["shrink", &model, "--epochs", "3"]).code, 1, "--epochs without --tune");
 }
 
+/// A `shrink` of the digits that may be killed; it logs as much to stderr.
+fn to_kill(out: &str, log: &str, flags: &[&str]) -> std::process::Command {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_lessen"));
+    command.args(["shrink", &example("digits.onnx"), "--data", &example("test.npz"), "-o", out]).args(flags);
+    command.env("LESSEN_LOG", log).stdout(std::process::Stdio::null());
+    command
+}
+
+/// How often a log says this.
+fn said(log: &[u8], what: &str) -> usize {
+    String::from_utf8_lossy(log).matches(what).count()
+}
+
+/// Results that lie in a folder of unfinished work.
+fn parts(work: &str) -> usize {
+    let entries = std::fs::read_dir(work).into_iter().flatten().flatten();
+    entries.filter(|e| e.path().extension().is_some_and(|e| e == "part")).count()
+}
+
 #[test]
 fn a_shrink_that_is_killed_goes_on_to_the_same_bytes() {
     let place = Place::new();
-    let (model, data) = (example("digits.onnx"), example("test.npz"));
-    let run = |out: &str| {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_lessen"));
-        command.args([
-            "shrink",
-            &model,
-            "--data",
-            &data,
-            "-o",
-            out,
-            "--tune",
-            "--epochs",
-            "60",
-            "--smaller",
-            "6",
-        ]);
-        command.env("LESSEN_LOG", "info").stdout(std::process::Stdio::null());
-        command
-    };
-    let epochs = |err: &[u8]| String::from_utf8_lossy(err).matches("training epoch").count();
+    let run = |out: &str| to_kill(out, "info", &["--tune", "--epochs", "60", "--smaller", "6"]);
+    let epochs = |err: &[u8]| said(err, "training epoch");
     let whole = place.path("whole.onnx");
     let all = epochs(&run(&whole).output().unwrap().stderr);
     assert!(all > 5);
     let (out, work) = (place.path("cut.onnx"), place.path("cut.onnx.partial"));
-    let parts = || {
-        let entries = std::fs::read_dir(&work).into_iter().flatten().flatten();
-        entries.filter(|e| e.path().extension().is_some_and(|e| e == "part")).count()
-    };
     // Killed once in the training, and once later.
     for least in [1, 3] {
         let mut child = run(&out).stderr(std::process::Stdio::null()).spawn().unwrap();
-        while parts() < least && child.try_wait().unwrap().is_none() {
+        while parts(&work) < least && child.try_wait().unwrap().is_none() {
             std::thread::sleep(std::time::Duration::from_millis(2));
         }
         if least == 1 {
@@ -481,7 +478,7 @@ fn a_shrink_that_is_killed_goes_on_to_the_same_bytes() {
         child.kill().unwrap();
         child.wait().unwrap();
     }
-    assert!(!std::path::Path::new(&out).exists() && parts() > 0, "it was killed in the middle");
+    assert!(!std::path::Path::new(&out).exists() && parts(&work) > 0, "it was killed in the middle");
     let again = run(&out).output().unwrap();
     assert!(epochs(&again.stderr) < all, "finished epochs are not done twice");
     assert!(std::fs::read(&whole).unwrap() == std::fs::read(&out).unwrap());
@@ -499,22 +496,16 @@ fn a_shrink_that_is_killed_goes_on_to_the_same_bytes() {
 fn codes_that_are_learnt_go_on_from_the_epoch_after_which_it_was_killed() {
     use std::io::BufRead;
     let place = Place::new();
-    let (model, data) = (example("digits.onnx"), example("test.npz"));
-    let run = |out: &str| {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_lessen"));
-        let flags = ["--smaller", "8", "--rounding", "learned", "--lose", "5", "--force"];
-        command.args(["shrink", &model, "--data", &data, "-o", out]).args(flags);
-        command.env("LESSEN_LOG", "info").stdout(std::process::Stdio::null());
-        command
-    };
-    let epochs = |err: &[u8]| String::from_utf8_lossy(err).matches("training epoch").count();
+    let flags = ["--smaller", "8", "--rounding", "learned", "--lose", "5", "--force"];
+    let run = |out: &str| to_kill(out, "info", &flags);
+    let epochs = |err: &[u8]| said(err, "training epoch");
     let (whole, out) = (place.path("whole.onnx"), place.path("cut.onnx"));
     let all = epochs(&run(&whole).output().unwrap().stderr);
     assert!(all > 3, "{all}");
     let mut child = run(&out).stderr(std::process::Stdio::piped()).spawn().unwrap();
-    let said = std::io::BufReader::new(child.stderr.take().unwrap());
+    let log = std::io::BufReader::new(child.stderr.take().unwrap());
     // What an epoch came to is said before it is kept: the third is said when two are.
-    let third = said.lines().map_while(Result::ok).filter(|line| line.contains("training epoch")).nth(2);
+    let third = log.lines().map_while(Result::ok).filter(|line| line.contains("training epoch")).nth(2);
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(third.is_some() && !std::path::Path::new(&out).exists(), "it was killed in the middle");
@@ -643,32 +634,22 @@ fn preparations_that_cannot_be_fail_in_one_line() {
 #[test]
 fn passes_that_are_done_are_not_done_again_by_a_run_after_one_that_was_killed() {
     let place = Place::new();
-    let (model, data) = (example("digits.onnx"), example("test.npz"));
-    let run = |out: &str| {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_lessen"));
-        command.args(["shrink", &model, "--data", &data, "-o", out, "--force"]);
-        command.args(["--fewer", "1.5", "--zeros", "30%", "--smaller", "6"]);
-        command.env("LESSEN_LOG", "debug").stdout(std::process::Stdio::null());
-        command
-    };
-    let surveyed = |err: &[u8]| String::from_utf8_lossy(err).matches("DEBUG channels").count();
+    let flags = ["--force", "--fewer", "1.5", "--zeros", "30%", "--smaller", "6"];
+    let run = |out: &str| to_kill(out, "debug", &flags);
+    let surveyed = |err: &[u8]| said(err, "DEBUG channels");
     let (whole, out, work) =
         (place.path("whole.onnx"), place.path("cut.onnx"), place.path("cut.onnx.partial"));
     assert!(surveyed(&run(&whole).output().unwrap().stderr) > 3);
-    let parts = || {
-        let entries = std::fs::read_dir(&work).into_iter().flatten().flatten();
-        entries.filter(|e| e.path().extension().is_some_and(|e| e == "part")).count()
-    };
     // What is chosen, the model without it, zeros, and weights of 8 bits: killed after each.
     for least in [1, 2, 4, 10] {
         let mut child = run(&out).stderr(std::process::Stdio::null()).spawn().unwrap();
-        while parts() < least && child.try_wait().unwrap().is_none() {
+        while parts(&work) < least && child.try_wait().unwrap().is_none() {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
         child.kill().unwrap();
         child.wait().unwrap();
     }
-    assert!(!std::path::Path::new(&out).exists() && parts() >= 10, "it was killed in the middle");
+    assert!(!std::path::Path::new(&out).exists() && parts(&work) >= 10, "it was killed in the middle");
     let again = run(&out).output().unwrap();
     assert_eq!(surveyed(&again.stderr), 0, "channels are chosen once");
     assert!(std::fs::read(&whole).unwrap() == std::fs::read(&out).unwrap());

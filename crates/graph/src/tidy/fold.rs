@@ -91,17 +91,16 @@ fn computed(graph: &Graph, node: &Node, what: What, cpu: &Cpu) -> Result<Option<
         .iter()
         .map(|id| Some(Datum::Tensor(constant(graph, (*id)?)?.clone().aligned())))
         .collect();
-    let before = || data.iter().flatten().filter_map(|d| d.tensor().ok());
-    let bytes: usize = before().map(|t| t.bytes().len()).sum();
-    let elements: usize = before().map(Tensor::len).sum();
+    let tensors: Vec<&Tensor> = data.iter().flatten().filter_map(|d| d.tensor().ok()).collect();
+    let bytes: usize = tensors.iter().map(|t| t.bytes().len()).sum();
+    let elements: usize = tensors.iter().map(|t| t.len()).sum();
     let facts: Vec<_> = node.inputs.iter().map(|id| id.map(|id| &graph.value(id).fact)).collect();
     let facts =
         node.op.infer(&Facts::new(&facts, node.outputs.len())).map_err(|e| e.at(&node.name, node.kind()))?;
-    let is_weight = node.kind() == "DequantizeLinear";
     let after = |size: &dyn Fn(&Fact) -> Option<usize>| facts.iter().map(size).sum::<Option<usize>>();
     let small = after(&|f| f.bytes()).is_some_and(|after| after <= bytes.saturating_add(MAX_GROWTH));
     let no_more = what == What::Weights && after(&|f| f.count()).is_some_and(|after| after <= elements);
-    if !(is_weight || small || no_more) {
+    if !(small || no_more) {
         return Ok(None);
     }
     let cx = RunCx::new(cpu, node.outputs.len());

@@ -39,7 +39,8 @@ pub struct Item<'a> {
 }
 
 /// Learns the codes of weights of `graph`, in which all else is as it will be; `original` is the graph before anything was
-/// rounded. Gives the mean relative squared error of what is compared, before and after; `after` is never more.
+/// rounded. Gives the mean relative squared error of what is compared, before and after; `after` is never more. With
+/// checkpoints it goes on after the last epoch that was kept.
 ///
 /// # Errors
 /// When there are no examples, the models cannot be run on them, or an operator between a weight and the outputs has no
