@@ -437,7 +437,8 @@ impl Graph {
         }
         node.outputs = outputs.iter().copied().map(Some).collect();
         if node.name.is_empty() {
-            node.name = like.into();
+            // Engines refuse nodes of one name; its values have names of their own.
+            node.name = outputs.first().map_or(like, |&id| &self.value(id).name).into();
         }
         let id = match before {
             Some(before) => self.add_node_before(before, node)?,

@@ -57,3 +57,14 @@ fn removed_nodes_leave_their_readers_without_a_maker() {
     g.remove_node(first);
     assert!(g.check().unwrap_err().to_string().contains("nothing makes"));
 }
+
+#[test]
+fn nodes_that_are_appended_have_names_of_their_own() {
+    let mut graph = Graph::new("test");
+    let mut x = graph.add_input("x", Fact::tensor(DType::F32, vec![Dim::from(2)])).unwrap();
+    for _ in 0..3 {
+        x = graph.append("y", "Relu", 14, &Attrs::new(), &[x]).unwrap();
+    }
+    let names: std::collections::HashSet<_> = graph.nodes().map(|(_, node)| node.name.clone()).collect();
+    assert!(names.len() == 3 && names.contains("y"), "{names:?}");
+}
