@@ -14,6 +14,7 @@ pub mod buf;
 pub mod conv;
 pub mod cpu;
 pub mod f32;
+pub mod few;
 pub mod grid;
 pub mod isa;
 mod lanes;

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 
 use kernel::Cpu;
 use kernel::f32::{Post, matmul};
+use kernel::few;
 use kernel::matmul::View;
 
 use super::unseen::{Path, joined, others};
@@ -190,47 +191,106 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
+/// Rows whose scores, errors and products are made while they are at hand.
+const ROWS: usize = 64;
+/// Rows whose products are summed in f32 before they go into sums in f64.
+const BLOCK: usize = 16 * ROWS;
+
+/// Weights `[outputs, coordinates]` and biases as single numbers.
+struct Narrow {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+impl Narrow {
+    fn new(at: &[f64], size: usize, outputs: usize) -> Narrow {
+        let weight = (0..outputs * size).map(|k| at[k % size * outputs + k / size] as f32).collect();
+        Narrow { weight, bias: at[size * outputs..].iter().map(|&x| x as f32).collect() }
+    }
+
+    /// The scores of these rows.
+    fn scores(&self, cpu: &Cpu, x: &[f32], size: usize, scores: &mut [f32]) {
+        let outputs = self.bias.len();
+        if outputs <= FEW {
+            return few::scores(cpu, x, size, &self.weight, &self.bias, scores);
+        }
+        let post = Post { bias: kernel::matmul::Bias::Col(&self.bias), ..Post::default() };
+        let weight = View::new(&self.weight, outputs, size);
+        matmul(cpu, View::new(x, x.len() / size, size), weight.t(), scores, outputs, &post);
+    }
+}
+
+/// Outputs that are too few for the tiles of a product of matrices.
+const FEW: usize = 8;
+
 fn scores(at: &[f64], size: usize, outputs: usize, examples: &Examples, cpu: &Cpu) -> Vec<f32> {
-    let weight: Vec<f32> = at[..size * outputs].iter().map(|&x| x as f32).collect();
-    let bias: Vec<f32> = at[size * outputs..].iter().map(|&x| x as f32).collect();
     let mut scores = vec![0f32; examples.rows * outputs];
-    let z = View::new(&examples.coordinates, examples.rows, size);
-    let post = Post { bias: kernel::matmul::Bias::Col(&bias), ..Post::default() };
-    matmul(cpu, z, View::new(&weight, size, outputs), &mut scores, outputs, &post);
+    Narrow::new(at, size, outputs).scores(cpu, &examples.coordinates, size, &mut scores);
     scores
+}
+
+/// What some examples add to the loss and to its gradient.
+struct Part {
+    loss: f64,
+    /// `[outputs, coordinates]`.
+    weight: Vec<f32>,
+    bias: Vec<f64>,
+}
+
+impl Part {
+    /// Of the block of examples that begins at this row.
+    fn new(problem: &Problem, examples: &Examples, narrow: &Narrow, start: usize) -> Part {
+        let (size, outputs, cpu) = (problem.basis.size(), narrow.bias.len(), problem.cpu);
+        let softmax = matches!(problem.truth, Truth::Classes { .. });
+        let mut part = Part { loss: 0.0, weight: vec![0.0; outputs * size], bias: vec![0.0; outputs] };
+        let end = (start + BLOCK).min(examples.rows);
+        // A product of matrices wants them all at once.
+        let step = if outputs <= FEW { ROWS } else { BLOCK };
+        let mut errors = vec![0f32; step * outputs];
+        for start in (start..end).step_by(step) {
+            let rows = step.min(end - start);
+            let errors = &mut errors[..rows * outputs];
+            let x = &examples.coordinates[start * size..][..rows * size];
+            narrow.scores(cpu, x, size, errors);
+            let targets = examples.targets[start * outputs..].chunks_exact(outputs);
+            let masses = &examples.masses[start..];
+            for ((row, targets), mass) in errors.chunks_exact_mut(outputs).zip(targets).zip(masses) {
+                let mass = mass / examples.total;
+                let lost = if softmax { softmax_error(row, targets) } else { sigmoid_error(row, targets) };
+                part.loss += mass * lost;
+                for (error, bias) in row.iter_mut().zip(&mut part.bias) {
+                    *error *= mass as f32;
+                    *bias += f64::from(*error);
+                }
+            }
+            if outputs <= FEW {
+                few::add_products(cpu, x, size, errors, outputs, &mut part.weight);
+            } else {
+                let (x, errors) = (View::new(x, rows, size), View::new(errors, rows, outputs));
+                matmul(cpu, errors.t(), x, &mut part.weight, size, &Post::default());
+            }
+        }
+        part
+    }
 }
 
 /// The loss with its penalty, and its gradient.
 fn loss(problem: &Problem, examples: &Examples, at: &[f64], penalty: f64) -> (f64, Vec<f64>) {
     let (size, outputs) = (problem.basis.size(), problem.truth.outputs());
-    let mut errors = scores(at, size, outputs, examples, problem.cpu);
-    let softmax = matches!(problem.truth, Truth::Classes { .. });
-    let mut total = 0.0;
-    let mut bias = vec![0f64; outputs];
-    let rows = errors.chunks_exact_mut(outputs).zip(examples.targets.chunks_exact(outputs));
-    for ((row, targets), mass) in rows.zip(&examples.masses) {
-        let mass = mass / examples.total;
-        let lost = if softmax { softmax_error(row, targets) } else { sigmoid_error(row, targets) };
-        total += mass * lost;
-        for (error, bias) in row.iter_mut().zip(&mut bias) {
-            *error *= mass as f32;
-            *bias += f64::from(*error);
-        }
-    }
-    let mut products = vec![0f32; size * outputs];
-    let z = View::new(&examples.coordinates, examples.rows, size);
-    matmul(
-        problem.cpu,
-        z.t(),
-        View::new(&errors, examples.rows, outputs),
-        &mut products,
-        outputs,
-        &Post::default(),
-    );
+    let narrow = Narrow::new(at, size, outputs);
+    let blocks = examples.rows.div_ceil(BLOCK);
+    let parts = problem.cpu.pool().map(blocks, |i| Part::new(problem, examples, &narrow, i * BLOCK));
     let weight = &at[..size * outputs];
-    total += penalty / 2.0 * dot(weight, weight);
-    let gradient =
-        products.iter().zip(weight).map(|(&g, w)| f64::from(g) + penalty * w).chain(bias).collect();
+    let mut total = penalty / 2.0 * dot(weight, weight);
+    let mut gradient: Vec<f64> = weight.iter().map(|w| penalty * w).collect();
+    gradient.resize(at.len(), 0.0);
+    for part in parts {
+        total += part.loss;
+        for (j, row) in part.weight.chunks_exact(size).enumerate() {
+            row.iter().enumerate().for_each(|(k, &g)| gradient[k * outputs + j] += f64::from(g));
+        }
+        gradient[size * outputs..].iter_mut().zip(part.bias).for_each(|(sum, g)| *sum += g);
+    }
     (total, gradient)
 }
 
