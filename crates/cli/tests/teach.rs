@@ -203,6 +203,48 @@ fn examples_to_judge_by_that_were_learnt_from_are_counted() {
 }
 
 #[test]
+fn features_are_taken_where_they_teach_the_most() {
+    let place = Place::new();
+    // Twice, so that some of them say where and the others follow; what is theirs must stay theirs.
+    let (images, labels) = pictures();
+    let rows = 700;
+    let values = images.to_f32().unwrap()[..rows * 64].repeat(2);
+    let label: Vec<i64> = labels[..rows].iter().map(|l| has_loop(*l)).collect::<Vec<_>>().repeat(2);
+    let image = Tensor::new(&[2 * rows, 1, 8, 8], &values).unwrap();
+    let label = Tensor::new(&[label.len()], &label).unwrap();
+    let data = place.npz("twice.npz", &[("image", image), ("label", label)]);
+    let test = part(&place, "test.npz", rows..899, has_loop);
+    let size = || std::fs::metadata(place.path("taught.onnx")).unwrap().len();
+    let teach = |more: &[&str]| teach(&place, &data, &[&["--test", &test], more].concat());
+    let checked = |report: &serde_json::Value, most: f64| {
+        let taps = report["taps"].as_array().unwrap();
+        let share = |tap: &serde_json::Value| tap["share"].as_f64().unwrap();
+        assert!(taps.windows(2).all(|w| share(&w[0]) <= share(&w[1])) && share(&taps[0]) < most, "{taps:?}");
+        let taken: Vec<_> = taps.iter().filter(|tap| tap["taken"] == true).collect();
+        assert!(
+            taken.len() == 1 && share(taken[0]) <= most && taken[0]["nodes"] == report["nodes"],
+            "{taps:?}"
+        );
+        assert_eq!(report["examples"], 2 * rows);
+        report["test"]["value"]["value"].as_f64().unwrap()
+    };
+    let report = teach(&[]).json();
+    assert!(checked(&report, 1.0) > 90.0, "{}", report["test"]);
+    let whole = size();
+    // What lies behind is left out of the file.
+    let report = teach(&["--faster", "2"]).json();
+    assert!(checked(&report, 0.5) > 75.0, "{}", report["test"]);
+    assert!(size() < whole, "{} {whole}", size());
+    let seen = lessen(&["eval", &place.path("taught.onnx"), "--data", &test, "--json"]).json();
+    assert_eq!(seen["value"]["value"], report["test"]["value"]["value"]);
+
+    teach(&["--faster", "0.5"]).fails(&["--faster 0.5 is not faster"]);
+    teach(&["--faster", "1e9"]).fails(&["nothing that features can be taken of is 1000000000 times as fast"]);
+    teach(&["--faster", "2", "--tune", "all"]).fails(&["--faster chooses the features", "leave one away"]);
+    teach(&["--faster", "2", "--add", "loop"]).fails(&["--add lets tasks share them"]);
+}
+
+#[test]
 fn other_features_can_be_named() {
     let place = Place::new();
     let data = part(&place, "a.npz", 0..60, has_loop);
@@ -211,7 +253,7 @@ fn other_features_can_be_named() {
     let add = graph.nodes().find(|(_, node)| node.kind() == "Add").unwrap().1;
     let name = graph.value(add.output(0).unwrap()).name.clone();
     let report = teach(&place, &data, &["--features", &name, "--head", "ridge"]).json();
-    assert_eq!(report["node"], name.as_str());
+    assert_eq!(report["nodes"], serde_json::json!([name]));
     assert_eq!(report["features"], 48);
     assert_eq!(report["heads"].as_array().unwrap().len(), 1);
     teach(&place, &data, &["--features", "nothing"]).fails(&["no node or value \"nothing\"", "last nodes"]);

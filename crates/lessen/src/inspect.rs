@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use graph::op::{Facts, WeightKind};
 use graph::ops::opaque::Opaque;
-use graph::{DType, Fact, Graph, Tensor, tidy};
+use graph::{DType, Fact, Graph, Node, Tensor, tidy};
 use serde::Serialize;
 
 use crate::shapes::{self, Shape};
@@ -259,19 +259,11 @@ pub fn cost(graph: &Graph, asked: &[Shape], cpu: &Cpu) -> Result<Cost> {
     let mut alive: u64 = graph.inputs.iter().filter_map(|&id| bytes(id)).map(|b| b as u64).sum();
     let (mut peak, mut multiply_adds, mut nodes_not_counted) = (alive, 0u64, 0);
     for (_, node) in graph.nodes() {
-        let facts: Vec<Option<&Fact>> = node.inputs.iter().map(|v| v.map(|v| &graph.value(v).fact)).collect();
-        let outputs: Vec<Fact> = node
-            .outputs
-            .iter()
-            .map(|v| v.map_or_else(Fact::default, |v| graph.value(v).fact.clone()))
-            .collect();
-        let known = |fact: &Fact| fact.sizes().is_some();
-        let counted = node.op.bodies().is_empty()
-            && facts.iter().flatten().all(|f| known(f))
-            && node.outputs.iter().zip(&outputs).all(|(v, f)| v.is_none() || known(f));
+        let known = |id: graph::ValueId| graph.value(id).fact.sizes().is_some();
+        let values = || node.inputs.iter().chain(&node.outputs).flatten();
+        let counted = node.op.bodies().is_empty() && values().all(|&id| known(id));
         nodes_not_counted += usize::from(!counted);
-        multiply_adds =
-            multiply_adds.saturating_add(node.op.mul_adds(&Facts::new(&facts, outputs.len()), &outputs));
+        multiply_adds = multiply_adds.saturating_add(mul_adds(&graph, node));
         alive += node.outputs.iter().flatten().filter_map(|&v| bytes(v)).map(|b| b as u64).sum::<u64>();
         peak = peak.max(alive);
         for value in node.reads() {
@@ -286,6 +278,15 @@ pub fn cost(graph: &Graph, asked: &[Shape], cpu: &Cpu) -> Result<Cost> {
         }
     }
     Ok(Cost { shapes, multiply_adds, peak_activation_bytes: peak, nodes_not_counted })
+}
+
+/// Multiplications with an addition each of a node, when its shapes are known.
+pub(crate) fn mul_adds(graph: &Graph, node: &Node) -> u64 {
+    let fact = |id: graph::ValueId| &graph.value(id).fact;
+    let facts: Vec<Option<&Fact>> = node.inputs.iter().map(|id| id.map(fact)).collect();
+    let outputs: Vec<Fact> =
+        node.outputs.iter().map(|id| id.map(fact).cloned().unwrap_or_default()).collect();
+    node.op.mul_adds(&Facts::new(&facts, outputs.len()), &outputs)
 }
 
 fn shrinkers(graph: &Graph, cpu: &Cpu) -> Result<Vec<Shrinker>> {

@@ -58,6 +58,7 @@ impl Suit {
                 wanted: self.learning.wanted(data.as_ref(), None),
                 test: None,
                 methods: &[Method::Ridge],
+                faster: None,
                 tuning: None,
                 teacher: None,
                 add: None,

@@ -51,9 +51,13 @@ pub struct Teach {
     /// How the head is fitted: ridge, discriminant, logistic or centroid [default: what does best].
     #[arg(long, value_name = "METHOD", value_parser = Method::from_str)]
     head: Vec<Method>,
-    /// The node or value of the model that makes the features [default: what its last weights read, or the vector of a text].
+    /// The node or value of the model that makes the features [default: those between its blocks or at its end which teach the
+    /// most, or hardly less and cost less].
     #[arg(long, value_name = "NAME")]
     features: Option<String>,
+    /// Features are to be so many times faster than all of the model: those that teach the most of what lies so early in it.
+    #[arg(long, value_name = "N")]
+    faster: Option<f64>,
     /// Train weights before the head, too: all, small (what is added, and the factors of norms), the last share of them, such
     /// as 50%, or lora (two small factors beside each; lora=16 for a rank of 16). A tenth of the examples is held out to
     /// say when to stop.
@@ -107,6 +111,9 @@ impl Teach {
         if self.adapter.is_some() && !matches!(self.tune, Some(Depth::Lora(_))) {
             bail!("--adapter is what --tune lora has trained; give that, too");
         }
+        if let Some(faster) = self.faster.filter(|n| !(*n >= 1.0 && n.is_finite())) {
+            bail!("--faster {faster} is not faster; give a number above 1, such as 3");
+        }
         let rate = self.rate.unwrap_or(1e-3);
         if !(rate > 0.0 && rate.is_finite()) {
             bail!("--rate {rate} is no step; give one above 0, such as 0.001");
@@ -126,6 +133,7 @@ impl Teach {
             methods: &methods,
             balanced: self.learning.balanced,
             cross: self.cross,
+            faster: self.faster,
             tuning,
             teacher: teacher.as_ref(),
             add: self.add.as_deref(),
@@ -161,8 +169,13 @@ impl Teach {
 fn told(report: &Report) -> String {
     let cached = if report.cached { ", kept from before" } else { "" };
     let mut text = format!(
-        "{}\n{} examples, {} features of {:?} ({:.1}{cached}), heads {:.1}\n",
-        report.data, report.examples, report.features, report.node, report.feature_time, report.head_time
+        "{}\n{} examples, {} features of {} ({:.1}{cached}), heads {:.1}\n",
+        report.data,
+        report.examples,
+        report.features,
+        report.nodes.join(" + "),
+        report.feature_time,
+        report.head_time
     );
     if !report.skipped.is_empty() {
         text += &format!("{} examples could not be read and were left out:\n", report.skipped.len());
@@ -171,6 +184,9 @@ fn told(report: &Report) -> String {
         if report.skipped.len() > MOST {
             text += &format!("  .. and {} more; see --json\n", report.skipped.len() - MOST);
         }
+    }
+    if let Some(unseen) = report.unseen.as_ref().filter(|_| !report.taps.is_empty()) {
+        text += &told_taps(report, unseen);
     }
     if let Some(tuned) = &report.tuned {
         let on = if tuned.held_out > 0 { format!("{} held out", tuned.held_out) } else { "all".into() };
@@ -203,6 +219,25 @@ fn told(report: &Report) -> String {
     }
     text += &format!("energy: {}\n", report.spent.payback.words());
     text
+}
+
+/// What features could be taken of.
+fn told_taps(report: &Report, unseen: &Eval) -> String {
+    let digits = if unseen.value.unit == "%" { 2 } else { 4 };
+    let mut rows = vec![["features of", "work", "loss", unseen.metric, ""].map(str::to_owned).to_vec()];
+    for tap in &report.taps {
+        rows.push(vec![
+            tap.nodes.join(" + "),
+            format!("{:.0} %", 100.0 * tap.share),
+            format!("{:.4}", tap.loss),
+            format!("{:.digits$}", tap.value),
+            if tap.taken { "taken".into() } else { String::new() },
+        ]);
+    }
+    format!(
+        "where features could be taken, by ridge heads on examples that they have not seen:\n{}",
+        table(&rows)
+    )
 }
 
 fn told_heads(report: &Report, unseen: &Eval) -> String {

@@ -12,6 +12,7 @@ mod tests;
 mod unseen;
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 use kernel::Cpu;
@@ -22,7 +23,7 @@ use serde::Serialize;
 use crate::{Error, Result};
 use basis::Basis;
 pub(crate) use basis::moments;
-pub use unseen::{Unseen, log_loss};
+pub use unseen::{Unseen, hardly_worse, log_loss};
 
 /// What a model makes of examples: a row of numbers for each.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,6 +75,14 @@ impl Features {
         let each = self.values.iter().zip(scales);
         let values = each.map(|(x, (mean, spread))| ((f64::from(*x) - mean) / spread) as f32).collect();
         Features { columns: self.columns, values }
+    }
+
+    /// Those in these columns, which follow one another.
+    pub fn select_columns(&self, ranges: &[Range<usize>]) -> Features {
+        let rows = self.values.chunks_exact(self.columns);
+        let values =
+            rows.flat_map(|row| ranges.iter().flat_map(|range| &row[range.clone()])).copied().collect();
+        Features { columns: ranges.iter().map(Range::len).sum(), values }
     }
 
     /// Those of these examples.
@@ -362,6 +371,11 @@ impl<'a> Problem<'a> {
     /// The mean loss of a head on examples that it has not seen, as [`log_loss`] or squared error.
     pub fn loss(&self, fitted: &Fitted) -> f64 {
         fitted.unseen.loss(self.truth, &self.masses)
+    }
+
+    /// The loss of each example that such heads have not seen, some doubt included, as [`hardly_worse`] compares.
+    pub fn losses(&self, fitted: &Fitted) -> Vec<f64> {
+        fitted.unseen.doubted_losses(self.truth, &self.masses)
     }
 
     fn rows(&self) -> usize {

@@ -146,8 +146,8 @@ impl<'a> Path<'a> {
     }
 }
 
-/// Is the first worse by so little that it may be chance?
-pub(super) fn hardly_worse(losses: &[f64], best: &[f64]) -> bool {
+/// Are these losses greater than those of the best on the same examples by so little that it may be chance?
+pub fn hardly_worse(losses: &[f64], best: &[f64]) -> bool {
     let count = losses.len() as f64;
     let apart = || losses.iter().zip(best).map(|(a, b)| a - b);
     let mean = apart().sum::<f64>() / count;

@@ -2,11 +2,13 @@
 
 use graph::op::WeightUse;
 use graph::{Attrs, DType, Dim, Graph, Node, Tensor, ValueId, tidy};
+use shrink::prune::blocks::blocks;
 
 use crate::answer::{Task, selected};
 use crate::feed::{Role, role};
+use crate::inspect::mul_adds;
 use crate::model::POOLING;
-use crate::{Error, Model, Result};
+use crate::{Error, Model, Result, shapes};
 
 /// The name of the features in the backbone.
 pub(crate) const FEATURES: &str = "features";
@@ -19,8 +21,8 @@ pub(crate) struct Backbone {
     pub model: Model,
     /// The model with all of its answers, and a value of the name `features` that they are.
     pub whole: Model,
-    /// The value of the original that they are, or are pooled of.
-    pub node: String,
+    /// The values of the original that they are, or are pooled of.
+    pub nodes: Vec<String>,
 }
 
 impl Backbone {
@@ -31,23 +33,145 @@ impl Backbone {
     }
 }
 
+/// Where features can be taken.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Tap {
+    /// The name of the value that they are made of.
+    pub node: String,
+    /// Is it what a backbone ends with when nothing is said, and not between blocks?
+    pub end: bool,
+    /// The part of the multiply-adds that lies before it.
+    pub share: f64,
+    /// Numbers of an example.
+    pub columns: usize,
+}
+
 /// Cuts a model behind its features: what the named node makes, or what the last weights of a classifier read, or else the
 /// vector of a text or image. Vectors of tokens and channels of images are averaged.
 ///
 /// # Errors
 /// When there is no such node, or it makes no features.
 pub(crate) fn backbone(model: &Model, features: Option<&str>) -> Result<Backbone> {
-    let mut made = model.clone();
-    if made.inner().opsets.get("").is_some_and(|version| *version < OLDEST) {
-        made.upgrade(17)?;
+    let mut opened = Opened::new(model)?;
+    let from = opened.end(features)?;
+    let first_token = opened.first_token;
+    let rows = opened.rows(from, first_token)?;
+    opened.backbone(&[from], rows)
+}
+
+/// Cuts a model behind these taps, whose features follow one another.
+///
+/// # Errors
+/// As [`backbone`].
+pub(crate) fn tapped(model: &Model, taps: &[&Tap]) -> Result<Backbone> {
+    let mut opened = Opened::new(model)?;
+    let (mut nodes, mut parts) = (Vec::new(), Vec::new());
+    for tap in taps {
+        let from = opened.end(Some(&tap.node))?;
+        // Before the model's end the first token knows little of the others.
+        let first_token = opened.first_token && tap.end;
+        parts.push(opened.rows(from, first_token)?);
+        nodes.push(from);
     }
-    let inputs: Vec<String> = made.inputs().iter().map(|(name, _)| (*name).to_owned()).collect();
-    let first_token = made.inner().metadata(POOLING) == Some("cls");
-    let graph = &mut made.inner_mut().graph;
-    graph.infer()?;
-    let from = match features {
-        Some(name) => named(graph, name)?,
-        None => {
+    let rows = match parts.as_slice() {
+        &[rows] => rows,
+        parts => opened.graph().append(FEATURES, "Concat", OLDEST, &Attrs::new().int("axis", 1), parts)?,
+    };
+    opened.backbone(&nodes, rows)
+}
+
+/// Where features can be taken of a model: between its blocks, which cost less than the whole, and at its end, which is the
+/// last one. The end alone where there are no blocks, or features were chosen before.
+///
+/// # Errors
+/// When the model has no features.
+pub(crate) fn taps(model: &Model) -> Result<Vec<Tap>> {
+    let mut opened = Opened::new(model)?;
+    let end = opened.end(None)?;
+    let first_token = opened.first_token;
+    let rows = opened.rows(end, first_token)?;
+    let graph = opened.graph();
+    let node = graph.value(end).name.clone();
+    let whole = |columns| vec![Tap { node, end: true, share: 1.0, columns }];
+    let Some(columns) = graph.value(rows).fact.shape().and_then(|s| s.last()?.size()) else {
+        return Ok(whole(0));
+    };
+    if graph.find(FEATURES).is_some() {
+        return Ok(whole(columns));
+    }
+    let mut values: Vec<ValueId> = Vec::new();
+    for value in blocks(graph).unwrap_or_default().iter().flat_map(|block| [block.input, block.output]) {
+        if value != end && graph.producer(value).is_some() && !values.contains(&value) {
+            values.push(value);
+        }
+    }
+    values.push(end);
+    let Some(shares) = shares(graph, &values) else { return Ok(whole(columns)) };
+    let mut found = Vec::new();
+    for (&id, share) in values.iter().zip(shares).filter(|(id, _)| **id != end) {
+        let value = graph.value(id);
+        let axis = |shape: &[Dim]| shape.get(if shape.len() == 4 { 1 } else { shape.len() - 1 })?.size();
+        if let Some(columns) = value.fact.shape().and_then(axis) {
+            found.push(Tap { node: value.name.clone(), end: false, share, columns });
+        }
+    }
+    found.sort_by(|a, b| a.share.total_cmp(&b.share));
+    found.extend(whole(columns));
+    Ok(found)
+}
+
+/// The part of the last value's multiply-adds that lies before each; none when it cannot be said.
+fn shares(graph: &Graph, values: &[ValueId]) -> Option<Vec<f64>> {
+    let mut graph = graph.clone();
+    shapes::bind(&mut graph, &[]).ok()?;
+    let work = |value: &ValueId| {
+        let mut needed = vec![false; graph.value_count()];
+        needed[value.index()] = true;
+        let mut sum = 0f64;
+        for (_, node) in graph.nodes().rev() {
+            if node.outputs.iter().flatten().any(|v| needed[v.index()]) {
+                node.reads().for_each(|v| needed[v.index()] = true);
+                sum += mul_adds(&graph, node) as f64;
+            }
+        }
+        sum
+    };
+    let all: Vec<f64> = values.iter().map(work).collect();
+    let whole = all.last().copied().filter(|whole| *whole > 0.0)?;
+    Some(all.iter().map(|part| part / whole).collect())
+}
+
+/// A model that is about to be cut.
+struct Opened {
+    model: Model,
+    mask: Option<ValueId>,
+    /// Does the first token stand for a text?
+    first_token: bool,
+}
+
+impl Opened {
+    fn new(model: &Model) -> Result<Opened> {
+        let mut model = model.clone();
+        if model.inner().opsets.get("").is_some_and(|version| *version < OLDEST) {
+            model.upgrade(17)?;
+        }
+        let inputs: Vec<String> = model.inputs().iter().map(|(name, _)| (*name).to_owned()).collect();
+        let first_token = model.inner().metadata(POOLING) == Some("cls");
+        let is_mask = |name: &&String| role(name, inputs.len()) == Some(Role::Mask);
+        let graph = &mut model.inner_mut().graph;
+        graph.infer()?;
+        let mask = inputs.iter().find(is_mask).and_then(|name| graph.find(name));
+        Ok(Opened { model, mask, first_token })
+    }
+
+    fn graph(&mut self) -> &mut Graph {
+        &mut self.model.inner_mut().graph
+    }
+
+    /// The value of this name, or what the model ends with.
+    fn end(&mut self, features: Option<&str>) -> Result<ValueId> {
+        let graph = self.graph();
+        let Some(name) = features else {
             let outputs: Vec<_> = graph
                 .outputs
                 .iter()
@@ -55,17 +179,26 @@ pub(crate) fn backbone(model: &Model, features: Option<&str>) -> Result<Backbone
                 .collect();
             let answer = selected(&outputs, Task::Similarity)?;
             let answer = graph.find(answer).ok_or_else(|| Error::input("the model's answer has no name"))?;
-            read_by_last_weights(graph, answer).unwrap_or(answer)
-        }
-    };
-    let node = graph.value(from).name.clone();
-    let is_mask = |name: &&String| role(name, inputs.len()) == Some(Role::Mask);
-    let mask = inputs.iter().find(is_mask).and_then(|name| graph.find(name));
-    let rows = pooled(graph, from, mask, first_token)?;
-    claim(graph, rows, FEATURES)?;
-    let whole = made.clone();
-    answering(&mut made.inner_mut().graph, &[rows]);
-    Ok(Backbone { model: made, whole, node })
+            return Ok(read_by_last_weights(graph, answer).unwrap_or(answer));
+        };
+        named(graph, name)
+    }
+
+    /// One row an example of what this value holds.
+    fn rows(&mut self, from: ValueId, first_token: bool) -> Result<ValueId> {
+        let mask = self.mask;
+        pooled(self.graph(), from, mask, first_token)
+    }
+
+    /// The model up to these rows, which these values have become.
+    fn backbone(mut self, from: &[ValueId], rows: ValueId) -> Result<Backbone> {
+        let graph = self.graph();
+        let nodes = from.iter().map(|&id| graph.value(id).name.clone()).collect();
+        claim(graph, rows, FEATURES)?;
+        let whole = self.model.clone();
+        answering(self.graph(), &[rows]);
+        Ok(Backbone { model: self.model, whole, nodes })
+    }
 }
 
 /// Leaves a graph these outputs alone, and what leads to them.
@@ -290,6 +423,32 @@ mod tests {
         // What lies behind other functions is no row of scores.
         let made = backbone(&classifier("Tanh"), None).unwrap();
         assert_eq!(made.width(), Some(3));
+    }
+
+    #[test]
+    fn between_blocks_lie_taps_that_cost_less() {
+        let deep = model(DType::F32, &[8], false, 17, |g, x| {
+            let mut x = relu(g, x);
+            for _ in 0..3 {
+                let w = g.add_constant("w", ramp(&[8, 8]));
+                let y = g.append("m", "MatMul", 13, &Attrs::new(), &[x, w]).unwrap();
+                let y = g.append("t", "Tanh", 13, &Attrs::new(), &[y]).unwrap();
+                x = g.append("a", "Add", 14, &Attrs::new(), &[x, y]).unwrap();
+            }
+            let w = g.add_constant("w", ramp(&[8, 2]));
+            g.append("z", "MatMul", 13, &Attrs::new(), &[x, w]).unwrap()
+        });
+        let found = taps(&deep).unwrap();
+        let about: Vec<(bool, f64, usize)> =
+            found.iter().map(|t| (!t.end, (3.0 * t.share).round(), t.columns)).collect();
+        assert_eq!(about, [(true, 0.0, 8), (true, 1.0, 8), (true, 2.0, 8), (false, 3.0, 8)]);
+        let several = tapped(&deep, &[&found[0], &found[1]]).unwrap();
+        assert_eq!((several.width(), several.nodes.len()), (Some(16), 2));
+        let graph = &several.model.inner().graph;
+        assert_eq!(graph.nodes().count(), 1 + 3 + 1, "a block of three and the joint");
+        // Of what was tapped once, the features stay what they are.
+        let again = taps(&several.whole).unwrap();
+        assert_eq!(again.len(), 1);
     }
 
     #[test]

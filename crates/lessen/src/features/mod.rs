@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::answer::{Answerer, Options, Task, part_size};
 use crate::{Error, Result, feed};
-pub(crate) use backbone::{Backbone, FEATURES, answering, backbone, claim};
+pub(crate) use backbone::{Backbone, FEATURES, Tap, answering, backbone, claim, tapped, taps};
 pub use plain::plain;
 
 /// Which features of which examples.
@@ -41,6 +41,7 @@ pub struct Skipped {
 }
 
 /// Features of the examples that could be read.
+#[derive(Clone)]
 pub(crate) struct Learnt {
     pub features: Features,
     /// Which examples they are of, in ascending order.
@@ -50,22 +51,52 @@ pub(crate) struct Learnt {
     pub cached: bool,
 }
 
-/// Computes features, or reads those that were kept.
+impl Learnt {
+    /// These and the features of other examples.
+    pub fn and(self, others: Learnt) -> Result<Learnt> {
+        let columns = self.features.columns();
+        if others.features.columns() != columns {
+            let (a, b) = (columns, others.features.columns());
+            return Err(Error::input(format!("some examples have {a} features and others {b}")));
+        }
+        let both = [&self, &others];
+        let mut order: Vec<(usize, usize, usize)> = Vec::new();
+        for (which, learnt) in both.iter().enumerate() {
+            order.extend(learnt.rows.iter().enumerate().map(|(at, &row)| (row, which, at)));
+        }
+        order.sort_unstable();
+        let values = order.iter().flat_map(|&(_, which, at)| both[which].features.row(at)).copied().collect();
+        Ok(Learnt {
+            features: Features::new(columns, values)?,
+            rows: order.iter().map(|(row, ..)| *row).collect(),
+            cached: self.cached && others.cached,
+            skipped: [self.skipped, others.skipped].concat(),
+        })
+    }
+}
+
+/// Computes features of some examples, in ascending order, or of all; or reads those that were kept.
 ///
 /// # Errors
 /// When no example can be read, the model cannot be run, or examples have different numbers of features.
 pub(crate) fn learn(
     backbone: &Backbone,
     wanted: &Wanted,
+    some: Option<&[usize]>,
     cpu: &Cpu,
     progress: &dyn Fn(&str),
 ) -> Result<Learnt> {
-    let data = wanted.data;
+    let subset = some.map(|rows| Subset { data: wanted.data, rows });
+    let data = subset.as_ref().map_or(wanted.data, |subset| subset);
+    let row_of = |at: usize| some.map_or(at, |rows| rows[at]);
     let mut place =
         wanted.cache.map(|folder| cache::Place::open(folder, &backbone.model, data)).transpose()?;
     let mut kept = place.as_ref().map(cache::Place::load).unwrap_or_default();
     let mut skipped = Vec::new();
-    let of = |i: usize, why: learn::Error| Skipped { example: format!("example {i}"), why: why.to_string() };
+    let of = |i: usize, why: learn::Error| Skipped {
+        example: format!("example {}", row_of(i)),
+        why: why.to_string(),
+    };
     let absent = (0..kept.examples).filter(|i| kept.rows.binary_search(i).is_err());
     skipped.extend(absent.filter_map(|i| Some(of(i, data.get(i).err()?))));
     let cached = kept.examples == data.len();
@@ -92,8 +123,8 @@ pub(crate) fn learn(
             let row = answer.outputs.into_iter().next().unwrap_or_default();
             if *columns.get_or_insert(row.len()) != row.len() {
                 return Err(Error::input(format!(
-                    "{:?} gives {} numbers for one example and {} for another; features are as many for each",
-                    backbone.node,
+                    "{} gives {} numbers for one example and {} for another; features are as many for each",
+                    backbone.nodes.join(" + "),
                     columns.unwrap_or(0),
                     row.len()
                 )));
@@ -112,7 +143,8 @@ pub(crate) fn learn(
         return Err(data.get(0).err().map_or_else(|| Error::input("there are no examples"), Error::from));
     }
     let features = Features::new(columns.unwrap_or(0), kept.values)?;
-    Ok(Learnt { features, rows: kept.rows, skipped, cached })
+    let rows = kept.rows.into_iter().map(row_of).collect();
+    Ok(Learnt { features, rows, skipped, cached })
 }
 
 /// Some examples of a data set.

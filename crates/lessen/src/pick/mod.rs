@@ -23,7 +23,7 @@ use meter::energy::{Meter, SENSORS, processor};
 use meter::{Energy, Machine};
 use serde::Serialize;
 
-use crate::features::{Subset, Wanted, backbone, learn};
+use crate::features::{Wanted, backbone, learn};
 use crate::receipt::Number;
 use crate::teach::truth;
 use crate::{Error, Model, Result};
@@ -445,15 +445,14 @@ fn by_features(
 ) -> Result<Choice> {
     let backbone = backbone(model, examples.node)?;
     let left = all.left();
-    let subset = Subset { data: examples.data, rows: &left };
-    let learnt = learn(&backbone, &Wanted { data: &subset, ..examples.clone() }, cpu, request.progress)?;
-    let mut readable = learnt.rows.iter().peekable();
-    for (at, &row) in left.iter().enumerate() {
-        if readable.next_if_eq(&&at).is_none() {
-            all.verdicts[row] = Verdict::Unreadable;
+    let learnt = learn(&backbone, examples, Some(&left), cpu, request.progress)?;
+    let rows = learnt.rows;
+    let mut readable = rows.iter().peekable();
+    for row in &left {
+        if readable.next_if_eq(&row).is_none() {
+            all.verdicts[*row] = Verdict::Unreadable;
         }
     }
-    let rows: Vec<usize> = learnt.rows.iter().map(|&at| left[at]).collect();
     // Where some have no class, none is looked at.
     let classes = truth(examples.data, &rows).ok().map(|(truth, _)| truth).filter(|truth| {
         matches!(truth, Truth::Classes { .. }) && truth.counts().iter().filter(|n| **n > 0).count() > 1
@@ -478,7 +477,7 @@ fn by_features(
             all.verdicts[rows[at[twin.row]]] = Verdict::Meaning(rows[at[twin.of]] as u32, twin.cosine);
         }
     }
-    let mut choice = Choice { node: Some(backbone.node), ..Choice::default() };
+    let mut choice = Choice { node: Some(backbone.nodes.join(" + ")), ..Choice::default() };
     let at: Vec<usize> = (0..rows.len()).filter(|&at| all.verdicts[rows[at]] == Verdict::Kept).collect();
     if request.keep.is_none() || at.len() <= wanted {
         return Ok(choice);

@@ -4,6 +4,7 @@
 
 mod similar;
 mod suit;
+mod taps;
 mod teacher;
 mod tune;
 
@@ -22,12 +23,13 @@ use serde::Serialize;
 use crate::adapter::Adapter;
 use crate::answer::{Answerer, Options, Task};
 use crate::eval::{Eval, Judged, eval};
-use crate::features::{FEATURES, Skipped, Subset, Wanted, backbone, claim, learn, print};
+use crate::features::{Backbone, FEATURES, Learnt, Skipped, Subset, Wanted, backbone, claim, learn, print};
 use crate::payback::Payback;
 use crate::receipt::Number;
 use crate::tasks::Purpose;
 use crate::{Error, Model, Result};
 pub use suit::{Suit, suit};
+pub use taps::Tapped;
 use teacher::Answered;
 pub use tune::{Depth, Tuned, Tuning};
 
@@ -41,6 +43,8 @@ pub struct Request<'a> {
     pub methods: &'a [Method],
     /// Does each class count the same, however many examples it has?
     pub balanced: bool,
+    /// Features are to be so many times faster than all of the model.
+    pub faster: Option<f64>,
     /// How weights before the head are trained; not at all when not given.
     pub tuning: Option<Tuning>,
     /// The name of the task, which then stands beside those that the model has; in their place when not given.
@@ -77,8 +81,10 @@ pub struct Report {
     pub examples: usize,
     /// Examples that could not be read.
     pub skipped: Vec<Skipped>,
-    /// The value of the model that the features are of.
-    pub node: String,
+    /// The values of the model that the features are of.
+    pub nodes: Vec<String>,
+    /// What else they could have been of; nothing where there was no choice.
+    pub taps: Vec<Tapped>,
     /// Numbers of an example.
     pub features: usize,
     /// Were the features there already?
@@ -160,8 +166,7 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
     if !request.cross && similar::are_pairs(data) {
         return similar::teach(model, request, &wanted, meter, cpu);
     }
-    let mut backbone = backbone(model, wanted.node)?;
-    let mut learnt = learn(&backbone, &wanted, cpu, request.progress)?;
+    let (mut backbone, mut learnt, taps) = features(model, request, &wanted, cpu)?;
     let (all, names) = truth(data, &learnt.rows)?;
     let task = task_of(&all);
     if request.balanced && task != Task::Classify {
@@ -191,7 +196,7 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
         tuned = Some(trained.told(tuning, examples));
         // Such features are of no use to anybody else.
         wanted.cache = None;
-        learnt = learn(&backbone, &wanted, cpu, request.progress)?;
+        learnt = learn(&backbone, &wanted, None, cpu, request.progress)?;
     }
     let feature_time = start.elapsed().as_secs_f64();
 
@@ -247,7 +252,8 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
         data: data.describe(),
         examples: rows.len(),
         skipped: learnt.skipped,
-        node: backbone.node,
+        nodes: backbone.nodes,
+        taps,
         features: features.columns(),
         cached,
         balanced: request.balanced,
@@ -263,6 +269,31 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
         spent: Spent::until_now(meter, each, request.place, cpu),
     };
     Ok(Taught { model: taught, adapter, report })
+}
+
+/// Features of the named value, or of where they do best; of the model's end when the weights before it are trained, and when
+/// other tasks have the same.
+fn features(
+    model: &Model,
+    request: &Request,
+    wanted: &Wanted,
+    cpu: &Cpu,
+) -> Result<(Backbone, Learnt, Vec<Tapped>)> {
+    let fixed = [
+        (wanted.node.is_some(), "--features names them"),
+        (request.tuning.is_some(), "--tune and --contrast train all that lies before them"),
+        (request.add.is_some(), "--add lets tasks share them"),
+    ];
+    if let Some((_, why)) = fixed.iter().find(|(is, _)| *is) {
+        if request.faster.is_some() {
+            return Err(Error::input(format!("--faster chooses the features, but {why}; leave one away")));
+        }
+        let backbone = backbone(model, wanted.node)?;
+        let learnt = learn(&backbone, wanted, None, cpu, request.progress)?;
+        return Ok((backbone, learnt, Vec::new()));
+    }
+    let chosen = taps::choose(model, wanted, request.balanced, request.faster, cpu, request.progress)?;
+    Ok((chosen.backbone, chosen.learnt, chosen.tried))
 }
 
 /// How a model does on examples.

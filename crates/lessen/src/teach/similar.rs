@@ -53,6 +53,10 @@ pub(super) fn teach(
     let tuning = request.tuning.as_ref();
     let pointless = [
         (request.add.is_some(), "--add puts a head beside others, which vectors of texts have not"),
+        (
+            request.faster.is_some(),
+            "--faster chooses features between blocks, which vectors of texts are not",
+        ),
         (request.balanced, "--balanced lets classes count the same; these examples have none"),
         (
             tuning.is_some_and(|t| t.contrast),
@@ -101,7 +105,7 @@ pub(super) fn teach(
         }
         None => {
             let wanted = Wanted { data: &Texts(data), ..wanted.clone() };
-            let learnt = learn(&backbone, &wanted, cpu, request.progress)?;
+            let learnt = learn(&backbone, &wanted, None, cpu, request.progress)?;
             cached = learnt.cached;
             let seconds = start.elapsed().as_secs_f64();
             let pairs = Pairs { features: &learnt.features, scores, shares };
@@ -124,7 +128,8 @@ pub(super) fn teach(
         data: data.describe(),
         examples: rows.len(),
         skipped: Vec::new(),
-        node: backbone.node,
+        nodes: backbone.nodes,
+        taps: Vec::new(),
         features: columns.unwrap_or(0),
         cached,
         balanced: false,

@@ -11,15 +11,14 @@ use serde::Serialize;
 
 use super::{Request, judge, judged, similar, truth};
 use crate::answer::Task;
-use crate::features::{backbone, learn};
 use crate::receipt::Number;
 use crate::{Model, Result};
 
 /// How well a model suits a task.
 #[derive(Clone, Debug, Serialize)]
 pub struct Suit {
-    /// The value of the model that the features are of.
-    pub node: String,
+    /// The values of the model that the features are of.
+    pub nodes: Vec<String>,
     /// Numbers of an example.
     pub features: usize,
     /// The mean loss of a ridge head on examples that it has not seen; of pairs of texts with scores, what the correlation of
@@ -46,21 +45,22 @@ pub fn suit(model: &Model, request: &Request, cpu: &Cpu) -> Result<Suit> {
     let start = Instant::now();
     let data = request.wanted.data;
     let pairs = !request.cross && similar::are_pairs(data);
-    let make = if pairs { similar::encoder } else { backbone };
-    let backbone = make(model, request.wanted.node)?;
-    let (features, loss, metric, value, evidence) = if pairs {
+    let (nodes, features, loss, metric, value, evidence) = if pairs {
+        let backbone = similar::encoder(model, request.wanted.node)?;
         let eval = judge(&backbone.model, Task::Similarity, data, request, cpu)?;
-        (backbone.width(), 1.0 - eval.value.value, eval.metric, eval.value, None)
+        let width = backbone.width();
+        (backbone.nodes, width, 1.0 - eval.value.value, eval.metric, eval.value, None)
     } else {
-        let learnt = learn(&backbone, &request.wanted, cpu, request.progress)?;
+        let (backbone, learnt, _) = super::features(model, request, &request.wanted, cpu)?;
         let (truth, _) = truth(data, &learnt.rows)?;
         let problem = Problem::new(&learnt.features, &truth, request.balanced, crate::eval::SEED, cpu)?;
         let fitted = problem.fit(Method::Ridge)?;
         let (metric, value) = judged(&fitted, &truth)?.metric()?;
-        (Some(learnt.features.columns()), problem.loss(&fitted), metric, value, Some(problem.evidence()))
+        let width = learnt.features.columns();
+        (backbone.nodes, Some(width), problem.loss(&fitted), metric, value, Some(problem.evidence()))
     };
     Ok(Suit {
-        node: backbone.node,
+        nodes,
         features: features.unwrap_or(0),
         loss,
         metric,
