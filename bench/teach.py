@@ -219,7 +219,7 @@ def macro_f1(guessed, truth):
 
 
 def row(name, kind, rows, test, each, seed, backbone, heads=()):
-    """One draw of examples, its features taken in several ways; the shares of right answers, lessen's first way and
+    """One draw of examples, lessen's features taken in several ways; the share of right answers of each, and
     scikit-learn's."""
     train = few(rows, each, seed)
     data, held = work / f"train-{name}.csv", work / f"test-{name}.csv"
@@ -387,8 +387,8 @@ def main():
         return contrast(options.contrast) if options.contrast else student(options.student)
     if options.tune or options.small:
         return small() if options.small else tuned(options.tune)
-    print("| data | examples | features | of what, head | lessen | scikit-learn | lessen better by, points (95 %) | macro F1 | time, both "
-          "| of which features | times faster |")
+    print("| data | examples | features | of what, head | lessen | scikit-learn | lessen better by, points (95 %) | macro F1 "
+          "| time, both | of which features | times faster |")
     print("|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
     for name in options.only:
         kind, read, each = CASES[name]

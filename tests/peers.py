@@ -241,7 +241,7 @@ def sentences():
 
 
 def taught():
-    """A classifier of film reviews from MiniLM and 600 of them, beside scikit-learn's on the same features."""
+    """A classifier of film reviews from MiniLM and 600 of them, beside scikit-learn's on the vectors of texts."""
     data = SHARED / "data/sst2"
 
     def reviews():

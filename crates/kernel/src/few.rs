@@ -3,40 +3,38 @@
 
 use crate::Cpu;
 use crate::lanes::{Body, Set, run};
+use crate::math::fma;
 
 /// Numbers that are summed side by side.
 const LANES: usize = 32;
 /// Rows whose parts share a write.
 const TOGETHER: usize = 4;
 
-/// `output[i][j]` = the sum over k of `x[i][k] * weights[j][k]`, plus `bias[j]`; `k` goes over `columns`. On one thread.
+/// `output[i][j]` = the sum over k of `x[i][k] * weights[j][k]`, plus `bias[j]`: `x` is `[rows, columns]`, `weights` `[outputs,
+/// columns]`, `output` `[rows, outputs]`. On one thread.
 ///
 /// # Panics
 /// When the slices do not fit each other.
 pub fn scores(cpu: &Cpu, x: &[f32], columns: usize, weights: &[f32], bias: &[f32], output: &mut [f32]) {
-    let (rows, outputs) = fitting(x, columns, bias.len(), output.len());
-    assert_eq!(weights.len(), outputs * columns);
-    if rows > 0 {
-        run(cpu, Scores { x, columns, weights, bias, output });
-    }
+    check(x, columns, bias.len(), output, weights);
+    run(cpu, Scores { x, columns, weights, bias, output });
 }
 
-/// `sums[j][k] +=` the sum over i of `errors[i][j] * x[i][k]`; `j` goes over `outputs`. On one thread.
+/// `sums[j][k] +=` the sum over i of `errors[i][j] * x[i][k]`: `x` is `[rows, columns]`, `errors` `[rows, outputs]`, `sums`
+/// `[outputs, columns]`. On one thread.
 ///
 /// # Panics
 /// When the slices do not fit each other.
 pub fn add_products(cpu: &Cpu, x: &[f32], columns: usize, errors: &[f32], outputs: usize, sums: &mut [f32]) {
-    fitting(x, columns, outputs, errors.len());
-    assert_eq!(sums.len(), outputs * columns);
+    check(x, columns, outputs, errors, sums);
     run(cpu, AddProducts { x, columns, errors, outputs, sums });
 }
 
-/// Rows of `x`, and numbers of each in the narrow operand.
-fn fitting(x: &[f32], columns: usize, outputs: usize, narrow: usize) -> (usize, usize) {
+/// Panics unless `x` are rows, `narrow` has numbers for each of them, and `wide` a row for each of these.
+fn check(x: &[f32], columns: usize, outputs: usize, narrow: &[f32], wide: &[f32]) {
     assert!(columns > 0 && outputs > 0 && x.len().is_multiple_of(columns));
-    let rows = x.len() / columns;
-    assert_eq!(narrow, rows * outputs);
-    (rows, outputs)
+    assert_eq!(narrow.len(), x.len() / columns * outputs);
+    assert_eq!(wide.len(), outputs * columns);
 }
 
 struct Scores<'a> {
@@ -67,7 +65,7 @@ fn dot<S: Set>(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0f32; LANES];
     for (a, b) in a.iter().zip(b) {
         for l in 0..LANES {
-            sums[l] = multiply_add::<S>(a[l], b[l], sums[l]);
+            sums[l] = fma::<S>(a[l], b[l], sums[l]);
         }
     }
     let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
@@ -119,7 +117,7 @@ fn add<S: Set, const N: usize>(x: &[f32], parts: [f32; N], sums: &mut [f32]) {
         for i in 0..N {
             let x = &rows[i][at];
             for l in 0..LANES {
-                now[l] = multiply_add::<S>(x[l], parts[i], now[l]);
+                now[l] = fma::<S>(x[l], parts[i], now[l]);
             }
         }
         *sums = now;
@@ -128,11 +126,6 @@ fn add<S: Set, const N: usize>(x: &[f32], parts: [f32; N], sums: &mut [f32]) {
     for (at, sum) in rest.iter_mut().enumerate() {
         (0..N).for_each(|i| *sum += row(i)[start + at] * parts[i]);
     }
-}
-
-#[inline(always)]
-fn multiply_add<S: Set>(a: f32, b: f32, c: f32) -> f32 {
-    if S::FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
 #[cfg(test)]

@@ -111,7 +111,7 @@ impl Teach {
         if self.adapter.is_some() && !matches!(self.tune, Some(Depth::Lora(_))) {
             bail!("--adapter is what --tune lora has trained; give that, too");
         }
-        if let Some(faster) = self.faster.filter(|n| !(*n >= 1.0 && n.is_finite())) {
+        if let Some(faster) = self.faster.filter(|n| !(*n > 1.0 && n.is_finite())) {
             bail!("--faster {faster} is not faster; give a number above 1, such as 3");
         }
         let rate = self.rate.unwrap_or(1e-3);

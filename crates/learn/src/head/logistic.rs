@@ -69,7 +69,7 @@ pub(super) fn fit(problem: &Problem) -> Result<Fitted> {
     Ok(Fitted {
         method: Method::Logistic,
         penalty: Some(penalty),
-        head: problem.basis.head(&weight, &bias),
+        head: problem.basis.head(weight, bias),
         unseen,
     })
 }
@@ -96,36 +96,35 @@ impl Examples {
     }
 }
 
-/// Weights `[coordinates, outputs]` and, after them, biases `[outputs]`, on the way to the least loss.
+/// Weights `[outputs, coordinates]` and, after them, biases `[outputs]`, on the way to the least loss.
 struct Solver {
-    size: usize,
     outputs: usize,
     at: Vec<f64>,
 }
 
 impl Solver {
     fn new(size: usize, outputs: usize) -> Solver {
-        Solver { size, outputs, at: vec![0.0; (size + 1) * outputs] }
+        Solver { outputs, at: vec![0.0; (size + 1) * outputs] }
     }
 
     /// `[outputs, coordinates]` and `[outputs]`.
-    fn weights(&self) -> (Vec<f64>, Vec<f64>) {
-        let (size, outputs) = (self.size, self.outputs);
-        let weight = (0..outputs * size).map(|k| self.at[k % size * outputs + k / size]).collect();
-        (weight, self.at[size * outputs..].to_vec())
+    fn weights(&self) -> (&[f64], &[f64]) {
+        self.at.split_at(self.at.len() - self.outputs)
     }
 
     fn scores(&self, problem: &Problem, examples: &Examples) -> Vec<f32> {
-        scores(&self.at, self.size, self.outputs, examples, problem.cpu)
+        let mut scores = vec![0f32; examples.rows * self.outputs];
+        Narrow::new(&self.at, self.outputs).scores(problem.cpu, &examples.coordinates, &mut scores);
+        scores
     }
 
     /// Goes on to the least loss at this penalty.
     fn solve(&mut self, problem: &Problem, examples: &Examples, penalty: f64) {
-        let outputs = self.outputs;
         // What a step along each coordinate is to be scaled by: the loss curves by at most a quarter of its variance.
-        let values = problem.basis.values.iter().copied().chain([1.0]);
-        let shape: Vec<f64> =
-            values.map(|v| 1.0 / (v / 4.0 + penalty)).flat_map(|s| std::iter::repeat_n(s, outputs)).collect();
+        let scale = |variance: f64| 1.0 / (variance / 4.0 + penalty);
+        let row: Vec<f64> = problem.basis.values.iter().map(|&v| scale(v)).collect();
+        let mut shape = row.repeat(self.outputs);
+        shape.resize(self.at.len(), scale(1.0));
         let value = |at: &[f64]| loss(problem, examples, at, penalty);
         let (mut here, mut gradient) = value(&self.at);
         let mut memory: VecDeque<(Vec<f64>, Vec<f64>, f64)> = VecDeque::new();
@@ -195,22 +194,34 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 const ROWS: usize = 64;
 /// Rows whose products are summed in f32 before they go into sums in f64.
 const BLOCK: usize = 16 * ROWS;
+/// Outputs that are too few for the tiles of a product of matrices.
+const FEW: usize = 8;
 
-/// Weights `[outputs, coordinates]` and biases as single numbers.
+/// Weights `[outputs, coordinates]` and biases `[outputs]`, as single numbers.
 struct Narrow {
     weight: Vec<f32>,
     bias: Vec<f32>,
 }
 
 impl Narrow {
-    fn new(at: &[f64], size: usize, outputs: usize) -> Narrow {
-        let weight = (0..outputs * size).map(|k| at[k % size * outputs + k / size] as f32).collect();
-        Narrow { weight, bias: at[size * outputs..].iter().map(|&x| x as f32).collect() }
+    fn new(at: &[f64], outputs: usize) -> Narrow {
+        let mut weight: Vec<f32> = at.iter().map(|&x| x as f32).collect();
+        let bias = weight.split_off(at.len() - outputs);
+        Narrow { weight, bias }
+    }
+
+    fn size(&self) -> usize {
+        self.weight.len() / self.bias.len()
+    }
+
+    /// Rows that are best worked on together.
+    fn rows(&self) -> usize {
+        if self.bias.len() <= FEW { ROWS } else { BLOCK }
     }
 
     /// The scores of these rows.
-    fn scores(&self, cpu: &Cpu, x: &[f32], size: usize, scores: &mut [f32]) {
-        let outputs = self.bias.len();
+    fn scores(&self, cpu: &Cpu, x: &[f32], scores: &mut [f32]) {
+        let (size, outputs) = (self.size(), self.bias.len());
         if outputs <= FEW {
             return few::scores(cpu, x, size, &self.weight, &self.bias, scores);
         }
@@ -218,15 +229,17 @@ impl Narrow {
         let weight = View::new(&self.weight, outputs, size);
         matmul(cpu, View::new(x, x.len() / size, size), weight.t(), scores, outputs, &post);
     }
-}
 
-/// Outputs that are too few for the tiles of a product of matrices.
-const FEW: usize = 8;
-
-fn scores(at: &[f64], size: usize, outputs: usize, examples: &Examples, cpu: &Cpu) -> Vec<f32> {
-    let mut scores = vec![0f32; examples.rows * outputs];
-    Narrow::new(at, size, outputs).scores(cpu, &examples.coordinates, size, &mut scores);
-    scores
+    /// What errors in the scores of these rows say of the weights: added up where there are few, else put in their place.
+    fn gather(&self, cpu: &Cpu, x: &[f32], errors: &[f32], sums: &mut [f32]) {
+        let (size, outputs) = (self.size(), self.bias.len());
+        if outputs <= FEW {
+            return few::add_products(cpu, x, size, errors, outputs, sums);
+        }
+        let rows = x.len() / size;
+        let (x, errors) = (View::new(x, rows, size), View::new(errors, rows, outputs));
+        matmul(cpu, errors.t(), x, sums, size, &Post::default());
+    }
 }
 
 /// What some examples add to the loss and to its gradient.
@@ -240,18 +253,16 @@ struct Part {
 impl Part {
     /// Of the block of examples that begins at this row.
     fn new(problem: &Problem, examples: &Examples, narrow: &Narrow, start: usize) -> Part {
-        let (size, outputs, cpu) = (problem.basis.size(), narrow.bias.len(), problem.cpu);
+        let (size, outputs, cpu) = (narrow.size(), narrow.bias.len(), problem.cpu);
         let softmax = matches!(problem.truth, Truth::Classes { .. });
         let mut part = Part { loss: 0.0, weight: vec![0.0; outputs * size], bias: vec![0.0; outputs] };
         let end = (start + BLOCK).min(examples.rows);
-        // A product of matrices wants them all at once.
-        let step = if outputs <= FEW { ROWS } else { BLOCK };
-        let mut errors = vec![0f32; step * outputs];
-        for start in (start..end).step_by(step) {
-            let rows = step.min(end - start);
+        let mut errors = vec![0f32; narrow.rows() * outputs];
+        for start in (start..end).step_by(narrow.rows()) {
+            let rows = narrow.rows().min(end - start);
             let errors = &mut errors[..rows * outputs];
             let x = &examples.coordinates[start * size..][..rows * size];
-            narrow.scores(cpu, x, size, errors);
+            narrow.scores(cpu, x, errors);
             let targets = examples.targets[start * outputs..].chunks_exact(outputs);
             let masses = &examples.masses[start..];
             for ((row, targets), mass) in errors.chunks_exact_mut(outputs).zip(targets).zip(masses) {
@@ -263,12 +274,7 @@ impl Part {
                     *bias += f64::from(*error);
                 }
             }
-            if outputs <= FEW {
-                few::add_products(cpu, x, size, errors, outputs, &mut part.weight);
-            } else {
-                let (x, errors) = (View::new(x, rows, size), View::new(errors, rows, outputs));
-                matmul(cpu, errors.t(), x, &mut part.weight, size, &Post::default());
-            }
+            narrow.gather(cpu, x, errors, &mut part.weight);
         }
         part
     }
@@ -276,20 +282,17 @@ impl Part {
 
 /// The loss with its penalty, and its gradient.
 fn loss(problem: &Problem, examples: &Examples, at: &[f64], penalty: f64) -> (f64, Vec<f64>) {
-    let (size, outputs) = (problem.basis.size(), problem.truth.outputs());
-    let narrow = Narrow::new(at, size, outputs);
+    let narrow = Narrow::new(at, problem.truth.outputs());
     let blocks = examples.rows.div_ceil(BLOCK);
     let parts = problem.cpu.pool().map(blocks, |i| Part::new(problem, examples, &narrow, i * BLOCK));
-    let weight = &at[..size * outputs];
+    let weight = &at[..narrow.weight.len()];
     let mut total = penalty / 2.0 * dot(weight, weight);
     let mut gradient: Vec<f64> = weight.iter().map(|w| penalty * w).collect();
     gradient.resize(at.len(), 0.0);
     for part in parts {
         total += part.loss;
-        for (j, row) in part.weight.chunks_exact(size).enumerate() {
-            row.iter().enumerate().for_each(|(k, &g)| gradient[k * outputs + j] += f64::from(g));
-        }
-        gradient[size * outputs..].iter_mut().zip(part.bias).for_each(|(sum, g)| *sum += g);
+        let found = part.weight.into_iter().map(f64::from).chain(part.bias);
+        gradient.iter_mut().zip(found).for_each(|(sum, g)| *sum += g);
     }
     (total, gradient)
 }
@@ -327,28 +330,32 @@ mod tests {
     #[test]
     fn the_gradient_is_the_slope_and_vanishes_at_the_end() {
         let cpu = cpu();
-        let (features, of) = clouds(60, 5, 3, 0.5, 2);
-        let labels: Vec<bool> = of.iter().flat_map(|&class| [class == 0, class < 2, class == 2]).collect();
-        for truth in [Truth::Classes { of, count: 3 }, Truth::Labels { of: labels, count: 3 }] {
-            let problem = Problem::new(&features, &truth, false, 0, &cpu).unwrap();
-            let all = Examples::new(&problem, &(0..problem.rows()).collect::<Vec<_>>());
-            let mut solver = Solver::new(problem.basis.size(), 3);
-            let mut random = Random::new(9);
-            let at: Vec<f64> = solver.at.iter().map(|_| 0.3 * random.normal()).collect();
-            let gradient = loss(&problem, &all, &at, 0.01).1;
-            for (k, gradient) in gradient.iter().enumerate() {
-                let moved = |by: f64| {
-                    let mut at = at.clone();
-                    at[k] += by;
-                    loss(&problem, &all, &at, 0.01).0
-                };
-                let slope = (moved(1e-3) - moved(-1e-3)) / 2e-3;
-                assert!((slope - gradient).abs() < 1e-3, "{slope} {gradient}");
+        // Few outputs and many, and more examples than a block.
+        for (rows, count) in [(60, 3), (BLOCK + 60, 3), (BLOCK + 60, FEW + 4)] {
+            let (features, of) = clouds(rows, 5, count, 0.5, 2);
+            let labels: Vec<bool> =
+                of.iter().flat_map(|&class| (0..count).map(move |label| label % 3 == class % 3)).collect();
+            for truth in [Truth::Classes { of, count }, Truth::Labels { of: labels, count }] {
+                let problem = Problem::new(&features, &truth, false, 0, &cpu).unwrap();
+                let all = Examples::new(&problem, &(0..problem.rows()).collect::<Vec<_>>());
+                let mut solver = Solver::new(problem.basis.size(), count);
+                let mut random = Random::new(9);
+                let at: Vec<f64> = solver.at.iter().map(|_| 0.3 * random.normal()).collect();
+                let gradient = loss(&problem, &all, &at, 0.01).1;
+                for (k, gradient) in gradient.iter().enumerate() {
+                    let moved = |by: f64| {
+                        let mut at = at.clone();
+                        at[k] += by;
+                        loss(&problem, &all, &at, 0.01).0
+                    };
+                    let slope = (moved(1e-3) - moved(-1e-3)) / 2e-3;
+                    assert!((slope - gradient).abs() < 1e-3, "{slope} {gradient}");
+                }
+                solver.solve(&problem, &all, 0.01);
+                let most =
+                    loss(&problem, &all, &solver.at, 0.01).1.iter().fold(0f64, |most, g| most.max(g.abs()));
+                assert!(most < 1e-3, "{most}");
             }
-            solver.solve(&problem, &all, 0.01);
-            let most =
-                loss(&problem, &all, &solver.at, 0.01).1.iter().fold(0f64, |most, g| most.max(g.abs()));
-            assert!(most < 1e-3, "{most}");
         }
     }
 }

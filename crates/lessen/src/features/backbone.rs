@@ -124,19 +124,20 @@ pub(crate) fn taps(model: &Model) -> Result<Vec<Tap>> {
 fn shares(graph: &Graph, values: &[ValueId]) -> Option<Vec<f64>> {
     let mut graph = graph.clone();
     shapes::bind(&mut graph, &[]).ok()?;
-    let work = |value: &ValueId| {
+    let work: Vec<_> = graph.nodes().rev().map(|(_, node)| (node, mul_adds(&graph, node) as f64)).collect();
+    let before = |value: &ValueId| {
         let mut needed = vec![false; graph.value_count()];
         needed[value.index()] = true;
         let mut sum = 0f64;
-        for (_, node) in graph.nodes().rev() {
+        for (node, work) in &work {
             if node.outputs.iter().flatten().any(|v| needed[v.index()]) {
                 node.reads().for_each(|v| needed[v.index()] = true);
-                sum += mul_adds(&graph, node) as f64;
+                sum += work;
             }
         }
         sum
     };
-    let all: Vec<f64> = values.iter().map(work).collect();
+    let all: Vec<f64> = values.iter().map(before).collect();
     let whole = all.last().copied().filter(|whole| *whole > 0.0)?;
     Some(all.iter().map(|part| part / whole).collect())
 }

@@ -41,7 +41,6 @@ pub struct Skipped {
 }
 
 /// Features of the examples that could be read.
-#[derive(Clone)]
 pub(crate) struct Learnt {
     pub features: Features,
     /// Which examples they are of, in ascending order.
@@ -53,6 +52,9 @@ pub(crate) struct Learnt {
 
 impl Learnt {
     /// These and the features of other examples.
+    ///
+    /// # Errors
+    /// When those have another number of features.
     pub fn and(self, others: Learnt) -> Result<Learnt> {
         let columns = self.features.columns();
         if others.features.columns() != columns {

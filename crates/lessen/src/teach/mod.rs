@@ -23,12 +23,13 @@ use serde::Serialize;
 use crate::adapter::Adapter;
 use crate::answer::{Answerer, Options, Task};
 use crate::eval::{Eval, Judged, eval};
-use crate::features::{Backbone, FEATURES, Learnt, Skipped, Subset, Wanted, backbone, claim, learn, print};
+use crate::features::{FEATURES, Skipped, Subset, Wanted, claim, learn, print};
 use crate::payback::Payback;
 use crate::receipt::Number;
 use crate::tasks::Purpose;
 use crate::{Error, Model, Result};
 pub use suit::{Suit, suit};
+use taps::Chosen;
 pub use taps::Tapped;
 use teacher::Answered;
 pub use tune::{Depth, Tuned, Tuning};
@@ -83,7 +84,7 @@ pub struct Report {
     pub skipped: Vec<Skipped>,
     /// The values of the model that the features are of.
     pub nodes: Vec<String>,
-    /// What else they could have been of; nothing where there was no choice.
+    /// Where in the model they could be taken; nothing where there was no choice.
     pub taps: Vec<Tapped>,
     /// Numbers of an example.
     pub features: usize,
@@ -166,7 +167,8 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
     if !request.cross && similar::are_pairs(data) {
         return similar::teach(model, request, &wanted, meter, cpu);
     }
-    let (mut backbone, mut learnt, taps) = features(model, request, &wanted, cpu)?;
+    let Chosen { mut backbone, mut learnt, each: feature_each, tried } =
+        features(model, request, &wanted, cpu)?;
     let (all, names) = truth(data, &learnt.rows)?;
     let task = task_of(&all);
     if request.balanced && task != Task::Classify {
@@ -246,14 +248,14 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
     };
     // What an example takes: of those judged, else of those that nothing but features was computed of.
     let each = test.as_ref().or(held_out.as_ref()).map(|eval| eval.time.value / eval.examples.max(1) as f64);
-    let plain = !cached && answered.is_none() && !tuning.is_some_and(|tuning| tuning.contrast);
-    let each = each.or(plain.then(|| feature_time / rows.len().max(1) as f64));
+    let plain = answered.is_none() && !tuning.is_some_and(|tuning| tuning.contrast);
+    let each = each.or(feature_each.filter(|_| plain));
     let report = Report {
         data: data.describe(),
         examples: rows.len(),
         skipped: learnt.skipped,
         nodes: backbone.nodes,
-        taps,
+        taps: tried,
         features: features.columns(),
         cached,
         balanced: request.balanced,
@@ -273,27 +275,19 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
 
 /// Features of the named value, or of where they do best; of the model's end when the weights before it are trained, and when
 /// other tasks have the same.
-fn features(
-    model: &Model,
-    request: &Request,
-    wanted: &Wanted,
-    cpu: &Cpu,
-) -> Result<(Backbone, Learnt, Vec<Tapped>)> {
+fn features(model: &Model, request: &Request, wanted: &Wanted, cpu: &Cpu) -> Result<Chosen> {
     let fixed = [
         (wanted.node.is_some(), "--features names them"),
         (request.tuning.is_some(), "--tune and --contrast train all that lies before them"),
         (request.add.is_some(), "--add lets tasks share them"),
     ];
-    if let Some((_, why)) = fixed.iter().find(|(is, _)| *is) {
-        if request.faster.is_some() {
-            return Err(Error::input(format!("--faster chooses the features, but {why}; leave one away")));
+    match fixed.iter().find(|(is, _)| *is) {
+        None => taps::choose(model, wanted, request.balanced, request.faster, cpu, request.progress),
+        Some((_, why)) if request.faster.is_some() => {
+            Err(Error::input(format!("--faster chooses the features, but {why}; leave one away")))
         }
-        let backbone = backbone(model, wanted.node)?;
-        let learnt = learn(&backbone, wanted, None, cpu, request.progress)?;
-        return Ok((backbone, learnt, Vec::new()));
+        Some(_) => Chosen::fixed(model, wanted, cpu, request.progress),
     }
-    let chosen = taps::choose(model, wanted, request.balanced, request.faster, cpu, request.progress)?;
-    Ok((chosen.backbone, chosen.learnt, chosen.tried))
 }
 
 /// How a model does on examples.

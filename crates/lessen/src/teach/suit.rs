@@ -51,7 +51,7 @@ pub fn suit(model: &Model, request: &Request, cpu: &Cpu) -> Result<Suit> {
         let width = backbone.width();
         (backbone.nodes, width, 1.0 - eval.value.value, eval.metric, eval.value, None)
     } else {
-        let (backbone, learnt, _) = super::features(model, request, &request.wanted, cpu)?;
+        let super::Chosen { backbone, learnt, .. } = super::features(model, request, &request.wanted, cpu)?;
         let (truth, _) = truth(data, &learnt.rows)?;
         let problem = Problem::new(&learnt.features, &truth, request.balanced, crate::eval::SEED, cpu)?;
         let fitted = problem.fit(Method::Ridge)?;

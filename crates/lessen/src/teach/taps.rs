@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::time::Instant;
 
 use kernel::Cpu;
 use learn::data::{Dataset, Target};
@@ -42,15 +43,56 @@ pub struct Tapped {
     pub taken: bool,
 }
 
-/// The features that do best, or hardly worse and cost the least.
+/// Features, and what they were taken of.
 pub(super) struct Chosen {
     pub backbone: Backbone,
     pub learnt: Learnt,
-    /// What was tried, by its cost; nothing where there is no choice.
+    /// Seconds that such features of an example take, about; none when they were kept from before.
+    pub each: Option<f64>,
+    /// What was tried, by its cost; nothing where there was no choice.
     pub tried: Vec<Tapped>,
 }
 
-/// Chooses and computes features. With `faster`, only those are looked at that take so many times less than all of the model.
+impl Chosen {
+    /// The features of the named value, or of the model's end.
+    ///
+    /// # Errors
+    /// When there are none, or no example can be read.
+    pub fn fixed(model: &Model, wanted: &Wanted, cpu: &Cpu, progress: &dyn Fn(&str)) -> Result<Chosen> {
+        let backbone = backbone(model, wanted.node)?;
+        let (learnt, each) = timed(&backbone, wanted, None, cpu, progress)?;
+        Ok(Chosen { backbone, learnt, each, tried: Vec::new() })
+    }
+}
+
+/// Features, and seconds for each when none were kept from before.
+fn timed(
+    backbone: &Backbone,
+    wanted: &Wanted,
+    some: Option<&[usize]>,
+    cpu: &Cpu,
+    progress: &dyn Fn(&str),
+) -> Result<(Learnt, Option<f64>)> {
+    let start = Instant::now();
+    let learnt = learn(backbone, wanted, some, cpu, progress)?;
+    let each = start.elapsed().as_secs_f64() / learnt.rows.len().max(1) as f64;
+    let each = (!learnt.cached).then_some(each);
+    Ok((learnt, each))
+}
+
+/// How a ridge head on some taps does.
+struct Trial<'a> {
+    /// Which taps.
+    set: &'a [usize],
+    /// The loss of each example, as heads are compared by, and its sum.
+    losses: Vec<f64>,
+    sum: f64,
+    loss: f64,
+    value: Number,
+}
+
+/// The features that do best, or hardly worse and cost the least. With `faster`, only those are looked at that take so many
+/// times less than all of the model.
 ///
 /// # Errors
 /// When the model has no features, or none that are so much faster, or examples cannot be learnt from.
@@ -65,7 +107,7 @@ pub(super) fn choose(
     let mut all = taps(model)?;
     if let Some(faster) = faster {
         let least = all.iter().map(|tap| tap.share).fold(f64::INFINITY, f64::min);
-        all.retain(|tap| tap.share * faster <= 1.0);
+        all.retain(|tap| tap.share * faster < 1.0 + NOTHING);
         if all.is_empty() {
             return Err(Error::input(format!(
                 "nothing that features can be taken of is {faster} times as fast as all of the model: the first of it \
@@ -79,62 +121,61 @@ pub(super) fn choose(
         let kept: Vec<usize> = (0..MOST).map(|i| i * last / (MOST - 1)).collect();
         all = kept.into_iter().map(|at| all[at].clone()).collect();
     }
-    let plain = |progress| {
-        let backbone = backbone(model, None)?;
-        let learnt = learn(&backbone, wanted, None, cpu, progress)?;
-        Ok(Chosen { backbone, learnt, tried: Vec::new() })
-    };
     if all.len() == 1 && all[0].end {
-        return plain(progress);
+        return Chosen::fixed(model, wanted, cpu, progress);
     }
     let sample = sample(wanted.data);
     let every: Vec<&Tap> = all.iter().collect();
-    let learnt = learn(&tapped(model, &every)?, wanted, sample.as_deref(), cpu, progress)?;
+    let (learnt, each) = timed(&tapped(model, &every)?, wanted, sample.as_deref(), cpu, progress)?;
     let (right, _) = truth(wanted.data, &learnt.rows)?;
     let sets = sets(&all);
     progress("how deep features are taken");
-    let judge = |set: &Vec<usize>| -> Result<(Vec<f64>, f64, Number)> {
+    let judge = |i: usize| -> Result<Trial> {
+        let set = &sets[i];
         let features = learnt.features.select_columns(&columns(&all, set));
         let problem = Problem::new(&features, &right, balanced, SEED, cpu)?;
         let fitted = problem.fit(Method::Ridge)?;
-        Ok((problem.losses(&fitted), problem.loss(&fitted), judged(&fitted, &right)?.metric()?.1))
+        let losses = problem.losses(&fitted);
+        let (loss, (_, value)) = (problem.loss(&fitted), judged(&fitted, &right)?.metric()?);
+        Ok(Trial { set, sum: losses.iter().sum(), losses, loss, value })
     };
-    let judgements = cpu.pool().map(sets.len(), |i| judge(&sets[i]));
-    // By what they cost, as the sets are; what a head cannot be fitted to is no choice.
-    let found: Vec<_> =
-        sets.iter().zip(judgements).filter_map(|(set, found)| Some((set, found.ok()?))).collect();
-    let mean = |(_, (losses, ..)): &&(&Vec<usize>, (Vec<f64>, f64, Number))| losses.iter().sum::<f64>();
-    let Some((_, (best, ..))) = found.iter().min_by(|a, b| mean(a).total_cmp(&mean(b))) else {
-        return plain(progress);
+    // By what they cost, as the sets are; what no head can be fitted to is no choice.
+    let trials: Vec<Trial> = cpu.pool().map(sets.len(), judge).into_iter().flatten().collect();
+    let Some(best) = trials.iter().min_by(|a, b| a.sum.total_cmp(&b.sum)) else {
+        return Chosen::fixed(model, wanted, cpu, progress);
     };
-    let good = |(_, (losses, ..)): &&(&Vec<usize>, (Vec<f64>, f64, Number))| hardly_worse(losses, best);
-    let least = found.iter().find(good).map_or(1.0, |(set, _)| share(&all, set));
-    // More examples than those tried make use of more numbers.
-    let more = sample.is_some();
-    let rank = |(set, (losses, ..)): &(&Vec<usize>, (Vec<f64>, f64, Number))| {
-        if more { -(set.len() as f64) } else { losses.iter().sum() }
+    let good = |trial: &&Trial| hardly_worse(&trial.losses, &best.losses);
+    let least = trials.iter().find(good).map_or(1.0, |trial| share(&all, trial.set));
+    let rank = |trial: &Trial| match sample {
+        // More examples than those tried make use of more numbers.
+        Some(_) => -(trial.set.len() as f64),
+        None => trial.sum,
     };
-    let taken = found.iter().enumerate().filter(|(_, f)| good(f) && share(&all, f.0) <= least);
-    let taken = taken.min_by(|a, b| rank(a.1).total_cmp(&rank(b.1))).map_or(0, |(at, _)| at);
+    let cheap = trials.iter().filter(good).filter(|trial| share(&all, trial.set) <= least);
+    let taken = cheap.min_by(|a, b| rank(a).total_cmp(&rank(b))).unwrap_or(best).set;
 
-    let set = found[taken].0;
-    let chosen: Vec<&Tap> = set.iter().map(|&at| &all[at]).collect();
+    let chosen: Vec<&Tap> = taken.iter().map(|&at| &all[at]).collect();
     let backbone = tapped(model, &chosen)?;
-    let own = learnt.features.select_columns(&columns(&all, set));
+    let own = learnt.features.select_columns(&columns(&all, taken));
+    // Of those that were tried all taps were computed.
+    let part = share(&all, taken) / all.iter().map(|tap| tap.share).fold(f64::MIN_POSITIVE, f64::max);
+    let mut each = each.map(|each| each * part);
     let mut learnt = Learnt { features: own, ..learnt };
     let sampled = |row: &usize| sample.as_ref().is_none_or(|sample| sample.binary_search(row).is_ok());
     let others: Vec<usize> = (0..wanted.data.len()).filter(|row| !sampled(row)).collect();
     if !others.is_empty() {
-        learnt = learnt.and(learn(&backbone, wanted, Some(&others), cpu, progress)?)?;
+        let (more, seconds) = timed(&backbone, wanted, Some(&others), cpu, progress)?;
+        (learnt, each) = (learnt.and(more)?, seconds);
     }
-    let tried = found.into_iter().enumerate().map(|(i, (set, (_, loss, value)))| Tapped {
-        nodes: set.iter().map(|&at| all[at].node.clone()).collect(),
-        share: share(&all, set),
-        loss,
-        value,
-        taken: i == taken,
+    let tried = trials.iter().map(|trial| Tapped {
+        nodes: trial.set.iter().map(|&at| all[at].node.clone()).collect(),
+        share: share(&all, trial.set),
+        loss: trial.loss,
+        value: trial.value,
+        taken: trial.set == taken,
     });
-    Ok(Chosen { backbone, learnt, tried: tried.collect() })
+    let tried = tried.collect();
+    Ok(Chosen { backbone, learnt, each, tried })
 }
 
 /// What is tried: each tap alone, and with the first one where that is what examples say in so many words, before any weights
@@ -196,7 +237,7 @@ mod tests {
 
     use super::*;
 
-    /// So many examples, each hundredth of class 1.
+    /// So many examples, of which one in five hundred is of class 1.
     struct Rare(usize);
 
     impl Dataset for Rare {
