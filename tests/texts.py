@@ -4,16 +4,20 @@ import numpy as np
 
 
 def batches(tokenizer, texts):
-    """Different texts by length, 32 at once, with the inputs that they make; `tokenizer` is the path of tokenizer.json."""
+    """Different texts by their tokens, 32 at once, with the inputs that they make; `tokenizer` is the path of
+    tokenizer.json."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(tokenizer))
     tokenizer.enable_truncation(256)
     tokenizer.no_padding()
-    texts = sorted(set(texts), key=lambda t: (len(t), t))
+    texts = sorted(set(texts))
+    codes = tokenizer.encode_batch(texts)
+    order = sorted(range(len(texts)), key=lambda at: len(codes[at].ids))
+    texts, all_codes = [texts[at] for at in order], [codes[at] for at in order]
     for i in range(0, len(texts), 32):
-        codes = tokenizer.encode_batch(texts[i:i + 32])
-        width = max(len(c.ids) for c in codes)
+        codes = all_codes[i:i + 32]
+        width = len(codes[-1].ids)
         pad = lambda ids: np.array([v + [0] * (width - len(v)) for v in ids], np.int64)
         ids, mask = pad([c.ids for c in codes]), pad([c.attention_mask for c in codes])
         yield texts[i:i + 32], {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}

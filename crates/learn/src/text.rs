@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use graph::Tensor;
 use serde_json::{Map, Value, json};
-use tokenizers::{EncodeInput, Encoding, PaddingDirection, PostProcessor, TruncationParams};
+use tokenizers::{EncodeInput, PaddingDirection, PostProcessor, TruncationParams};
 
 use crate::data::load;
 use crate::{Error, Input, Result};
@@ -18,6 +18,25 @@ pub struct Tokenizer {
     pad: i64,
     pad_type: i64,
     pad_left: bool,
+}
+
+/// The tokens of a text or a pair of texts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    ids: Vec<u32>,
+    types: Vec<u32>,
+}
+
+impl Encoded {
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// True when there are none.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
 }
 
 /// A batch of texts for a model: three i64 tensors of shape `[texts, tokens]`, padded to the longest text.
@@ -104,37 +123,49 @@ impl Tokenizer {
         text.trim().trim_start_matches("##").to_string()
     }
 
-    /// The ids of a batch of texts or pairs of texts, with the special tokens the model expects.
+    /// The tokens of a text or a pair of texts, with the special ones that the model expects.
     ///
     /// # Errors
-    /// [`Error::Input`] when there are no texts, one of the inputs is not text, or the tokenizer fails.
-    pub fn encode(&self, inputs: &[&Input]) -> Result<Tokens> {
-        let text = |input: &&Input| match *input {
-            Input::Text(text) => Ok(EncodeInput::from(text.clone())),
-            Input::Pair(a, b) => Ok(EncodeInput::from((a.clone(), b.clone()))),
+    /// [`Error::Input`] when the input is no text, or the tokenizer fails.
+    pub fn encode(&self, input: &Input) -> Result<Encoded> {
+        let text = match input {
+            Input::Text(text) => EncodeInput::from(text.as_str()),
+            Input::Pair(a, b) => EncodeInput::from((a.as_str(), b.as_str())),
             Input::Arrays(_) | Input::Image(_) => {
-                Err(Error::input("the model takes texts; the data are none"))
+                return Err(Error::input("the model takes texts; the data are none"));
             }
         };
-        let texts = inputs.iter().map(text).collect::<Result<Vec<EncodeInput>>>()?;
+        let made = self.inner.encode_fast(text, true).map_err(|e| Error::input(format!("tokenizer: {e}")))?;
+        Ok(Encoded { ids: made.get_ids().to_vec(), types: made.get_type_ids().to_vec() })
+    }
+
+    /// A batch of texts, filled up to the longest.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when there are none.
+    pub fn batch(&self, texts: &[&Encoded]) -> Result<Tokens> {
         if texts.is_empty() {
             return Err(Error::input("a batch of no texts"));
         }
-        let encodings =
-            self.inner.encode_batch_fast(texts, true).map_err(|e| Error::input(format!("tokenizer: {e}")))?;
+        let ones = vec![1; texts.iter().map(|text| text.len()).max().unwrap_or(0)];
         Ok(Tokens {
-            input_ids: self.padded(&encodings, Encoding::get_ids, self.pad)?,
-            attention_mask: self.padded(&encodings, Encoding::get_attention_mask, 0)?,
-            token_type_ids: self.padded(&encodings, Encoding::get_type_ids, self.pad_type)?,
+            input_ids: self.padded(texts, |text| &text.ids, self.pad)?,
+            attention_mask: self.padded(texts, |text| &ones[..text.len()], 0)?,
+            token_type_ids: self.padded(texts, |text| &text.types, self.pad_type)?,
         })
     }
 
-    fn padded(&self, encodings: &[Encoding], part: fn(&Encoding) -> &[u32], pad: i64) -> Result<Tensor> {
-        let width = encodings.iter().map(Encoding::len).max().unwrap_or(0);
-        Ok(Tensor::build(&[encodings.len(), width], |out| {
+    fn padded<'a>(
+        &self,
+        texts: &[&'a Encoded],
+        part: impl Fn(&'a Encoded) -> &'a [u32],
+        pad: i64,
+    ) -> Result<Tensor> {
+        let width = texts.iter().map(|text| text.len()).max().unwrap_or(0);
+        Ok(Tensor::build(&[texts.len(), width], |out| {
             out.fill(pad);
-            for (i, encoding) in encodings.iter().enumerate() {
-                let values = part(encoding);
+            for (i, text) in texts.iter().enumerate() {
+                let values = part(text);
                 let start = i * width + if self.pad_left { width - values.len() } else { 0 };
                 out[start..].iter_mut().zip(values).for_each(|(out, &value)| *out = value.into());
             }
@@ -213,20 +244,25 @@ mod tests {
         tensor.as_slice().unwrap()
     }
 
+    fn batch(tokenizer: &Tokenizer, inputs: &[Input]) -> Tokens {
+        let texts: Vec<Encoded> = inputs.iter().map(|input| tokenizer.encode(input).unwrap()).collect();
+        tokenizer.batch(&texts.iter().collect::<Vec<_>>()).unwrap()
+    }
+
     #[test]
     fn berts_vocabulary() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("vocab.txt"), VOCAB).unwrap();
         let tokenizer = Tokenizer::open(dir.path(), None).unwrap();
         assert_eq!(tokenizer.vocabulary(), 9);
-        let tokens = tokenizer.encode(&[&text("The cats sat."), &pair("cat", "Dog sat")]).unwrap();
+        let tokens = batch(&tokenizer, &[text("The cats sat."), pair("cat", "Dog sat")]);
         assert_eq!(tokens.input_ids.shape(), [2, 7]);
         assert_eq!(ids(&tokens.input_ids), [2, 4, 5, 6, 7, 8, 3, 2, 5, 3, 1, 7, 3, 0]);
         assert_eq!(ids(&tokens.attention_mask), [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0]);
         assert_eq!(ids(&tokens.token_type_ids), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0]);
         fs::write(dir.path().join("tokenizer_config.json"), "{\"do_lower_case\": false}").unwrap();
         let cased = Tokenizer::open(dir.path(), None).unwrap();
-        assert_eq!(ids(&cased.encode(&[&text("The cat")]).unwrap().input_ids), [2, 1, 5, 3]);
+        assert_eq!(ids(&batch(&cased, &[text("The cat")]).input_ids), [2, 1, 5, 3]);
     }
 
     #[test]
@@ -234,7 +270,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("vocab.txt"), VOCAB).unwrap();
         let tokenizer = Tokenizer::open(dir.path(), Some(5)).unwrap();
-        let tokens = tokenizer.encode(&[&text("the the cat sat sat"), &pair("the cat sat", "sat")]).unwrap();
+        let tokens = batch(&tokenizer, &[text("the the cat sat sat"), pair("the cat sat", "sat")]);
         assert_eq!(ids(&tokens.input_ids), [2, 4, 4, 5, 3, 2, 4, 3, 7, 3]);
         assert!(Tokenizer::open(dir.path(), Some(3)).is_err());
     }
@@ -250,10 +286,10 @@ mod tests {
         let split = "\"pre_tokenizer\": {\"type\": \"Whitespace\"}";
         fs::write(&path, format!("{{{model}, {padding}, {truncation}, {split}}}")).unwrap();
         let tokenizer = Tokenizer::open(dir.path(), None).unwrap();
-        let tokens = tokenizer.encode(&[&text("a b a b a"), &text("b")]).unwrap();
+        let tokens = batch(&tokenizer, &[text("a b a b a"), text("b")]);
         assert_eq!(ids(&tokens.input_ids), [1, 2, 1, 9, 9, 2]);
         assert_eq!(ids(&tokens.attention_mask), [1, 1, 1, 0, 0, 1]);
-        let empty = tokenizer.encode(&[&text("")]).unwrap();
+        let empty = batch(&tokenizer, &[text("")]);
         assert_eq!(empty.input_ids.shape(), [1, 0]);
     }
 
@@ -271,8 +307,8 @@ mod tests {
         fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
         fs::write(dir.path().join("vocab.txt"), VOCAB).unwrap();
         let tokenizer = Tokenizer::open(dir.path(), None).unwrap();
-        assert!(tokenizer.encode(&[]).is_err());
-        assert!(tokenizer.encode(&[&Input::Arrays(vec![])]).is_err());
+        assert!(tokenizer.batch(&[]).is_err());
+        assert!(tokenizer.encode(&Input::Arrays(vec![])).is_err());
     }
 
     /// A real BERT tokenizer named by the variable, if any: a folder with `tokenizer.json` and `vocab.txt`.
@@ -284,9 +320,8 @@ mod tests {
         };
         let inputs =
             [text("Héllo wörld, it's 3.14 — 東京!"), pair("The unaffable cat", "[MASK] sat."), text("")];
-        let inputs: Vec<&Input> = inputs.iter().collect();
         let both = ["tokenizer.json", "vocab.txt"]
-            .map(|name| Tokenizer::open(&root.join(name), Some(64)).unwrap().encode(&inputs).unwrap());
+            .map(|name| batch(&Tokenizer::open(&root.join(name), Some(64)).unwrap(), &inputs));
         eprintln!("{:?}", ids(&both[0].input_ids));
         assert_eq!(both[0].attention_mask, both[1].attention_mask);
         assert_eq!(both[0].input_ids, both[1].input_ids);

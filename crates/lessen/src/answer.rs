@@ -210,7 +210,8 @@ impl Answerer {
         mut each: impl FnMut(usize, Answer) -> Result<()>,
     ) -> Result<()> {
         for part in indices.chunks(part_size(data, indices)?) {
-            let inputs = part.iter().map(|&i| Ok(data.get(i)?.input)).collect::<Result<Vec<Input>>>()?;
+            let read = self.cpu.pool().map(part.len(), |i| Ok(data.get(part[i])?.input));
+            let inputs = read.into_iter().collect::<Result<Vec<Input>>>()?;
             for (&i, answer) in part.iter().zip(self.answers(&inputs)?) {
                 each(i, answer)?;
             }
@@ -224,7 +225,7 @@ impl Answerer {
     /// As [`Answerer::each`].
     pub fn answers(&self, inputs: &[Input]) -> Result<Vec<Answer>> {
         if self.task != Task::Similarity || self.is_cross() {
-            let prepared = inputs.iter().map(|i| self.feeder.prepare(i)).collect::<Result<Vec<_>>>()?;
+            let prepared = self.prepared(inputs)?;
             let outputs = self.run(&prepared)?.into_iter();
             let rank = self.outputs.first().and_then(|&i| self.runner.outputs()[i].1.rank());
             let is_row = rank.is_none_or(|rank| rank <= 2);
@@ -235,15 +236,14 @@ impl Answerer {
                 })
                 .collect());
         }
-        let mut prepared = Vec::with_capacity(2 * inputs.len());
+        let mut texts = Vec::with_capacity(2 * inputs.len());
         for input in inputs {
             let Input::Pair(a, b) = input else {
                 return Err(Error::input("similarity needs examples of two texts: text_a and text_b"));
             };
-            for text in [a, b] {
-                prepared.push(self.feeder.prepare(&Input::Text(text.clone()))?);
-            }
+            texts.extend([a, b].map(|text| Input::Text(text.clone())));
         }
+        let prepared = self.prepared(&texts)?;
         let mut vectors = self.run(&prepared)?.into_iter().map(|outputs| outputs.into_iter().next());
         let mut answers = Vec::with_capacity(inputs.len());
         while let (Some(Some(a)), Some(Some(b))) = (vectors.next(), vectors.next()) {
@@ -251,6 +251,10 @@ impl Answerer {
             answers.push(Answer { outputs: vec![[a, b].concat()], score, is_row: true, bar: self.bar });
         }
         Ok(answers)
+    }
+
+    fn prepared(&self, inputs: &[Input]) -> Result<Vec<Prepared>> {
+        self.cpu.pool().map(inputs.len(), |i| self.feeder.prepare(&inputs[i])).into_iter().collect()
     }
 
     /// Batches are run side by side, each on one thread, when there are enough of them; those of long texts come first, so

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use graph::{Dim, Fact, Tensor};
 use learn::Input;
 use learn::image::Preprocess;
-use learn::text::{Tokenizer, Tokens};
+use learn::text::{Encoded, Tokenizer, Tokens};
 
 use crate::runner::check_finite;
 use crate::shapes::cast;
@@ -27,6 +27,11 @@ impl Default for Options {
     }
 }
 
+/// Most tokens of a batch of several texts.
+const TOKENS: usize = 512;
+/// Most numbers of a batch of several images or arrays; layers make more of them.
+const NUMBERS: usize = 1 << 13;
+
 /// Makes a model's inputs of examples.
 pub struct Feeder {
     inputs: Vec<(String, Fact)>,
@@ -42,17 +47,25 @@ pub struct Feeder {
 pub enum Prepared {
     /// Tensors by name, the first size being 1.
     Arrays(Vec<(String, Tensor)>),
-    /// One text or two; tokens are made of a whole batch.
-    Text(Input),
+    /// The tokens of one text or two.
+    Text(Encoded),
 }
 
 impl Prepared {
-    /// Bytes of a text; 0 for others.
+    /// Tokens of a text; 0 for others.
     pub(crate) fn length(&self) -> usize {
         match self {
-            Prepared::Text(Input::Pair(a, b)) => a.len() + b.len(),
-            Prepared::Text(Input::Text(text)) => text.len(),
-            _ => 0,
+            Prepared::Text(text) => text.len(),
+            Prepared::Arrays(_) => 0,
+        }
+    }
+
+    /// Are so many of them no more than a batch of several may be?
+    fn fits(&self, count: usize) -> bool {
+        let fits = |each: usize, most: usize| count.saturating_mul(each) <= most;
+        match self {
+            Prepared::Text(text) => fits(text.len(), TOKENS),
+            Prepared::Arrays(arrays) => fits(arrays.iter().map(|(_, tensor)| tensor.len()).sum(), NUMBERS),
         }
     }
 }
@@ -128,8 +141,16 @@ impl Feeder {
                 };
                 self.image(&tensor).map(Prepared::Arrays)
             }
-            Input::Text(_) | Input::Pair(..) => Ok(Prepared::Text(input.clone())),
+            Input::Text(_) | Input::Pair(..) => Ok(Prepared::Text(self.tokenizer()?.encode(input)?)),
         }
+    }
+
+    fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_deref().ok_or_else(|| {
+            Error::input(
+                "a text needs a tokenizer: put tokenizer.json beside the model, or give it with --tokenizer",
+            )
+        })
     }
 
     fn arrays(&self, arrays: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>> {
@@ -192,19 +213,30 @@ impl Feeder {
         self.fixed.unwrap_or(1).max(1)
     }
 
-    /// Puts examples into batches: those of equal shape together, texts by length so that little is padded.
+    /// Puts examples into batches for a thread each: those of equal shape together, texts by their tokens so that little is
+    /// padded, and few large ones so that what lies between the layers stays in the caches.
     ///
     /// # Errors
     /// When examples do not fit the model.
     pub fn batches(&self, prepared: &[Prepared]) -> Result<Vec<Batch>> {
-        self.batches_of(prepared, self.most())
+        let most = self.most();
+        self.packed(prepared, &|rows| {
+            // Of those in order the last is the longest.
+            let fits = |&count: &usize| self.is_fixed() || prepared[rows[count - 1]].fits(count);
+            (1..=rows.len().min(most)).take_while(fits).last().unwrap_or(1)
+        })
     }
 
-    /// As [`Feeder::batches`], with at most so many examples a batch.
+    /// Puts examples into batches of at most so many.
     ///
     /// # Errors
     /// As [`Feeder::batches`].
     pub fn batches_of(&self, prepared: &[Prepared], most: usize) -> Result<Vec<Batch>> {
+        self.packed(prepared, &|_| most.max(1))
+    }
+
+    /// Batches of so many of the first of these rows, which are in order.
+    fn packed(&self, prepared: &[Prepared], fit: &dyn Fn(&[usize]) -> usize) -> Result<Vec<Batch>> {
         // Without a mask the model would take padding for text.
         let masked = self.inputs.iter().any(|(name, _)| role(name, self.inputs.len()) == Some(Role::Mask));
         let together = |a: &Prepared, b: &Prepared| match (a, b) {
@@ -216,8 +248,15 @@ impl Feeder {
         };
         let mut order: Vec<usize> = (0..prepared.len()).collect();
         order.sort_by_key(|&i| prepared[i].length());
-        let alike = order.chunk_by(|&a, &b| together(&prepared[a], &prepared[b]));
-        alike.flat_map(|rows| rows.chunks(most.max(1))).map(|rows| self.pack(rows, prepared)).collect()
+        let mut batches = Vec::new();
+        for mut rows in order.chunk_by(|&a, &b| together(&prepared[a], &prepared[b])) {
+            while !rows.is_empty() {
+                let (batch, rest) = rows.split_at(fit(rows).min(rows.len()));
+                batches.push(self.pack(batch, prepared)?);
+                rows = rest;
+            }
+        }
+        Ok(batches)
     }
 
     fn pack(&self, rows: &[usize], prepared: &[Prepared]) -> Result<Batch> {
@@ -228,7 +267,7 @@ impl Feeder {
         let mut arrays: Vec<(&str, Vec<&Tensor>)> = Vec::new();
         for &row in filled {
             match &prepared[row] {
-                Prepared::Text(input) => texts.push(input),
+                Prepared::Text(text) => texts.push(text),
                 Prepared::Arrays(of) => {
                     for (i, (name, tensor)) in of.iter().enumerate() {
                         match arrays.get_mut(i) {
@@ -248,12 +287,7 @@ impl Feeder {
             let arrays = arrays.into_iter().map(stack).collect::<Result<_>>()?;
             return Ok(Batch { rows, arrays, mask: None });
         }
-        let Some(tokenizer) = &self.tokenizer else {
-            return Err(Error::input(
-                "a text needs a tokenizer: put tokenizer.json beside the model, or give it with --tokenizer",
-            ));
-        };
-        let mut tokens = tokenizer.encode(&texts)?;
+        let mut tokens = self.tokenizer()?.batch(&texts)?;
         if let Some(width) = self.fixed_tokens() {
             for tensor in [&mut tokens.input_ids, &mut tokens.attention_mask, &mut tokens.token_type_ids] {
                 *tensor = widened(tensor, width)?;
@@ -298,4 +332,81 @@ fn widened(tensor: &Tensor, width: usize) -> Result<Tensor> {
         }
         Ok(())
     })?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn feeder(names: &[&str], fixed: Option<usize>, batch: usize) -> Feeder {
+        let folder = tempfile::tempdir().unwrap();
+        let vocabulary = "[PAD]\n[UNK]\n[CLS]\n[SEP]\na\nincomprehensibilities\n";
+        std::fs::write(folder.path().join("vocab.txt"), vocabulary).unwrap();
+        let fact = Fact::tensor(DType::I64, vec![Dim::Unknown; 2]);
+        Feeder {
+            inputs: names.iter().map(|name| ((*name).to_owned(), fact.clone())).collect(),
+            preprocess: None,
+            tokenizer: Some(Arc::new(Tokenizer::open(folder.path(), None).unwrap())),
+            options: Options { batch, allow_nan: false },
+            fixed,
+        }
+    }
+
+    fn rows(batches: &[Batch]) -> Vec<Vec<usize>> {
+        batches.iter().map(|batch| batch.rows.clone()).collect()
+    }
+
+    #[test]
+    fn texts_go_together_by_their_tokens() {
+        let of = feeder(&["input_ids", "attention_mask"], None, 32);
+        let text = |words: &str, times: usize| Input::Text([words].repeat(times).join(" "));
+        // The first has the most letters and the fewest tokens.
+        let inputs = [text("incomprehensibilities", 3), text("a", 9), text("a", 4), text("a", 8)];
+        let prepared: Vec<Prepared> = inputs.iter().map(|input| of.prepare(input).unwrap()).collect();
+        assert_eq!(rows(&of.batches_of(&prepared, 2).unwrap()), [[0, 2], [3, 1]]);
+        let whole = of.batches(&prepared).unwrap().remove(0);
+        assert_eq!((whole.rows, whole.arrays[0].1.shape()), (vec![0, 2, 3, 1], &[4, 11][..]));
+        let mask = whole.mask.unwrap();
+        let counts: Vec<i64> =
+            mask.as_slice::<i64>().unwrap().chunks(11).map(|row| row.iter().sum()).collect();
+        assert_eq!(counts, [5, 6, 10, 11]);
+
+        // Without a mask nothing may be padded; without a tokenizer there are no tokens.
+        let bare = feeder(&["input_ids"], None, 32);
+        assert_eq!(bare.batches(&prepared).unwrap().len(), 4);
+        let without = Feeder { tokenizer: None, ..bare };
+        assert!(without.prepare(&inputs[0]).unwrap_err().to_string().contains("--tokenizer"));
+    }
+
+    #[test]
+    fn batches_of_long_texts_and_large_arrays_are_small() {
+        let of = feeder(&["input_ids", "attention_mask"], None, 32);
+        let lengths = (0..100).map(|i| 3 * i % 100).chain([TOKENS]);
+        let texts = lengths.map(|length| of.prepare(&Input::Text(["a"].repeat(length).join(" "))).unwrap());
+        let texts: Vec<Prepared> = texts.collect();
+        let batches = of.batches(&texts).unwrap();
+        let seen: BTreeSet<usize> = batches.iter().flat_map(|batch| batch.rows.clone()).collect();
+        assert_eq!(seen.len(), texts.len());
+        for batch in &batches {
+            let shape = batch.arrays[0].1.shape();
+            assert!(shape[0] <= 32 && (shape[0] * shape[1] <= TOKENS || shape[0] == 1), "{shape:?}");
+        }
+        assert_eq!(batches.last().unwrap().rows, [100], "more than all others may have together");
+        assert_eq!(batches[0].rows.len(), 22, "of up to 23 tokens");
+
+        let array = |size: usize| {
+            Prepared::Arrays(vec![("x".into(), Tensor::new(&[1, size], &vec![0f32; size]).unwrap())])
+        };
+        let counts = |of: &Feeder, size: usize| -> Vec<usize> {
+            let arrays: Vec<Prepared> = (0..40).map(|_| array(size)).collect();
+            of.batches(&arrays).unwrap().iter().map(|batch| batch.rows.len()).collect()
+        };
+        assert_eq!(counts(&of, 10), [32, 8]);
+        assert_eq!(counts(&of, NUMBERS / 16), [16, 16, 8]);
+        assert_eq!(counts(&of, 2 * NUMBERS), [1; 40]);
+        // A model that insists on a number of examples gets it.
+        assert_eq!(counts(&feeder(&["x"], Some(20), 32), 2 * NUMBERS), [20, 20]);
+    }
 }

@@ -465,7 +465,7 @@ impl Judge for DataJudge<'_> {
                     prepared.push(feeder.prepare(input).map_err(judged)?);
                 }
             }
-            for batch in feeder.batches(&prepared).map_err(judged)? {
+            for batch in feeder.batches_of(&prepared, feeder.most()).map_err(judged)? {
                 run(batch.arrays.into_iter().map(|(name, t)| (name, Datum::Tensor(t))).collect())?;
             }
         }

@@ -111,8 +111,8 @@ pub(crate) fn learn(
     let size = readable.map_or(Ok(1), |first| part_size(data, &left[first..]))?;
     for part in left.chunks(size) {
         let (mut rows, mut inputs): (Vec<usize>, Vec<Input>) = Default::default();
-        for &i in part {
-            match data.get(i) {
+        for (&i, read) in part.iter().zip(cpu.pool().map(part.len(), |i| data.get(part[i]))) {
+            match read {
                 Ok(Example { input, .. }) => {
                     rows.push(i);
                     inputs.push(input);
