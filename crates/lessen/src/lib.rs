@@ -19,6 +19,7 @@ pub mod forecast;
 pub mod inspect;
 mod judge;
 pub mod kept;
+pub mod leaks;
 mod lessons;
 mod made;
 pub mod measure;

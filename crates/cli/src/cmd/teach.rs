@@ -155,10 +155,11 @@ impl Teach {
             );
         }
         spinner.finish_and_clear();
-        if report.leaked > 0 && !common.quiet {
+        if let Some(leak) = report.leaks.first().filter(|_| !common.quiet) {
             eprintln!(
-                "warning: {} examples of --test are among those of --data: what it says of the model is too good",
-                report.leaked
+                "warning: of the examples of --test {} are among those of --data, exactly or nearly: what it says of the model \
+                 is too good; the first is {} of --test, whose similarity to {} of --data is {:.2}",
+                report.leaked, leak.example, leak.of, leak.similarity
             );
         }
         let from = self.model.as_ref().map_or("numbers".into(), |path| path.display().to_string());

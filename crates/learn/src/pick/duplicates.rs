@@ -12,7 +12,8 @@ use crate::{Error, Result};
 
 /// Texts that are made ready at once.
 const PART: usize = 4096;
-/// Rows that share a band and are not alike, to which others that share it are compared.
+/// Rows that share a band and are not alike, to which others that share it are compared: of a phrase that many texts have,
+/// not all pairs are looked at.
 const RIVALS: usize = 16;
 
 /// What counts as nearly the same.
@@ -176,7 +177,12 @@ impl Duplicates {
 
     /// The similarity of two distinct texts.
     fn similarity(&self, a: usize, b: usize) -> f64 {
-        let (a, b) = (self.shingles(a), self.shingles(b));
+        self.similarity_to(a, self.shingles(b))
+    }
+
+    /// The similarity of a distinct text to one of these shingles.
+    fn similarity_to(&self, a: usize, b: &[u32]) -> f64 {
+        let a = self.shingles(a);
         // Sets of such unequal sizes cannot be as similar.
         let (less, more) = (a.len().min(b.len()), a.len().max(b.len()));
         if (less as f64) < self.near.similarity * more as f64 {
@@ -188,6 +194,18 @@ impl Duplicates {
             (i, j) = (i + usize::from(a[i] <= b[j]), j + usize::from(b[j] <= a[i]));
         }
         both as f64 / (a.len() + b.len() - both) as f64
+    }
+
+    /// These texts, ready to be held against others.
+    pub fn against(&self) -> Against<'_> {
+        let (bands, count) = (self.near.bands, self.distinct.len());
+        let keys = (0..bands).map(|band| {
+            let mut keys: Vec<(u32, u32)> =
+                (0..count).map(|at| (self.bands[at * bands + band], at as u32)).collect();
+            keys.sort_unstable();
+            keys
+        });
+        Against { texts: self, keys: keys.collect(), found: vec![None; count], seen: 0 }
     }
 
     /// What becomes of each text: of those that are alike the first stays. A text goes only for one that stays.
@@ -245,6 +263,64 @@ impl Duplicates {
             }
         }
         fates
+    }
+}
+
+/// Texts that are held against others, which pass by: nothing is kept of those but which are alike.
+pub struct Against<'a> {
+    texts: &'a Duplicates,
+    /// Of each band: its key in each distinct text, and which one that is, in order.
+    keys: Vec<Vec<(u32, u32)>>,
+    /// What each distinct text is like, and how much.
+    found: Vec<Option<(usize, f64)>>,
+    /// The others until now.
+    seen: usize,
+}
+
+impl Against<'_> {
+    /// Holds the texts against more others.
+    pub fn add<T: AsRef<str> + Sync>(&mut self, others: &[T], cpu: &Cpu) {
+        for part in others.chunks(PART) {
+            let alike = cpu.pool().map(part.len(), |i| self.alike(part[i].as_ref()));
+            for (i, alike) in alike.into_iter().enumerate() {
+                for (at, similarity) in alike {
+                    let found = &mut self.found[at];
+                    if found.is_none_or(|(_, least)| similarity > least) {
+                        *found = Some((self.seen + i, similarity));
+                    }
+                }
+            }
+            self.seen += part.len();
+        }
+    }
+
+    /// Which of the distinct texts of whom nothing is known yet are like this one, and how much.
+    fn alike(&self, other: &str) -> Vec<(usize, f64)> {
+        let made = self.texts.made(other);
+        let mut alike = Vec::new();
+        if let Some(row) = self.texts.first.get(&made.hash)
+            && let Ok(at) = self.texts.distinct.binary_search(row)
+        {
+            alike.push((at, 1.0));
+        }
+        for (keys, band) in self.keys.iter().zip(&made.bands) {
+            let start = keys.partition_point(|(key, _)| key < band);
+            let run = keys[start..].iter().take_while(|(key, _)| key == band);
+            let new = run.map(|(_, at)| *at as usize).filter(|at| self.found[*at].is_none());
+            for at in new.take(RIVALS) {
+                let similarity = self.texts.similarity_to(at, &made.shingles);
+                if similarity >= self.texts.near.similarity && !alike.iter().any(|(of, _)| *of == at) {
+                    alike.push((at, similarity));
+                }
+            }
+        }
+        alike
+    }
+
+    /// For each text the other that it is like, counted from the first that was added, and how similar they are.
+    pub fn found(&self) -> Vec<Option<(usize, f64)>> {
+        let of = |row: &u32| self.texts.distinct.binary_search(row).ok().and_then(|at| self.found[at]);
+        self.texts.same.iter().map(of).collect()
     }
 }
 
@@ -344,6 +420,33 @@ mod tests {
         assert!(matches!(found[1], Fate::Alike(0, _)), "{found:?}");
         assert_ne!(found[3], Fate::Same(0));
         assert!(!matches!(found[3], Fate::Alike(0, _)), "{found:?}");
+    }
+
+    #[test]
+    fn what_passes_by_is_held_against_all() {
+        let (mut others, pairs) = planted(400);
+        let mut texts = others.split_off(400);
+        // The same as one of the others, the same as a copy, and like nothing.
+        texts.extend([others[7].to_uppercase(), texts[3].clone(), "never seen".into()]);
+        let mut all = Duplicates::new(Near::default()).unwrap();
+        all.add(&texts, &cpu()).unwrap();
+        let mut against = all.against();
+        others.chunks(150).for_each(|part| against.add(part, &cpu()));
+        let found = against.found();
+        assert_eq!(found.len(), pairs.len() + 3);
+        let right = pairs.iter().filter(|(of, copy)| {
+            matches!(found[copy - 400], Some((o, similarity)) if o == *of && (0.7..1.0).contains(&similarity))
+        });
+        assert!(right.count() as f64 >= 0.99 * pairs.len() as f64);
+        let [same, copy, new] = found[pairs.len()..] else { unreachable!() };
+        assert_eq!((same, copy, new), (Some((7, 1.0)), found[3], None));
+        assert!(all.against().found().iter().all(Option::is_none), "nothing passed by");
+
+        let mut exact = Duplicates::new(Near::EXACT).unwrap();
+        exact.add(&["One two", "three"], &cpu()).unwrap();
+        let mut against = exact.against();
+        against.add(&["two", "one  TWO"], &cpu());
+        assert_eq!(against.found(), [Some((1, 1.0)), None]);
     }
 
     #[test]

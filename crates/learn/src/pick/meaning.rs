@@ -1,10 +1,8 @@
 //! Examples that mean the same: near each other in the space of a model's features (Abbas et al., *SemDeDup*, 2023).
 
 use kernel::Cpu;
-use kernel::f32::{Post, matmul};
-use kernel::matmul::View;
 
-use super::{dot, unit};
+use super::{dot, nearest, unit};
 use crate::head::Features;
 use crate::random::Random;
 
@@ -14,8 +12,6 @@ const CLUSTER: usize = 512;
 const MOST: usize = 4_096;
 /// Rounds of k-means.
 const ROUNDS: usize = 10;
-/// Rows that are held against the centroids at once.
-const BLOCK: usize = 1_024;
 
 /// An example that means the same as one that stays.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -64,9 +60,9 @@ fn clusters(units: &[f32], columns: usize, seed: u64, cpu: &Cpu) -> (Vec<Vec<usi
     Random::new(seed).shuffle(&mut first);
     let mut middles: Vec<f32> =
         first[..k].iter().flat_map(|&i| &units[i * columns..][..columns]).copied().collect();
-    let mut of = Vec::new();
+    let mut of: Vec<usize> = Vec::new();
     for _ in 0..if k > 1 { ROUNDS } else { 1 } {
-        of = nearest(units, &middles, columns, cpu);
+        of = nearest(units, &middles, columns, cpu).into_iter().map(|(c, _)| c).collect();
         let mut sums = vec![0f64; k * columns];
         for (&c, row) in of.iter().zip(units.chunks_exact(columns)) {
             sums[c * columns..][..columns].iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x));
@@ -82,28 +78,6 @@ fn clusters(units: &[f32], columns: usize, seed: u64, cpu: &Cpu) -> (Vec<Vec<usi
     let mut members = vec![Vec::new(); k];
     of.iter().enumerate().for_each(|(row, &c)| members[c].push(row));
     (members, middles)
-}
-
-/// The cluster whose middle is the nearest to each row.
-fn nearest(units: &[f32], middles: &[f32], columns: usize, cpu: &Cpu) -> Vec<usize> {
-    let k = middles.len() / columns;
-    let mut scores = vec![0f32; BLOCK * k];
-    let mut of = Vec::with_capacity(units.len() / columns);
-    for block in units.chunks(BLOCK * columns) {
-        let rows = block.len() / columns;
-        let scores = &mut scores[..rows * k];
-        matmul(
-            cpu,
-            View::new(block, rows, columns),
-            View::new(middles, k, columns).t(),
-            scores,
-            k,
-            &Post::default(),
-        );
-        let best = |row: &[f32]| (1..k).fold(0, |best, c| if row[c] > row[best] { c } else { best });
-        of.extend(scores.chunks_exact(k).map(best));
-    }
-    of
 }
 
 #[cfg(test)]

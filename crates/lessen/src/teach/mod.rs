@@ -8,7 +8,6 @@ mod taps;
 mod teacher;
 mod tune;
 
-use std::collections::HashSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -23,7 +22,8 @@ use serde::Serialize;
 use crate::adapter::Adapter;
 use crate::answer::{Answerer, Options, Task};
 use crate::eval::{Eval, Judged, eval};
-use crate::features::{FEATURES, Skipped, Subset, Wanted, claim, learn, print};
+use crate::features::{FEATURES, Skipped, Subset, Wanted, claim, learn};
+use crate::leaks::{self, Leak, Leaks};
 use crate::payback::Payback;
 use crate::receipt::Number;
 use crate::tasks::Purpose;
@@ -105,8 +105,10 @@ pub struct Report {
     pub held_out: Option<Eval>,
     /// How the new model does on the examples to judge it by.
     pub test: Option<Eval>,
-    /// How many of those are among the examples that it was taught with.
+    /// How many of those are among the examples that it was taught with, exactly or nearly.
     pub leaked: usize,
+    /// The first of these.
+    pub leaks: Vec<Leak>,
     /// Seconds for the features.
     pub feature_time: Number,
     /// Seconds for the heads, or for what was trained of vectors of texts.
@@ -237,11 +239,11 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
     });
     let heads = heads.collect::<Result<Vec<_>>>()?;
     let unseen = Eval::of(task, &judged(&fitted[0], &truth)?, data, names.as_deref(), head_time)?;
-    let mut leaked = 0;
+    let mut leaks = Leaks::default();
     let test = match request.test {
         None => None,
         Some(test) => {
-            leaked = shared(data, &rows, test);
+            leaks = leaks::leaks(data, &rows, test, cpu)?;
             let alone = request.add.map(|name| taught.only(name)).transpose()?;
             Some(judge(alone.as_ref().unwrap_or(&taught), task, test, request, cpu)?)
         }
@@ -265,7 +267,8 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
         before: None,
         held_out,
         test,
-        leaked,
+        leaked: leaks.count,
+        leaks: leaks.first,
         feature_time: Number::measured(feature_time, "s"),
         head_time: Number::measured(head_time, "s"),
         spent: Spent::until_now(meter, each, request.place, cpu),
@@ -446,12 +449,4 @@ fn with_head(
             made.with_purpose(&purpose)
         }
     }
-}
-
-/// How many examples of the test set are among those that were learnt from; texts are compared without regard to case and
-/// spaces.
-fn shared(data: &dyn Dataset, rows: &[usize], test: &dyn Dataset) -> usize {
-    let seen: HashSet<[u8; 32]> =
-        rows.iter().filter_map(|&i| Some(print(&data.get(i).ok()?.input))).collect();
-    (0..test.len()).filter(|&i| test.get(i).is_ok_and(|e| seen.contains(&print(&e.input)))).count()
 }

@@ -12,9 +12,10 @@ use learn::{Example, Input, Result as Read};
 use meter::energy::Meter;
 
 use super::tune::{self, Examples, Scores, Tuned};
-use super::{Report, Request, Spent, Taught, judge, shared, truth};
+use super::{Report, Request, Spent, Taught, judge, truth};
 use crate::answer::{Task, selected};
 use crate::features::{Backbone, FEATURES, Subset, Wanted, backbone, claim, learn};
+use crate::leaks::{self, Leaks};
 use crate::receipt::Number;
 use crate::tasks::Purpose;
 use crate::{Error, Model, Result};
@@ -117,9 +118,9 @@ pub(super) fn teach(
     let columns = backbone.width();
     let taught = with_vectors(&backbone.model, map.as_ref())?;
     let after = judge(&taught, Task::Similarity, &held_out, request, cpu)?;
-    let (mut leaked, mut test) = (0, None);
+    let (mut leaks, mut test) = (Leaks::default(), None);
     if let Some(others) = request.test {
-        leaked = shared(data, &rows, others);
+        leaks = leaks::leaks(data, &rows, others, cpu)?;
         test = Some(judge(&taught, Task::Similarity, others, request, cpu)?);
     }
     let each = test.as_ref().unwrap_or(&after);
@@ -140,7 +141,8 @@ pub(super) fn teach(
         before: Some(before),
         held_out: Some(after),
         test,
-        leaked,
+        leaked: leaks.count,
+        leaks: leaks.first,
         feature_time: Number::measured(seconds, "s"),
         spent: Spent::until_now(meter, Some(each), request.place, cpu),
     };
