@@ -198,8 +198,23 @@ fn examples_to_judge_by_that_were_learnt_from_are_counted() {
     let place = Place::new();
     let (data, test) = (part(&place, "a.npz", 0..100, has_loop), part(&place, "b.npz", 90..200, has_loop));
     let answer = teach(&place, &data, &["--test", &test]);
-    assert!(answer.err.contains("warning: 10 examples of --test"), "{}", answer.err);
-    assert_eq!(answer.json()["leaked"], 10);
+    assert!(answer.err.contains("of the examples of --test 10 are among"), "{}", answer.err);
+    let report = answer.json();
+    assert_eq!((&report["leaked"], &report["leaks"][0]["similarity"]), (&10.into(), &1.0.into()));
+
+    // A word changed does not make another text.
+    let long = |film: &str| {
+        format!("a good {film} is a good book and a bad {film} is a bad book and that is all there is")
+    };
+    let lines = ["good film,1", "bad film,0", "good book,1", "bad book,0"].join("\n");
+    let (model, data) = words(&place, &format!("text,label\n{lines}\n{},1\n", long("film")));
+    let test = place.file("near.csv", format!("text,label\nbook,0\n{} now,1\n", long("film")).as_bytes());
+    let answer = teach_words(&place, &model, &data, &["--test", &test]);
+    assert!(answer.err.contains("of the examples of --test 1 are among those of --data"), "{}", answer.err);
+    let report = answer.json();
+    let leak = &report["leaks"][0];
+    assert_eq!((&leak["example"], &leak["of"]), (&"line 3".into(), &"line 6".into()));
+    assert!(report["leaked"] == 1 && leak["similarity"].as_f64().unwrap() < 1.0, "{leak}");
 }
 
 #[test]
@@ -215,7 +230,7 @@ fn features_are_taken_where_they_teach_the_most() {
     let data = place.npz("twice.npz", &[("image", image), ("label", label)]);
     let test = part(&place, "test.npz", rows..899, has_loop);
     let size = || std::fs::metadata(place.path("taught.onnx")).unwrap().len();
-    let teach = |more: &[&str]| teach(&place, &data, &[&["--test", &test], more].concat());
+    let taught = |more: &[&str]| teach(&place, &data, &[&["--test", &test], more].concat());
     let checked = |report: &serde_json::Value, most: f64| {
         let taps = report["taps"].as_array().unwrap();
         let share = |tap: &serde_json::Value| tap["share"].as_f64().unwrap();
@@ -228,20 +243,28 @@ fn features_are_taken_where_they_teach_the_most() {
         assert_eq!(report["examples"], 2 * rows);
         report["test"]["value"]["value"].as_f64().unwrap()
     };
-    let report = teach(&[]).json();
+    let report = taught(&[]).json();
     assert!(checked(&report, 1.0) > 90.0, "{}", report["test"]);
     let whole = size();
     // What lies behind is left out of the file.
-    let report = teach(&["--faster", "2"]).json();
+    let report = taught(&["--faster", "2"]).json();
     assert!(checked(&report, 0.5) > 75.0, "{}", report["test"]);
     assert!(size() < whole, "{} {whole}", size());
     let seen = lessen(&["eval", &place.path("taught.onnx"), "--data", &test, "--json"]).json();
     assert_eq!(seen["value"]["value"], report["test"]["value"]["value"]);
 
-    teach(&["--faster", "0.5"]).fails(&["--faster 0.5 is not faster"]);
-    teach(&["--faster", "1e9"]).fails(&["nothing that features can be taken of is 1000000000 times as fast"]);
-    teach(&["--faster", "2", "--tune", "all"]).fails(&["--faster chooses the features", "leave one away"]);
-    teach(&["--faster", "2", "--add", "loop"]).fails(&["--add lets tasks share them"]);
+    // Few examples say nothing of where: what the model ends with is taken, or the deepest that is fast enough.
+    let few = part(&place, "few.npz", 0..90, has_loop);
+    let report = teach(&place, &few, &[]).json();
+    assert!(report["taps"].as_array().unwrap().is_empty() && report["features"] == 48, "{}", report["nodes"]);
+    let faster = teach(&place, &few, &["--faster", "2"]).json();
+    assert!(faster["taps"].as_array().unwrap().is_empty() && faster["nodes"] != report["nodes"]);
+
+    taught(&["--faster", "0.5"]).fails(&["--faster 0.5 is not faster"]);
+    taught(&["--faster", "1e9"])
+        .fails(&["nothing that features can be taken of is 1000000000 times as fast"]);
+    taught(&["--faster", "2", "--tune", "all"]).fails(&["--faster chooses the features", "leave one away"]);
+    taught(&["--faster", "2", "--add", "loop"]).fails(&["--add lets tasks share them"]);
 }
 
 #[test]

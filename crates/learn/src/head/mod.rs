@@ -21,9 +21,9 @@ use kernel::matmul::View;
 use serde::Serialize;
 
 use crate::{Error, Result};
-use basis::Basis;
+pub use basis::Basis;
 pub(crate) use basis::moments;
-pub use unseen::{Unseen, hardly_worse, log_loss};
+pub use unseen::{Unseen, hardly_worse, log_loss, surely_near};
 
 /// What a model makes of examples: a row of numbers for each.
 #[derive(Clone, Debug, PartialEq)]
@@ -309,20 +309,38 @@ impl<'a> Problem<'a> {
         seed: u64,
         cpu: &'a Cpu,
     ) -> Result<Problem<'a>> {
-        let rows = features.rows();
-        if truth.rows() != rows {
-            return Err(Error::input(format!("{} answers for {rows} examples", truth.rows())));
-        }
-        check(truth)?;
-        let masses = match truth {
-            Truth::Classes { of, .. } if balanced => {
-                let counts = truth.counts();
-                of.iter().map(|&class| rows as f64 / counts.len() as f64 / counts[class] as f64).collect()
-            }
-            _ => vec![1.0; rows],
-        };
+        let masses = masses(features, truth, balanced)?;
         let basis = Basis::new(features, &masses, cpu)?;
         Ok(Problem { features, truth, masses, basis, folds: unseen::folds(truth, seed), cpu })
+    }
+
+    /// The same, with the directions that a problem of the same features and masses found, which takes the longest.
+    ///
+    /// # Errors
+    /// As [`Problem::new`], and when they are of another number of examples or features.
+    pub fn along(
+        basis: Basis,
+        features: &'a Features,
+        truth: &'a Truth,
+        balanced: bool,
+        seed: u64,
+        cpu: &'a Cpu,
+    ) -> Result<Problem<'a>> {
+        let masses = masses(features, truth, balanced)?;
+        let (rows, columns) = basis.shape();
+        if (rows, columns) != (features.rows(), features.columns()) {
+            return Err(Error::input(format!(
+                "the directions are of {rows} examples with {columns} features, these are {} with {}",
+                features.rows(),
+                features.columns()
+            )));
+        }
+        Ok(Problem { features, truth, masses, basis, folds: unseen::folds(truth, seed), cpu })
+    }
+
+    /// The directions in which the features vary, for [`Problem::along`].
+    pub fn into_basis(self) -> Basis {
+        self.basis
     }
 
     /// Fits a head.
@@ -381,6 +399,22 @@ impl<'a> Problem<'a> {
     fn rows(&self) -> usize {
         self.features.rows()
     }
+}
+
+/// How much each example counts, 1 on average, when there is something to learn.
+fn masses(features: &Features, truth: &Truth, balanced: bool) -> Result<Vec<f64>> {
+    let rows = features.rows();
+    if truth.rows() != rows {
+        return Err(Error::input(format!("{} answers for {rows} examples", truth.rows())));
+    }
+    check(truth)?;
+    Ok(match truth {
+        Truth::Classes { of, .. } if balanced => {
+            let counts = truth.counts();
+            of.iter().map(|&class| rows as f64 / counts.len() as f64 / counts[class] as f64).collect()
+        }
+        _ => vec![1.0; rows],
+    })
 }
 
 /// Fails when there is nothing to learn.

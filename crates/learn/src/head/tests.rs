@@ -58,6 +58,37 @@ fn least_squares(problem: &Problem, out: usize, penalty: f64) -> Vec<Vec<f64>> {
 }
 
 #[test]
+fn losses_are_compared_example_by_example() {
+    let others: Vec<f64> = (0..50).map(|i| f64::from(i % 7)).collect();
+    let moved = |by: f64, noise: f64| -> Vec<f64> {
+        others.iter().enumerate().map(|(i, x)| x + by + noise * if i % 2 == 0 { 1.0 } else { -1.0 }).collect()
+    };
+    // The mean is about 3, the error of what noise of 1 adds 0.14.
+    assert!(hardly_worse(&moved(0.05, 1.0), &others) && !hardly_worse(&moved(0.1, 1.0), &others));
+    assert!(!hardly_worse(&moved(0.1, 0.1), &others) && hardly_worse(&moved(-9.0, 0.0), &others));
+    assert!(
+        surely_near(&moved(0.05, 0.01), &others, 0.02) && !surely_near(&moved(0.07, 0.01), &others, 0.02)
+    );
+    assert!(!surely_near(&moved(0.0, 1.0), &others, 0.02), "it may be worse");
+    assert!(surely_near(&moved(-0.2, 1.0), &others, 0.0) && surely_near(&others, &others, 0.0));
+}
+
+#[test]
+fn directions_that_are_known_need_not_be_found_again() {
+    let cpu = cpu();
+    let (features, of) = clouds(40, 6, 2, 0.3, 1);
+    let truth = Truth::Classes { of, count: 2 };
+    let problem = Problem::new(&features, &truth, true, 0, &cpu).unwrap();
+    let found = problem.fit(Method::Logistic).unwrap();
+    let again = Problem::along(problem.into_basis(), &features, &truth, true, 0, &cpu).unwrap();
+    assert_eq!(again.fit(Method::Logistic).unwrap().head, found.head);
+    let (others, of) = clouds(41, 6, 2, 0.3, 1);
+    let truth = Truth::Classes { of, count: 2 };
+    let error = Problem::along(again.into_basis(), &others, &truth, true, 0, &cpu).err().unwrap();
+    assert!(error.to_string().contains("of 40 examples with 6 features, these are 41"), "{error}");
+}
+
+#[test]
 fn leave_one_out_errors_are_those_of_leaving_out() {
     let cpu = cpu();
     // More examples than features, and fewer.

@@ -148,11 +148,23 @@ impl<'a> Path<'a> {
 
 /// Are these losses greater than those of the best on the same examples by so little that it may be chance?
 pub fn hardly_worse(losses: &[f64], best: &[f64]) -> bool {
+    let (mean, error) = apart(losses, best);
+    mean <= ERRORS * error
+}
+
+/// Are these losses greater than others on the same examples by less than this part of them, even when a standard error more?
+pub fn surely_near(losses: &[f64], others: &[f64], part: f64) -> bool {
+    let (mean, error) = apart(losses, others);
+    mean + error <= part * others.iter().sum::<f64>() / others.len() as f64
+}
+
+/// The mean by which these losses are greater, and its standard error.
+fn apart(losses: &[f64], others: &[f64]) -> (f64, f64) {
     let count = losses.len() as f64;
-    let apart = || losses.iter().zip(best).map(|(a, b)| a - b);
+    let apart = || losses.iter().zip(others).map(|(a, b)| a - b);
     let mean = apart().sum::<f64>() / count;
     let variance = apart().map(|d| (d - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
-    mean <= ERRORS * (variance / count).sqrt()
+    (mean, (variance / count).sqrt())
 }
 
 /// The mean loss over all answers that could be right, without a floor; of numbers, the squared error.

@@ -169,7 +169,7 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
     if !request.cross && similar::are_pairs(data) {
         return similar::teach(model, request, &wanted, meter, cpu);
     }
-    let Chosen { mut backbone, mut learnt, each: feature_each, tried } =
+    let Chosen { mut backbone, mut learnt, each: feature_each, tried, basis } =
         features(model, request, &wanted, cpu)?;
     let (all, names) = truth(data, &learnt.rows)?;
     let task = task_of(&all);
@@ -209,7 +209,11 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
         Some(tune::Examples { shares: (train, _), .. }) => (learnt.features.select(train), all.select(train)),
         None => (learnt.features, all.clone()),
     };
-    let problem = Problem::new(&features, &truth, request.balanced, crate::eval::SEED, cpu)?;
+    let (balanced, seed) = (request.balanced, crate::eval::SEED);
+    let problem = match basis {
+        Some(basis) => Problem::along(basis, &features, &truth, balanced, seed, cpu)?,
+        None => Problem::new(&features, &truth, balanced, seed, cpu)?,
+    };
     let fitted = problem.best(request.methods)?;
     let head_time = start.elapsed().as_secs_f64();
 

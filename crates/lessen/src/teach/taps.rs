@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use kernel::Cpu;
 use learn::data::{Dataset, Target};
-use learn::head::{Method, Problem, hardly_worse};
+use learn::head::{Basis, Method, Problem, hardly_worse, surely_near};
 use learn::random::Random;
 use serde::Serialize;
 
@@ -22,6 +22,10 @@ use crate::{Error, Model, Result};
 const SAMPLE: usize = 1024;
 /// Examples of each class or label among them, at least.
 const LEAST: usize = 5;
+/// Fewer examples say nothing of where: by them the best place is found by chance, and the deepest does well.
+const FEWEST: usize = 100;
+/// The part of the deepest's loss by which another place may surely be no worse than it.
+const MARGIN: f64 = 0.02;
 
 /// Most taps that are tried.
 const MOST: usize = 12;
@@ -51,6 +55,8 @@ pub(super) struct Chosen {
     pub each: Option<f64>,
     /// What was tried, by its cost; nothing where there was no choice.
     pub tried: Vec<Tapped>,
+    /// The directions of all of these features, where they were found on the way.
+    pub basis: Option<Basis>,
 }
 
 impl Chosen {
@@ -59,9 +65,12 @@ impl Chosen {
     /// # Errors
     /// When there are none, or no example can be read.
     pub fn fixed(model: &Model, wanted: &Wanted, cpu: &Cpu, progress: &dyn Fn(&str)) -> Result<Chosen> {
-        let backbone = backbone(model, wanted.node)?;
+        Chosen::at(backbone(model, wanted.node)?, wanted, cpu, progress)
+    }
+
+    fn at(backbone: Backbone, wanted: &Wanted, cpu: &Cpu, progress: &dyn Fn(&str)) -> Result<Chosen> {
         let (learnt, each) = timed(&backbone, wanted, None, cpu, progress)?;
-        Ok(Chosen { backbone, learnt, each, tried: Vec::new() })
+        Ok(Chosen { backbone, learnt, each, tried: Vec::new(), basis: None })
     }
 }
 
@@ -89,9 +98,12 @@ struct Trial<'a> {
     sum: f64,
     loss: f64,
     value: Number,
+    /// When no other examples follow, whose directions would be others.
+    basis: Option<Basis>,
 }
 
-/// The features that do best, or hardly worse and cost the least. With `faster`, only those are looked at that take so many
+/// The features that do best, or hardly worse and cost the least, and that surely do about as well as the deepest; of few
+/// examples the deepest. With `faster`, only those are looked at that take so many
 /// times less than all of the model.
 ///
 /// # Errors
@@ -121,8 +133,13 @@ pub(super) fn choose(
         let kept: Vec<usize> = (0..MOST).map(|i| i * last / (MOST - 1)).collect();
         all = kept.into_iter().map(|at| all[at].clone()).collect();
     }
-    if all.len() == 1 && all[0].end {
-        return Chosen::fixed(model, wanted, cpu, progress);
+    let deepest = all.len() - 1;
+    let at_deepest = || match all[deepest].end {
+        true => Chosen::fixed(model, wanted, cpu, progress),
+        false => Chosen::at(tapped(model, &[&all[deepest]])?, wanted, cpu, progress),
+    };
+    if all.len() == 1 || wanted.data.len() < FEWEST {
+        return at_deepest();
     }
     let sample = sample(wanted.data);
     let every: Vec<&Tap> = all.iter().collect();
@@ -137,14 +154,21 @@ pub(super) fn choose(
         let fitted = problem.fit(Method::Ridge)?;
         let losses = problem.losses(&fitted);
         let (loss, (_, value)) = (problem.loss(&fitted), judged(&fitted, &right)?.metric()?);
-        Ok(Trial { set, sum: losses.iter().sum(), losses, loss, value })
+        let basis = sample.is_none().then(|| problem.into_basis());
+        Ok(Trial { set, sum: losses.iter().sum(), losses, loss, value, basis })
     };
     // By what they cost, as the sets are; what no head can be fitted to is no choice.
     let trials: Vec<Trial> = cpu.pool().map(sets.len(), judge).into_iter().flatten().collect();
-    let Some(best) = trials.iter().min_by(|a, b| a.sum.total_cmp(&b.sum)) else {
-        return Chosen::fixed(model, wanted, cpu, progress);
+    let reference = trials.iter().find(|trial| *trial.set == [deepest]);
+    let sound = |trial: &&Trial| {
+        reference.is_none_or(|deepest| {
+            trial.set == deepest.set || surely_near(&trial.losses, &deepest.losses, MARGIN)
+        })
     };
-    let good = |trial: &&Trial| hardly_worse(&trial.losses, &best.losses);
+    let Some(best) = trials.iter().filter(sound).min_by(|a, b| a.sum.total_cmp(&b.sum)) else {
+        return at_deepest();
+    };
+    let good = |trial: &&Trial| sound(trial) && hardly_worse(&trial.losses, &best.losses);
     let least = trials.iter().find(good).map_or(1.0, |trial| share(&all, trial.set));
     let rank = |trial: &Trial| match sample {
         // More examples than those tried make use of more numbers.
@@ -175,7 +199,8 @@ pub(super) fn choose(
         taken: trial.set == taken,
     });
     let tried = tried.collect();
-    Ok(Chosen { backbone, learnt, each, tried })
+    let basis = trials.into_iter().find(|trial| trial.set == taken).and_then(|trial| trial.basis);
+    Ok(Chosen { backbone, learnt, each, tried, basis })
 }
 
 /// What is tried: each tap alone, and with the first one where that is what examples say in so many words, before any weights
