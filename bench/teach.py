@@ -1,7 +1,7 @@
 """Teaching beside the Python way: bench/teach.py.
 
 Prints a table. Needs what tests/run installs, the release build and the shared data. The Python way computes the same
-features with onnxruntime (texts sorted by length, 32 at once, on the same number of threads) and fits scikit-learn's
+features with onnxruntime (texts sorted by their tokens, 32 at once, on the same number of threads) and fits scikit-learn's
 LogisticRegressionCV (10 penalties, 5 folds) to standardised features; its time is that of a process of its own, imports
 included. lessen learns from the same features, from those that it chooses itself, and from some that are faster. Both
 learn from the same examples and are judged on the same others: SST-2's 872 of the development set, every fifth of the
@@ -208,7 +208,7 @@ def peer(kind, train, test, backbone):
                                     scoring="accuracy")
     model = make_pipeline(StandardScaler(), logistic).fit(features, [label for _, label in train])
     taught = time.time()
-    guessed = model.predict(kind.features(backbone, kind.read(test)))
+    guessed = model.predict(kind.features(backbone, kind.read(test))) if test else []
     print(json.dumps({"guessed": list(guessed), "judging": time.time() - taught, "features": seconds}))
 
 
@@ -218,36 +218,47 @@ def macro_f1(guessed, truth):
     return 100 * float(np.mean([right / all_ for right, all_ in both]))
 
 
-def row(name, kind, rows, test, each, seed, backbone, heads=()):
+def row(name, kind, ways, rows, test, each, seed, backbone, rounds, heads=()):
     """One draw of examples, lessen's features taken in several ways; the share of right answers of each, and
-    scikit-learn's."""
+    scikit-learn's. Times are medians of rounds, in which all take turns."""
     train = few(rows, each, seed)
     data, held = work / f"train-{name}.csv", work / f"test-{name}.csv"
     kind.write(train, data)
     if not held.exists():
         kind.write(test, held)
-    start = time.time()
-    done = subprocess.run([sys.executable, __file__, "--peer", kind.__name__, data, held, backbone], capture_output=True,
-                          text=True, check=True)
-    theirs = json.loads(done.stdout.splitlines()[-1])
-    seconds = time.time() - start - theirs["judging"]
     truth = np.array([int(label) for _, label in test])
-    other = np.array([int(label) for label in theirs["guessed"]])
-    found, new = [], work / "taught.onnx"
-    for way, more in kind.ways.items():
+    new, judged, answers, spent = work / "taught.onnx", {}, {}, []
+    for at in range(rounds):
         start = time.time()
-        report, _, _ = lessen("teach", *kind.model, "--data", data, *heads, *more, "-o", new)
-        ours = time.time() - start
-        guessed = kind.answers(new, "logits", test).argmax(1)
+        done = subprocess.run([sys.executable, __file__, "--peer", kind.__name__, data, "" if at else held, backbone],
+                              capture_output=True, text=True, check=True)
+        theirs = json.loads(done.stdout.splitlines()[-1])
+        spent.append([(time.time() - start - theirs["judging"], theirs["features"])])
+        other = other if at else np.array([int(label) for label in theirs["guessed"]])
+        for way in ways:
+            start = time.time()
+            report, _, _ = lessen("teach", *kind.model, "--data", data, *heads, *kind.ways[way], "-o", new)
+            spent[-1].append((time.time() - start, report["feature_time"]["value"]))
+            taught = str((report["nodes"], report["heads"][0]))
+            if taught not in judged:
+                judged[taught] = kind.answers(new, "logits", test).argmax(1)
+            answers[way] = report, judged[taught]
+    # Rounds, ways (the Python way first), all and features.
+    spent = np.array(spent)
+    (theirs, their_features), *ours = np.median(spent, 0)
+    faster = spent[:, :1, 0] / spent[:, 1:, 0]
+    for at, (way, (report, guessed)) in enumerate(answers.items()):
         right, both = guessed == truth, (guessed == truth).astype(float) - (other == truth)
         apart, spread = 100 * both.mean(), 196 * both.std() / len(both) ** 0.5
-        found.append(100 * right.mean())
+        times = f"{np.median(faster[:, at]):.2f}"
+        if rounds > 1:
+            times += f" ({faster[:, at].min():.2f} to {faster[:, at].max():.2f})"
         print(f"| {name} | {len(train)} | {way} | {' + '.join(report['nodes'])}, {report['heads'][0]['method']} "
               f"| {100 * right.mean():.2f} % | {100 * (other == truth).mean():.2f} % "
               f"| {apart:.2f} ({apart - spread:.2f} to {apart + spread:.2f}) "
-              f"| {macro_f1(guessed, truth):.1f} / {macro_f1(other, truth):.1f} | {ours:.1f} s / {seconds:.1f} s "
-              f"| {report['feature_time']['value']:.1f} s / {theirs['features']:.1f} s | {seconds / ours:.2f} |", flush=True)
-    return [*found, 100 * (other == truth).mean()]
+              f"| {macro_f1(guessed, truth):.1f} / {macro_f1(other, truth):.1f} | {ours[at][0]:.1f} s / {theirs:.1f} s "
+              f"| {ours[at][1]:.1f} s / {their_features:.1f} s | {times} |", flush=True)
+    return [*(100 * (guessed == truth).mean() for _, guessed in answers.values()), 100 * (other == truth).mean()]
 
 
 KINDS = {kind.__name__: kind for kind in (Texts, Images, Numbers)}
@@ -346,19 +357,19 @@ def small():
     train, rest = tweets()
     data, held, best = work / "train.csv", work / "rest.csv", work / "best.csv"
     write(train, data), write(rest, held)
-    hate, tiny = work / "hate.onnx", work / "hate-small.onnx"
+    hate, tiny, end = work / "hate.onnx", work / "hate-small.onnx", ["--features", "sentence_embedding"]
 
-    def taught(what, path):
-        report, seconds, _ = lessen("teach", MINILM, "--data", path, "--test", held, "--balanced", "--features",
-                                    "sentence_embedding", "-o", hate)
+    def taught(what, path, *more):
+        report, seconds, _ = lessen("teach", MINILM, "--data", path, "--test", held, "--balanced", *more, "-o", hate)
         test = report["test"]
-        print(f"{what}: {test['value']['value']:.2f} % right, macro F1 {test['macro_f1']['value']:.2f} %, hate found "
-              f"{test['classes'][0]['recall']['value']:.1f} %, {report['leaked']} tweets in both; {seconds:.0f} s, "
-              f"{report['energy']['joules']:.0f} J", flush=True)
+        print(f"{what}: features of {' + '.join(report['nodes'])}, {test['value']['value']:.2f} % right, "
+              f"macro F1 {test['macro_f1']['value']:.2f} %, hate found {test['classes'][0]['recall']['value']:.1f} %, "
+              f"{report['leaked']} tweets in both; {seconds:.0f} s, {report['energy']['joules']:.0f} J", flush=True)
 
     lessen("pick", data, "--model", MINILM, "--labels", "--balanced", "--keep", "30%", "-o", best)
-    taught("taught with what is picked", best)
-    taught("taught with all", data)
+    taught("taught with what is picked", best, *end)
+    taught("taught with all, features that are chosen", data)
+    taught("taught with all", data, *end)
     receipt, seconds, _ = lessen("shrink", hate, "--data", held, "--smaller", 8, "--lose", "1%", "--force", "-o", tiny)
     lost, change = receipt["quality"]["lost"], receipt["verification"]["classes"][0]
     print(f"shrunken: {receipt['smaller']['value']:.2f} times smaller, lost {lost['value']:.2f} ({lost['low']:.2f} to "
@@ -371,6 +382,8 @@ def main():
     parser.add_argument("--only", nargs="*", default=CASES, choices=CASES)
     parser.add_argument("--each", type=int, nargs="*", help="examples a class; 0 for all")
     parser.add_argument("--seeds", type=int, default=1, help="draws of few examples")
+    parser.add_argument("--rounds", type=int, default=1, help="of each draw, to say how long it takes")
+    parser.add_argument("--ways", nargs="*", help='where features are taken: "the same", chosen, .. [default: all]')
     parser.add_argument("--head", nargs="*", default=[], help="lessen's heads [default: what does best]")
     parser.add_argument("--tune", nargs="*", help="what is trained beside the head: lora, all, ..")
     parser.add_argument("--contrast", type=int, metavar="DRAWS", help="few reviews that are compared with each other")
@@ -394,13 +407,15 @@ def main():
         kind, read, each = CASES[name]
         rows, test = read()
         backbone = kind.backbone()
+        ways = [way for way in kind.ways if not options.ways or way.strip("`") in options.ways]
         for count in options.each or each:
             seeds = range(options.seeds if count else 1)
             heads = [word for head in options.head for word in ("--head", head)]
-            found = np.array([row(name, kind, rows, test, count, seed, backbone, heads) for seed in seeds])
+            found = np.array([row(name, kind, ways, rows, test, count, seed, backbone, options.rounds, heads)
+                              for seed in seeds])
             if len(seeds) > 1:
                 *ours, theirs = found.T
-                for way, right in zip(kind.ways, ours):
+                for way, right in zip(ways, ours):
                     apart = right - theirs
                     wide = 1.96 * apart.std(ddof=1) / len(apart) ** 0.5
                     print(f"| {name} | {len(few(rows, count, 0))}, the mean of {len(seeds)} draws | {way} | "
