@@ -103,8 +103,7 @@ struct Trial<'a> {
 }
 
 /// The features that do best, or hardly worse and cost the least, and that surely do about as well as the deepest; of few
-/// examples the deepest. With `faster`, only those are looked at that take so many
-/// times less than all of the model.
+/// examples the deepest. With `faster`, only those are looked at that take so many times less than all of the model.
 ///
 /// # Errors
 /// When the model has no features, or none that are so much faster, or examples cannot be learnt from.
