@@ -234,7 +234,8 @@ def row(name, kind, ways, rows, test, each, seed, backbone, rounds, heads=()):
                               capture_output=True, text=True, check=True)
         theirs = json.loads(done.stdout.splitlines()[-1])
         spent.append([(time.time() - start - theirs["judging"], theirs["features"])])
-        other = other if at else np.array([int(label) for label in theirs["guessed"]])
+        if not at:
+            other = np.array([int(label) for label in theirs["guessed"]])
         for way in ways:
             start = time.time()
             report, _, _ = lessen("teach", *kind.model, "--data", data, *heads, *kind.ways[way], "-o", new)
@@ -357,7 +358,7 @@ def small():
     train, rest = tweets()
     data, held, best = work / "train.csv", work / "rest.csv", work / "best.csv"
     write(train, data), write(rest, held)
-    hate, tiny, end = work / "hate.onnx", work / "hate-small.onnx", ["--features", "sentence_embedding"]
+    hate, tiny = work / "hate.onnx", work / "hate-small.onnx"
 
     def taught(what, path, *more):
         report, seconds, _ = lessen("teach", MINILM, "--data", path, "--test", held, "--balanced", *more, "-o", hate)
@@ -367,14 +368,14 @@ def small():
               f"{report['leaked']} tweets in both; {seconds:.0f} s, {report['energy']['joules']:.0f} J", flush=True)
 
     lessen("pick", data, "--model", MINILM, "--labels", "--balanced", "--keep", "30%", "-o", best)
-    taught("taught with what is picked", best, *end)
-    taught("taught with all, features that are chosen", data)
-    taught("taught with all", data, *end)
-    receipt, seconds, _ = lessen("shrink", hate, "--data", held, "--smaller", 8, "--lose", "1%", "--force", "-o", tiny)
-    lost, change = receipt["quality"]["lost"], receipt["verification"]["classes"][0]
-    print(f"shrunken: {receipt['smaller']['value']:.2f} times smaller, lost {lost['value']:.2f} ({lost['low']:.2f} to "
-          f"{lost['high']:.2f}) points, hate found {change['before']['value']:.1f} -> {change['after']['value']:.1f} % of "
-          f"{change['examples']}; {seconds:.0f} s, {receipt['payback']['spent']['value']:.0f} J", flush=True)
+    taught("taught with what is picked", best, "--features", "sentence_embedding")
+    for features in ["--features", "sentence_embedding"], []:
+        taught("taught with all", data, *features)
+        receipt, seconds, _ = lessen("shrink", hate, "--data", held, "--smaller", 8, "--lose", "1%", "--force", "-o", tiny)
+        lost, change = receipt["quality"]["lost"], receipt["verification"]["classes"][0]
+        print(f"shrunken: {receipt['smaller']['value']:.2f} times smaller, lost {lost['value']:.2f} ({lost['low']:.2f} to "
+              f"{lost['high']:.2f}) points, hate found {change['before']['value']:.1f} -> {change['after']['value']:.1f} % of "
+              f"{change['examples']}; {seconds:.0f} s, {receipt['payback']['spent']['value']:.0f} J", flush=True)
 
 
 def main():

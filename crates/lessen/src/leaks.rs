@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use kernel::Cpu;
 use learn::Input;
 use learn::data::Dataset;
+use learn::pick::duplicates::{Duplicates, Near, joined, similarity};
+use learn::pick::nearest;
 use learn::pick::pictures::{self, sketch};
-use learn::pick::{Duplicates, Near, nearest};
 use serde::Serialize;
 
 use crate::Result;
@@ -43,7 +44,7 @@ pub struct Leak {
 ///
 /// # Errors
 /// When there are too many texts.
-pub(crate) fn leaks(data: &dyn Dataset, rows: &[usize], test: &dyn Dataset, cpu: &Cpu) -> Result<Leaks> {
+pub(crate) fn between(data: &dyn Dataset, rows: &[usize], test: &dyn Dataset, cpu: &Cpu) -> Result<Leaks> {
     let all: Vec<usize> = (0..test.len()).collect();
     let mut asked = Looks::default();
     all.chunks(PART).for_each(|part| asked.add(test, part, cpu));
@@ -81,7 +82,7 @@ pub(crate) fn leaks(data: &dyn Dataset, rows: &[usize], test: &dyn Dataset, cpu:
     for (&example, like) in asked.with_text.iter().zip(texts.found()) {
         if let Some((at, similarity)) = like
             && !found.contains_key(&example)
-            && let Some(similarity) = of_both(data, with_text[at], test, example, similarity, cpu)?
+            && let Some(similarity) = of_both(data, with_text[at], test, example, similarity)
         {
             found.insert(example, (with_text[at], similarity));
         }
@@ -101,32 +102,15 @@ pub(crate) fn leaks(data: &dyn Dataset, rows: &[usize], test: &dyn Dataset, cpu:
     Ok(Leaks { count: found.len(), first: named.collect() })
 }
 
-/// How similar two examples are whose texts together are: of pairs both texts must be, for many questions can be asked of one
-/// long text.
-fn of_both(
-    data: &dyn Dataset,
-    row: usize,
-    test: &dyn Dataset,
-    example: usize,
-    similarity: f64,
-    cpu: &Cpu,
-) -> Result<Option<f64>> {
-    let (Ok(of), Ok(example)) = (data.get(row), test.get(example)) else { return Ok(None) };
-    let (Input::Pair(a, b), Input::Pair(c, d)) = (of.input, example.input) else {
-        return Ok(Some(similarity));
+/// How similar two examples are, whose texts together are so similar: of pairs both texts must be, for many questions can be
+/// asked of one long text.
+fn of_both(data: &dyn Dataset, row: usize, test: &dyn Dataset, example: usize, together: f64) -> Option<f64> {
+    let Near { words, similarity: least, .. } = Near::default();
+    let both = match (data.get(row).ok()?.input, test.get(example).ok()?.input) {
+        (Input::Pair(a, b), Input::Pair(c, d)) => similarity(&a, &c, words).min(similarity(&b, &d, words)),
+        _ => together,
     };
-    let mut least = similarity;
-    for (one, other) in [(a, c), (b, d)] {
-        let mut text = Duplicates::new(Near::default())?;
-        text.add(&[other], cpu)?;
-        let mut text = text.against();
-        text.add(&[one], cpu);
-        match text.found()[0] {
-            Some((_, similarity)) => least = least.min(similarity),
-            None => return Ok(None),
-        }
-    }
-    Ok(Some(least))
+    Some(both).filter(|both| *both >= least)
 }
 
 /// Do two examples show the same picture?
@@ -158,7 +142,7 @@ impl Looks {
             };
             let text = match input {
                 Input::Text(text) => Some(text),
-                Input::Pair(a, b) => Some(format!("{a} \u{1} {b}")),
+                Input::Pair(a, b) => Some(joined(&a, &b)),
                 _ => None,
             };
             Some((print, text, sketch))
@@ -212,7 +196,7 @@ mod tests {
     }
 
     fn found(data: &These, rows: &[usize], test: &These) -> Vec<(String, String, f64)> {
-        let leaks = leaks(data, rows, test, &Cpu::new(2).unwrap()).unwrap();
+        let leaks = between(data, rows, test, &Cpu::new(2).unwrap()).unwrap();
         assert_eq!(leaks.count, leaks.first.len());
         leaks.first.into_iter().map(|leak| (leak.example, leak.of, leak.similarity)).collect()
     }
@@ -249,7 +233,7 @@ mod tests {
     fn of_many_leaks_some_are_named() {
         let texts = These((0..100).map(|i| Some(Input::Text(format!("text {i}")))).collect());
         let rows: Vec<usize> = (0..90).collect();
-        let leaks = leaks(&texts, &rows, &texts, &Cpu::new(1).unwrap()).unwrap();
+        let leaks = between(&texts, &rows, &texts, &Cpu::new(1).unwrap()).unwrap();
         assert_eq!((leaks.count, leaks.first.len()), (90, NAMED));
         assert_eq!(leaks.first[3], Leak { example: "row 3".into(), of: "row 3".into(), similarity: 1.0 });
     }

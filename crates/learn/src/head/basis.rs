@@ -21,14 +21,14 @@ pub struct Basis {
     /// Row by row, in the space of standardised features.
     vectors: Vec<f32>,
     /// The variance of each coordinate.
-    pub(crate) values: Vec<f64>,
+    pub values: Vec<f64>,
     /// Row by row.
-    pub(crate) coordinates: Vec<f32>,
+    pub coordinates: Vec<f32>,
 }
 
 impl Basis {
     /// Of these examples, of which each counts so much.
-    pub(crate) fn new(features: &Features, masses: &[f64], cpu: &Cpu) -> Result<Basis> {
+    pub fn new(features: &Features, masses: &[f64], cpu: &Cpu) -> Result<Basis> {
         let (rows, columns) = (features.rows(), features.columns());
         let (mean, spread) = moments(features, masses);
         let standard = |i: usize, part: f64, out: &mut [f32]| {
@@ -82,28 +82,23 @@ impl Basis {
         Ok(Basis { mean, spread, vectors, values, coordinates })
     }
 
-    /// Number of examples, and of features.
-    pub(crate) fn shape(&self) -> (usize, usize) {
-        (self.coordinates.len() / self.size(), self.mean.len())
-    }
-
     /// Number of coordinates.
-    pub(crate) fn size(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.values.len()
     }
 
     /// The coordinates of an example.
-    pub(crate) fn row(&self, i: usize) -> &[f32] {
+    pub fn row(&self, i: usize) -> &[f32] {
         &self.coordinates[i * self.size()..][..self.size()]
     }
 
     /// Those of these examples.
-    pub(crate) fn select(&self, rows: &[usize]) -> Vec<f32> {
+    pub fn select(&self, rows: &[usize]) -> Vec<f32> {
         rows.iter().flat_map(|&i| self.row(i)).copied().collect()
     }
 
     /// The head for features from one for coordinates: `weight` is `[outputs, coordinates]`.
-    pub(crate) fn head(&self, weight: &[f64], bias: &[f64]) -> Linear {
+    pub fn head(&self, weight: &[f64], bias: &[f64]) -> Linear {
         let (size, columns) = (self.size(), self.mean.len());
         let mut head = Linear { weight: Vec::with_capacity(bias.len() * columns), bias: Vec::new() };
         for (weight, &bias) in weight.chunks_exact(size).zip(bias) {

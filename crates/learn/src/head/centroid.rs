@@ -6,7 +6,7 @@ use super::{Fitted, Method, Problem, Truth};
 use crate::{Error, Result};
 
 pub(super) fn fit(problem: &Problem) -> Result<Fitted> {
-    let Truth::Classes { of, count } = problem.truth else {
+    let Truth::Classes { of, count } = &problem.truth else {
         return Err(Error::input("means are of classes"));
     };
     let (basis, size) = (&problem.basis, problem.basis.size());

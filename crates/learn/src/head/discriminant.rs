@@ -9,7 +9,7 @@ use crate::linear::Cholesky;
 use crate::{Error, Result};
 
 pub(super) fn fit(problem: &Problem) -> Result<Fitted> {
-    let Truth::Classes { of, count } = problem.truth else {
+    let Truth::Classes { of, count } = &problem.truth else {
         return Err(Error::input("a discriminant is of classes"));
     };
     let size = problem.basis.size();

@@ -38,7 +38,7 @@ pub(super) fn fit(problem: &Problem) -> Result<Fitted> {
             (seen, Examples::new(problem, fold), Solver::new(problem.basis.size(), outputs))
         })
         .collect();
-    let mut path = Path::new(problem.truth, &problem.masses);
+    let mut path = Path::new(&problem.truth, &problem.masses);
     let mut since = 0;
     for penalty in POWERS.map(penalty_at) {
         let mut scores: Vec<Vec<f32>> = vec![Vec::new(); folds.len()];

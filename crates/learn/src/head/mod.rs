@@ -21,7 +21,7 @@ use kernel::matmul::View;
 use serde::Serialize;
 
 use crate::{Error, Result};
-pub use basis::Basis;
+use basis::Basis;
 pub(crate) use basis::moments;
 pub use unseen::{Unseen, hardly_worse, log_loss, surely_near};
 
@@ -157,6 +157,13 @@ impl Truth {
         }
     }
 
+    /// How much an example of each class counts when all classes count the same, 1 on average.
+    pub fn masses(&self) -> Vec<f64> {
+        let counts = self.counts();
+        let mass = |&count: &usize| self.rows() as f64 / counts.len() as f64 / count.max(1) as f64;
+        counts.iter().map(mass).collect()
+    }
+
     /// Examples of each class or label; none for numbers.
     pub fn counts(&self) -> Vec<usize> {
         let mut counts = vec![0; if matches!(self, Truth::Numbers(_)) { 0 } else { self.outputs() }];
@@ -273,8 +280,7 @@ impl Linear {
 
 /// What there is to learn from.
 pub struct Problem<'a> {
-    features: &'a Features,
-    truth: &'a Truth,
+    truth: Truth,
     /// How much each example counts; 1 on average.
     masses: Vec<f64>,
     basis: Basis,
@@ -303,44 +309,26 @@ impl<'a> Problem<'a> {
     /// # Errors
     /// When there are not as many answers as examples, fewer than two, or they are all the same.
     pub fn new(
-        features: &'a Features,
-        truth: &'a Truth,
+        features: &Features,
+        truth: &Truth,
         balanced: bool,
         seed: u64,
         cpu: &'a Cpu,
     ) -> Result<Problem<'a>> {
-        let masses = masses(features, truth, balanced)?;
-        let basis = Basis::new(features, &masses, cpu)?;
-        Ok(Problem { features, truth, masses, basis, folds: unseen::folds(truth, seed), cpu })
-    }
-
-    /// The same, with the directions that a problem of the same features and masses found, which takes the longest.
-    ///
-    /// # Errors
-    /// As [`Problem::new`], and when they are of another number of examples or features.
-    pub fn along(
-        basis: Basis,
-        features: &'a Features,
-        truth: &'a Truth,
-        balanced: bool,
-        seed: u64,
-        cpu: &'a Cpu,
-    ) -> Result<Problem<'a>> {
-        let masses = masses(features, truth, balanced)?;
-        let (rows, columns) = basis.shape();
-        if (rows, columns) != (features.rows(), features.columns()) {
-            return Err(Error::input(format!(
-                "the directions are of {rows} examples with {columns} features, these are {} with {}",
-                features.rows(),
-                features.columns()
-            )));
+        let rows = features.rows();
+        if truth.rows() != rows {
+            return Err(Error::input(format!("{} answers for {rows} examples", truth.rows())));
         }
-        Ok(Problem { features, truth, masses, basis, folds: unseen::folds(truth, seed), cpu })
-    }
-
-    /// The directions in which the features vary, for [`Problem::along`].
-    pub fn into_basis(self) -> Basis {
-        self.basis
+        check(truth)?;
+        let masses = match truth {
+            Truth::Classes { of, .. } if balanced => {
+                let masses = truth.masses();
+                of.iter().map(|&class| masses[class]).collect()
+            }
+            _ => vec![1.0; rows],
+        };
+        let basis = Basis::new(features, &masses, cpu)?;
+        Ok(Problem { truth: truth.clone(), masses, basis, folds: unseen::folds(truth, seed), cpu })
     }
 
     /// Fits a head.
@@ -348,8 +336,8 @@ impl<'a> Problem<'a> {
     /// # Errors
     /// When the method cannot give such answers, or the statistics of the features are singular.
     pub fn fit(&self, method: Method) -> Result<Fitted> {
-        if !method.answers(self.truth) {
-            let all = Method::ALL.into_iter().filter(|m| m.answers(self.truth));
+        if !method.answers(&self.truth) {
+            let all = Method::ALL.into_iter().filter(|m| m.answers(&self.truth));
             let all: Vec<String> = all.map(|m| m.to_string()).collect();
             return Err(Error::input(format!("{method} does not answer so; {} do", all.join(", "))));
         }
@@ -359,7 +347,7 @@ impl<'a> Problem<'a> {
             Method::Logistic => logistic::fit(self),
             Method::Centroid => centroid::fit(self),
         }?;
-        let sharper = fitted.unseen.temper(self.truth, &self.masses);
+        let sharper = fitted.unseen.temper(&self.truth, &self.masses);
         fitted.head.scale(sharper);
         Ok(fitted)
     }
@@ -371,14 +359,14 @@ impl<'a> Problem<'a> {
     /// # Errors
     /// As [`Problem::fit`].
     pub fn best(&self, methods: &[Method]) -> Result<Vec<Fitted>> {
-        let can = methods.iter().filter(|m| m.answers(self.truth));
+        let can = methods.iter().filter(|m| m.answers(&self.truth));
         let mut all = can.map(|&method| self.fit(method)).collect::<Result<Vec<_>>>()?;
         // On the same examples, as some methods leave out fewer than others.
         let fewest = all.iter().map(|f| &f.unseen.rows).min_by_key(|rows| rows.len()).cloned();
         let Some(rows) = fewest else { return Err(Error::input("no method is named that answers so")) };
-        let loss = |f: &Fitted| f.unseen.on(&rows).loss(self.truth, &self.masses);
+        let loss = |f: &Fitted| f.unseen.on(&rows).loss(&self.truth, &self.masses);
         all.sort_by(|a, b| loss(a).total_cmp(&loss(b)));
-        let losses = |f: &Fitted| f.unseen.on(&rows).doubted_losses(self.truth, &self.masses);
+        let losses = |f: &Fitted| f.unseen.on(&rows).doubted_losses(&self.truth, &self.masses);
         let best = losses(&all[0]);
         let may = |at: &usize| unseen::hardly_worse(&losses(&all[*at]), &best);
         let taken = (0..all.len()).filter(may).min_by_key(|&at| all[at].method.rank()).unwrap_or(0);
@@ -388,33 +376,17 @@ impl<'a> Problem<'a> {
 
     /// The mean loss of a head on examples that it has not seen, as [`log_loss`] or squared error.
     pub fn loss(&self, fitted: &Fitted) -> f64 {
-        fitted.unseen.loss(self.truth, &self.masses)
+        fitted.unseen.loss(&self.truth, &self.masses)
     }
 
     /// The loss of each example that such heads have not seen, some doubt included, as [`hardly_worse`] compares.
     pub fn losses(&self, fitted: &Fitted) -> Vec<f64> {
-        fitted.unseen.doubted_losses(self.truth, &self.masses)
+        fitted.unseen.doubted_losses(&self.truth, &self.masses)
     }
 
     fn rows(&self) -> usize {
-        self.features.rows()
+        self.masses.len()
     }
-}
-
-/// How much each example counts, 1 on average, when there is something to learn.
-fn masses(features: &Features, truth: &Truth, balanced: bool) -> Result<Vec<f64>> {
-    let rows = features.rows();
-    if truth.rows() != rows {
-        return Err(Error::input(format!("{} answers for {rows} examples", truth.rows())));
-    }
-    check(truth)?;
-    Ok(match truth {
-        Truth::Classes { of, .. } if balanced => {
-            let counts = truth.counts();
-            of.iter().map(|&class| rows as f64 / counts.len() as f64 / counts[class] as f64).collect()
-        }
-        _ => vec![1.0; rows],
-    })
 }
 
 /// Fails when there is nothing to learn.

@@ -36,7 +36,7 @@ pub(super) fn fit(problem: &Problem) -> Result<Fitted> {
     // With as many directions as examples leave, least squares without penalty makes no errors: then what the penalty adds
     // is computed, as what it leaves would be lost in rounding.
     let whole = size + 1 == rows;
-    let mut path = Path::new(problem.truth, &problem.masses);
+    let mut path = Path::new(&problem.truth, &problem.masses);
     for power in POWERS.rev() {
         let penalty = 10f64.powf(f64::from(power) / 2.0);
         let part = |v: &f64| if whole { penalty / v / (v + penalty) } else { 1.0 / (v + penalty) };

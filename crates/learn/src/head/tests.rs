@@ -74,21 +74,6 @@ fn losses_are_compared_example_by_example() {
 }
 
 #[test]
-fn directions_that_are_known_need_not_be_found_again() {
-    let cpu = cpu();
-    let (features, of) = clouds(40, 6, 2, 0.3, 1);
-    let truth = Truth::Classes { of, count: 2 };
-    let problem = Problem::new(&features, &truth, true, 0, &cpu).unwrap();
-    let found = problem.fit(Method::Logistic).unwrap();
-    let again = Problem::along(problem.into_basis(), &features, &truth, true, 0, &cpu).unwrap();
-    assert_eq!(again.fit(Method::Logistic).unwrap().head, found.head);
-    let (others, of) = clouds(41, 6, 2, 0.3, 1);
-    let truth = Truth::Classes { of, count: 2 };
-    let error = Problem::along(again.into_basis(), &others, &truth, true, 0, &cpu).err().unwrap();
-    assert!(error.to_string().contains("of 40 examples with 6 features, these are 41"), "{error}");
-}
-
-#[test]
 fn leave_one_out_errors_are_those_of_leaving_out() {
     let cpu = cpu();
     // More examples than features, and fewer.

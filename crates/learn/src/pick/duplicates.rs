@@ -15,6 +15,8 @@ const PART: usize = 4096;
 /// Rows that share a band and are not alike, to which others that share it are compared: of a phrase that many texts have,
 /// not all pairs are looked at.
 const RIVALS: usize = 16;
+/// What stands between two texts that belong together.
+pub const JOINT: char = '\u{1}';
 
 /// What counts as nearly the same.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -144,18 +146,7 @@ impl Duplicates {
         if self.near.bands == 0 {
             return Made { hash, shingles: Vec::new(), bands: Vec::new() };
         }
-        let words: Vec<&str> = text.split(' ').collect();
-        let of = |words: &[&str]| {
-            let mut hasher = DefaultHasher::new();
-            words.hash(&mut hasher);
-            hasher.finish() as u32
-        };
-        let mut shingles: Vec<u32> = match words.len() > self.near.words {
-            true => words.windows(self.near.words).map(of).collect(),
-            false => vec![of(&words)],
-        };
-        shingles.sort_unstable();
-        shingles.dedup();
+        let shingles = shingles(&text, self.near.words);
         let mut least = vec![u32::MAX; self.numbers.len()];
         for &shingle in &shingles {
             for (least, (factor, addend)) in least.iter_mut().zip(&self.numbers) {
@@ -185,39 +176,29 @@ impl Duplicates {
         let a = self.shingles(a);
         // Sets of such unequal sizes cannot be as similar.
         let (less, more) = (a.len().min(b.len()), a.len().max(b.len()));
-        if (less as f64) < self.near.similarity * more as f64 {
-            return 0.0;
-        }
-        let (mut i, mut j, mut both) = (0, 0, 0usize);
-        while i < a.len() && j < b.len() {
-            both += usize::from(a[i] == b[j]);
-            (i, j) = (i + usize::from(a[i] <= b[j]), j + usize::from(b[j] <= a[i]));
-        }
-        both as f64 / (a.len() + b.len() - both) as f64
+        if (less as f64) < self.near.similarity * more as f64 { 0.0 } else { jaccard(a, b) }
+    }
+
+    /// What each distinct text has for this band, and which one that is, in order.
+    fn keys(&self, band: usize) -> Vec<(u32, u32)> {
+        let bands = self.bands.iter().skip(band).step_by(self.near.bands);
+        let mut keys: Vec<(u32, u32)> = bands.copied().zip(0..).collect();
+        keys.sort_unstable();
+        keys
     }
 
     /// These texts, ready to be held against others.
     pub fn against(&self) -> Against<'_> {
-        let (bands, count) = (self.near.bands, self.distinct.len());
-        let keys = (0..bands).map(|band| {
-            let mut keys: Vec<(u32, u32)> =
-                (0..count).map(|at| (self.bands[at * bands + band], at as u32)).collect();
-            keys.sort_unstable();
-            keys
-        });
-        Against { texts: self, keys: keys.collect(), found: vec![None; count], seen: 0 }
+        let keys = (0..self.near.bands).map(|band| self.keys(band)).collect();
+        Against { texts: self, keys, found: vec![None; self.distinct.len()], seen: 0 }
     }
 
     /// What becomes of each text: of those that are alike the first stays. A text goes only for one that stays.
     pub fn fates(&self, cpu: &Cpu) -> Vec<Fate> {
-        let bands = self.near.bands;
         let count = self.distinct.len();
-        let found = cpu.pool().map(bands, |band| {
-            let mut keys: Vec<(u32, u32)> =
-                (0..count).map(|at| (self.bands[at * bands + band], at as u32)).collect();
-            keys.sort_unstable();
+        let found = cpu.pool().map(self.near.bands, |band| {
             let mut pairs = Vec::new();
-            for run in keys.chunk_by(|a, b| a.0 == b.0).filter(|run| run.len() > 1) {
+            for run in self.keys(band).chunk_by(|a, b| a.0 == b.0).filter(|run| run.len() > 1) {
                 let mut rivals: Vec<u32> = Vec::new();
                 for &(_, at) in run {
                     let like = rivals
@@ -329,6 +310,43 @@ struct Made {
     hash: u128,
     shingles: Vec<u32>,
     bands: Vec<u32>,
+}
+
+/// The similarity of two texts, from 0 to 1: that of the sets of their shingles of so many words.
+pub fn similarity(a: &str, b: &str, words: usize) -> f64 {
+    jaccard(&shingles(&normal(a), words), &shingles(&normal(b), words))
+}
+
+/// Two texts that belong together as one, to be compared with others.
+pub fn joined(a: &str, b: &str) -> String {
+    format!("{a} {JOINT} {b}")
+}
+
+/// Hashes of the shingles of a normal text, in order, none twice.
+fn shingles(text: &str, words: usize) -> Vec<u32> {
+    let all: Vec<&str> = text.split(' ').collect();
+    let of = |words: &[&str]| {
+        let mut hasher = DefaultHasher::new();
+        words.hash(&mut hasher);
+        hasher.finish() as u32
+    };
+    let mut shingles: Vec<u32> = match all.len() > words {
+        true => all.windows(words).map(of).collect(),
+        false => vec![of(&all)],
+    };
+    shingles.sort_unstable();
+    shingles.dedup();
+    shingles
+}
+
+/// The part that both of two sets in order have of all that they have.
+fn jaccard(a: &[u32], b: &[u32]) -> f64 {
+    let (mut i, mut j, mut both) = (0, 0, 0usize);
+    while i < a.len() && j < b.len() {
+        both += usize::from(a[i] == b[j]);
+        (i, j) = (i + usize::from(a[i] <= b[j]), j + usize::from(b[j] <= a[i]));
+    }
+    both as f64 / (a.len() + b.len() - both) as f64
 }
 
 /// A text without regard to case, spaces and forms of letters (NFKC).
@@ -447,6 +465,16 @@ mod tests {
         let mut against = exact.against();
         against.add(&["two", "one  TWO"], &cpu());
         assert_eq!(against.found(), [Some((1, 1.0)), None]);
+    }
+
+    #[test]
+    fn similarity_is_the_part_of_shingles_that_both_have() {
+        // Of one to five and two to six: two of four pairs each, two of six in all.
+        assert_eq!(similarity("a b c d e", "b c x d E", 2), 2.0 / 6.0);
+        assert_eq!(similarity("one  Two", "ONE two", 5), 1.0);
+        assert_eq!(similarity("one", "two", 5), 0.0);
+        assert_eq!(similarity("", "", 3), 1.0);
+        assert_ne!(joined("a b", "c"), joined("a", "b c"));
     }
 
     #[test]

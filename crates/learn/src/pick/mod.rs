@@ -46,8 +46,8 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + a.1.iter().zip(b.1).map(|(a, b)| a * b).sum::<f32>()
 }
 
-/// The one of the others that is the nearest to each row, and the product of both, which of rows of
-/// length 1 is their cosine; without others that is negative infinity.
+/// The one of the others that is the nearest to each row, and the product of both, which of rows of length 1 is their cosine;
+/// without others that is negative infinity. `rows` is `[n, columns]`, `others` `[m, columns]`.
 ///
 /// # Panics
 /// When rows have no columns.

@@ -7,7 +7,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use kernel::Cpu;
 use learn::data::rows::{Kind, Row, Rows, copy as copy_rows};
-use learn::pick::duplicates::{Duplicates, Fate, Near};
+use learn::pick::duplicates::{Duplicates, Fate, JOINT, Near, joined};
 use learn::pick::resemblance::Resemblance;
 
 use super::{All, Request, Verdict};
@@ -119,7 +119,7 @@ fn part(rows: &mut Rows) -> Result<Vec<Row>> {
 /// The text of a row; of a pair, both.
 fn whole(row: Row) -> String {
     match row.text_b {
-        Some(b) => format!("{} \u{1} {b}", row.text),
+        Some(b) => joined(&row.text, &b),
         None => row.text,
     }
 }
@@ -170,7 +170,7 @@ pub(super) fn told(request: &Request, wanted: &[usize]) -> Result<Vec<(String, O
             at += 1;
             if at == row + 1 {
                 let place = found.place.to_string();
-                let text = whole(found).replace('\u{1}', "|");
+                let text = whole(found).replace(JOINT, "|");
                 let short: String = text.chars().take(TEXT).collect();
                 told.push((place, Some(if short.len() < text.len() { short + " .." } else { short })));
                 break;

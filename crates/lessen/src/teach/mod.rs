@@ -169,7 +169,7 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
     if !request.cross && similar::are_pairs(data) {
         return similar::teach(model, request, &wanted, meter, cpu);
     }
-    let Chosen { mut backbone, mut learnt, each: feature_each, tried, basis } =
+    let Chosen { mut backbone, mut learnt, each: feature_each, tried, problem } =
         features(model, request, &wanted, cpu)?;
     let (all, names) = truth(data, &learnt.rows)?;
     let task = task_of(&all);
@@ -188,7 +188,7 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
         rows: &rows,
         truth: &all,
         shares,
-        masses: if request.balanced { masses(&all) } else { Vec::new() },
+        masses: if request.balanced { all.masses().iter().map(|m| *m as f32).collect() } else { Vec::new() },
         logits: logits.flatten(),
         feed: wanted.feed.clone(),
     });
@@ -209,10 +209,9 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
         Some(tune::Examples { shares: (train, _), .. }) => (learnt.features.select(train), all.select(train)),
         None => (learnt.features, all.clone()),
     };
-    let (balanced, seed) = (request.balanced, crate::eval::SEED);
-    let problem = match basis {
-        Some(basis) => Problem::along(basis, &features, &truth, balanced, seed, cpu)?,
-        None => Problem::new(&features, &truth, balanced, seed, cpu)?,
+    let problem = match problem {
+        Some(problem) => problem,
+        None => Problem::new(&features, &truth, request.balanced, crate::eval::SEED, cpu)?,
     };
     let fitted = problem.best(request.methods)?;
     let head_time = start.elapsed().as_secs_f64();
@@ -247,7 +246,7 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
     let test = match request.test {
         None => None,
         Some(test) => {
-            leaks = leaks::leaks(data, &rows, test, cpu)?;
+            leaks = leaks::between(data, &rows, test, cpu)?;
             let alone = request.add.map(|name| taught.only(name)).transpose()?;
             Some(judge(alone.as_ref().unwrap_or(&taught), task, test, request, cpu)?)
         }
@@ -282,7 +281,7 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
 
 /// Features of the named value, or of where they do best; of the model's end when the weights before it are trained, and when
 /// other tasks have the same.
-fn features(model: &Model, request: &Request, wanted: &Wanted, cpu: &Cpu) -> Result<Chosen> {
+fn features<'a>(model: &Model, request: &Request, wanted: &Wanted, cpu: &'a Cpu) -> Result<Chosen<'a>> {
     let fixed = [
         (wanted.node.is_some(), "--features names them"),
         (request.tuning.is_some(), "--tune and --contrast train all that lies before them"),
@@ -301,13 +300,6 @@ fn features(model: &Model, request: &Request, wanted: &Wanted, cpu: &Cpu) -> Res
 fn judge(model: &Model, task: Task, data: &dyn Dataset, request: &Request, cpu: &Cpu) -> Result<Eval> {
     let options = Options { feed: request.wanted.feed.clone(), output: None };
     eval(&Answerer::new(model, cpu, task, &options)?, data, |_| ())
-}
-
-/// How much an example of each class counts, when all classes count the same.
-fn masses(truth: &Truth) -> Vec<f32> {
-    let counts = truth.counts();
-    let mass = |&count: &usize| truth.rows() as f32 / counts.len() as f32 / count.max(1) as f32;
-    counts.iter().map(mass).collect()
 }
 
 /// Most labels of all examples together that a head is fitted to.

@@ -120,7 +120,7 @@ pub(super) fn teach(
     let after = judge(&taught, Task::Similarity, &held_out, request, cpu)?;
     let (mut leaks, mut test) = (Leaks::default(), None);
     if let Some(others) = request.test {
-        leaks = leaks::leaks(data, &rows, others, cpu)?;
+        leaks = leaks::between(data, &rows, others, cpu)?;
         test = Some(judge(&taught, Task::Similarity, others, request, cpu)?);
     }
     let each = test.as_ref().unwrap_or(&after);

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use kernel::Cpu;
 use learn::data::{Dataset, Target};
-use learn::head::{Basis, Method, Problem, hardly_worse, surely_near};
+use learn::head::{Method, Problem, hardly_worse, surely_near};
 use learn::random::Random;
 use serde::Serialize;
 
@@ -24,7 +24,7 @@ const SAMPLE: usize = 1024;
 const LEAST: usize = 5;
 /// Fewer examples say nothing of where: by them the best place is found by chance, and the deepest does well.
 const FEWEST: usize = 100;
-/// The part of the deepest's loss by which another place may surely be no worse than it.
+/// Another place may be worse than the deepest by this part of its loss, and no more even when a standard error is added.
 const MARGIN: f64 = 0.02;
 
 /// Most taps that are tried.
@@ -48,29 +48,29 @@ pub struct Tapped {
 }
 
 /// Features, and what they were taken of.
-pub(super) struct Chosen {
+pub(super) struct Chosen<'a> {
     pub backbone: Backbone,
     pub learnt: Learnt,
     /// Seconds that such features of an example take, about; none when they were kept from before.
     pub each: Option<f64>,
     /// What was tried, by its cost; nothing where there was no choice.
     pub tried: Vec<Tapped>,
-    /// The directions of all of these features, where they were found on the way.
-    pub basis: Option<Basis>,
+    /// What heads are fitted to, when choosing has made it of all examples.
+    pub problem: Option<Problem<'a>>,
 }
 
-impl Chosen {
+impl<'a> Chosen<'a> {
     /// The features of the named value, or of the model's end.
     ///
     /// # Errors
     /// When there are none, or no example can be read.
-    pub fn fixed(model: &Model, wanted: &Wanted, cpu: &Cpu, progress: &dyn Fn(&str)) -> Result<Chosen> {
+    pub fn fixed(model: &Model, wanted: &Wanted, cpu: &Cpu, progress: &dyn Fn(&str)) -> Result<Chosen<'a>> {
         Chosen::at(backbone(model, wanted.node)?, wanted, cpu, progress)
     }
 
-    fn at(backbone: Backbone, wanted: &Wanted, cpu: &Cpu, progress: &dyn Fn(&str)) -> Result<Chosen> {
+    fn at(backbone: Backbone, wanted: &Wanted, cpu: &Cpu, progress: &dyn Fn(&str)) -> Result<Chosen<'a>> {
         let (learnt, each) = timed(&backbone, wanted, None, cpu, progress)?;
-        Ok(Chosen { backbone, learnt, each, tried: Vec::new(), basis: None })
+        Ok(Chosen { backbone, learnt, each, tried: Vec::new(), problem: None })
     }
 }
 
@@ -92,29 +92,55 @@ fn timed(
 /// How a ridge head on some taps does.
 struct Trial<'a> {
     /// Which taps.
-    set: &'a [usize],
-    /// The loss of each example, as heads are compared by, and its sum.
+    set: Vec<usize>,
+    /// The part of the multiply-adds that they take.
+    share: f64,
+    /// The loss of each example, as heads are compared by.
     losses: Vec<f64>,
-    sum: f64,
     loss: f64,
     value: Number,
-    /// When no other examples follow, whose directions would be others.
-    basis: Option<Basis>,
+    /// Of all examples; nothing when others follow.
+    problem: Option<Problem<'a>>,
 }
 
-/// The features that do best, or hardly worse and cost the least, and that surely do about as well as the deepest; of few
-/// examples the deepest. With `faster`, only those are looked at that take so many times less than all of the model.
+/// Which of these trials, which are in the order of their cost, is taken: what does best, or hardly worse and costs the
+/// least, of all that surely do about as well as the deepest; of some that cost the same the widest when more examples
+/// follow, which make use of more numbers.
+fn best(trials: &[Trial], deepest: usize, more: bool) -> Option<usize> {
+    let sum = |at: usize| trials[at].losses.iter().sum::<f64>();
+    let least = |all: &[usize]| all.iter().copied().min_by(|&a, &b| sum(a).total_cmp(&sum(b)));
+    let reference = trials.iter().find(|trial| trial.set == [deepest]);
+    let sound = |at: &usize| {
+        reference.is_none_or(|deepest| {
+            trials[*at].set == deepest.set || surely_near(&trials[*at].losses, &deepest.losses, MARGIN)
+        })
+    };
+    let sound: Vec<usize> = (0..trials.len()).filter(sound).collect();
+    let best = least(&sound)?;
+    let good = |at: &usize| hardly_worse(&trials[*at].losses, &trials[best].losses);
+    let good: Vec<usize> = sound.into_iter().filter(good).collect();
+    let cost = trials[*good.first()?].share;
+    let mut cheap: Vec<usize> = good.into_iter().filter(|&at| trials[at].share <= cost).collect();
+    if more {
+        let widest = cheap.iter().map(|&at| trials[at].set.len()).max()?;
+        cheap.retain(|&at| trials[at].set.len() == widest);
+    }
+    least(&cheap)
+}
+
+/// Chooses features, as [`best`] says; of few examples the deepest. With `faster`, only those are looked at that take so many
+/// times less than all of the model.
 ///
 /// # Errors
 /// When the model has no features, or none that are so much faster, or examples cannot be learnt from.
-pub(super) fn choose(
+pub(super) fn choose<'a>(
     model: &Model,
     wanted: &Wanted,
     balanced: bool,
     faster: Option<f64>,
-    cpu: &Cpu,
+    cpu: &'a Cpu,
     progress: &dyn Fn(&str),
-) -> Result<Chosen> {
+) -> Result<Chosen<'a>> {
     let mut all = taps(model)?;
     if let Some(faster) = faster {
         let least = all.iter().map(|tap| tap.share).fold(f64::INFINITY, f64::min);
@@ -146,42 +172,27 @@ pub(super) fn choose(
     let (right, _) = truth(wanted.data, &learnt.rows)?;
     let sets = sets(&all);
     progress("how deep features are taken");
-    let judge = |i: usize| -> Result<Trial> {
-        let set = &sets[i];
-        let features = learnt.features.select_columns(&columns(&all, set));
+    let judge = |i: usize| -> Result<Trial<'a>> {
+        let set = sets[i].clone();
+        let features = learnt.features.select_columns(&columns(&all, &set));
         let problem = Problem::new(&features, &right, balanced, SEED, cpu)?;
         let fitted = problem.fit(Method::Ridge)?;
         let losses = problem.losses(&fitted);
         let (loss, (_, value)) = (problem.loss(&fitted), judged(&fitted, &right)?.metric()?);
-        let basis = sample.is_none().then(|| problem.into_basis());
-        Ok(Trial { set, sum: losses.iter().sum(), losses, loss, value, basis })
+        let problem = Some(problem).filter(|_| sample.is_none());
+        Ok(Trial { share: share(&all, &set), set, losses, loss, value, problem })
     };
     // By what they cost, as the sets are; what no head can be fitted to is no choice.
-    let trials: Vec<Trial> = cpu.pool().map(sets.len(), judge).into_iter().flatten().collect();
-    let reference = trials.iter().find(|trial| *trial.set == [deepest]);
-    let sound = |trial: &&Trial| {
-        reference.is_none_or(|deepest| {
-            trial.set == deepest.set || surely_near(&trial.losses, &deepest.losses, MARGIN)
-        })
-    };
-    let Some(best) = trials.iter().filter(sound).min_by(|a, b| a.sum.total_cmp(&b.sum)) else {
-        return at_deepest();
-    };
-    let good = |trial: &&Trial| sound(trial) && hardly_worse(&trial.losses, &best.losses);
-    let least = trials.iter().find(good).map_or(1.0, |trial| share(&all, trial.set));
-    let rank = |trial: &Trial| match sample {
-        // More examples than those tried make use of more numbers.
-        Some(_) => -(trial.set.len() as f64),
-        None => trial.sum,
-    };
-    let cheap = trials.iter().filter(good).filter(|trial| share(&all, trial.set) <= least);
-    let taken = cheap.min_by(|a, b| rank(a).total_cmp(&rank(b))).unwrap_or(best).set;
+    let mut trials: Vec<Trial> = cpu.pool().map(sets.len(), judge).into_iter().flatten().collect();
+    let Some(taken) = best(&trials, deepest, sample.is_some()) else { return at_deepest() };
 
-    let chosen: Vec<&Tap> = taken.iter().map(|&at| &all[at]).collect();
+    let Trial { set, share, problem, .. } = &mut trials[taken];
+    let problem = problem.take();
+    let chosen: Vec<&Tap> = set.iter().map(|&at| &all[at]).collect();
     let backbone = tapped(model, &chosen)?;
-    let own = learnt.features.select_columns(&columns(&all, taken));
+    let own = learnt.features.select_columns(&columns(&all, set));
     // Of those that were tried all taps were computed.
-    let part = share(&all, taken) / all.iter().map(|tap| tap.share).fold(f64::MIN_POSITIVE, f64::max);
+    let part = *share / all.iter().map(|tap| tap.share).fold(f64::MIN_POSITIVE, f64::max);
     let mut each = each.map(|each| each * part);
     let mut learnt = Learnt { features: own, ..learnt };
     let sampled = |row: &usize| sample.as_ref().is_none_or(|sample| sample.binary_search(row).is_ok());
@@ -190,16 +201,14 @@ pub(super) fn choose(
         let (more, seconds) = timed(&backbone, wanted, Some(&others), cpu, progress)?;
         (learnt, each) = (learnt.and(more)?, seconds);
     }
-    let tried = trials.iter().map(|trial| Tapped {
+    let tried = trials.into_iter().enumerate().map(|(at, trial)| Tapped {
         nodes: trial.set.iter().map(|&at| all[at].node.clone()).collect(),
-        share: share(&all, trial.set),
+        share: trial.share,
         loss: trial.loss,
         value: trial.value,
-        taken: trial.set == taken,
+        taken: at == taken,
     });
-    let tried = tried.collect();
-    let basis = trials.into_iter().find(|trial| trial.set == taken).and_then(|trial| trial.basis);
-    Ok(Chosen { backbone, learnt, each, tried, basis })
+    Ok(Chosen { backbone, learnt, each, tried: tried.collect(), problem })
 }
 
 /// What is tried: each tap alone, and with the first one where that is what examples say in so many words, before any weights
@@ -294,6 +303,33 @@ mod tests {
         assert!(some.windows(2).all(|w| w[0] < w[1]) && some.iter().all(|row| *row < 5_000));
         let rare = some.iter().filter(|row| *row % 500 == 1).count();
         assert!(rare >= LEAST, "{rare}");
+    }
+
+    /// A trial of 200 examples, whose losses go up and down by so much about a mean.
+    fn trial(set: &[usize], share: f64, mean: f64, noise: f64) -> Trial<'static> {
+        let losses = (0..200).map(|i| mean + noise * if i % 2 == 0 { 1.0 } else { -1.0 }).collect();
+        let value = Number::measured(0.0, "%");
+        Trial { set: set.to_vec(), share, losses, loss: mean, value, problem: None }
+    }
+
+    #[test]
+    fn the_cheapest_is_taken_that_surely_does_as_well_as_the_deepest() {
+        let taken = |loss: f64, noise: f64| {
+            best(&[trial(&[0], 0.1, loss, noise), trial(&[1], 1.0, 1.0, 0.0)], 1, false)
+        };
+        assert_eq!(taken(0.9, 0.1), Some(0), "cheaper and better");
+        assert_eq!(taken(1.0001, 0.1), Some(0), "cheaper and hardly worse");
+        assert_eq!(taken(1.1, 0.1), Some(1), "worse");
+        assert_eq!(taken(0.98, 2.0), Some(1), "better by chance: the error is 0.14");
+        let joined = |more: bool| {
+            let trials =
+                [trial(&[1], 0.5, 0.8, 0.1), trial(&[0, 1], 0.5, 0.801, -0.1), trial(&[2], 1.0, 0.9, 0.1)];
+            best(&trials, 2, more)
+        };
+        assert_eq!((joined(false), joined(true)), (Some(0), Some(1)), "more examples use more numbers");
+        // What no head can be fitted to is not there; then what is there is compared.
+        assert_eq!(best(&[trial(&[0], 0.1, 2.0, 0.0), trial(&[1], 0.5, 1.0, 0.0)], 2, false), Some(1));
+        assert_eq!(best(&[], 0, false), None);
     }
 
     #[test]
