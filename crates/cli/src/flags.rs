@@ -194,7 +194,7 @@ pub struct Learning {
     /// Let each class count the same, however many examples it has.
     #[arg(long)]
     pub balanced: bool,
-    /// Keep features in this folder, and take them from there the next time.
+    /// Keep features in this folder (and what `pick` compares texts by), and take them from there the next time.
     #[arg(long, value_name = "FOLDER")]
     pub cache: Option<PathBuf>,
     /// Most examples at once, where the model leaves that open.

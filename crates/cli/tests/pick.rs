@@ -60,6 +60,64 @@ fn rows_that_stay_are_as_they_were() {
 }
 
 #[test]
+fn a_table_that_was_left_half_read_is_not_compared_anew() {
+    let place = Place::new();
+    // Four parts; every tenth row is there before, a word changed.
+    let rows: String = (0..50_000)
+        .map(|i| {
+            let of = if i % 10 == 9 { i - 9 } else { i };
+            let words: String = (0..15).map(|w| format!(" w{}", (of * 31 + w * w * 17) % 9973)).collect();
+            format!("{i} {words}\n")
+        })
+        .collect();
+    let (data, out, cache) = (place.file("a.txt", rows.as_bytes()), place.path("b.txt"), place.path("kept"));
+    let plain = ["pick", &data, "-o", &out, "--json"];
+    let args = [&plain[..], &["--cache", &cache]].concat();
+    let dropped = |report: &Value| why(report, "near").unwrap()["count"].clone();
+    let gone = dropped(&lessen(&plain).json());
+    assert!(gone.as_u64().unwrap() > 4_000, "{gone}");
+    let right = text(&place, "b.txt");
+    std::fs::remove_file(&out).unwrap();
+
+    let parts = || -> Vec<(std::path::PathBuf, std::time::SystemTime)> {
+        let files = std::fs::read_dir(&cache).into_iter().flatten().flatten().map(|file| file.path());
+        let unfinished = |path: &std::path::Path| path.to_string_lossy().contains("/.unfinished");
+        let parts = files.filter(|path| path.extension().is_some_and(|e| e == "part") && !unfinished(path));
+        let mut parts: Vec<_> =
+            parts.filter_map(|path| Some((path.clone(), path.metadata().ok()?.modified().ok()?))).collect();
+        parts.sort();
+        parts
+    };
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_lessen"))
+        .args(&args)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    while parts().is_empty() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let before = parts();
+    assert!(!before.is_empty());
+    assert_eq!(dropped(&lessen(&args).json()), gone);
+    assert_eq!(text(&place, "b.txt"), right);
+    let after = parts();
+    assert!(after.len() == 4 && before.iter().all(|part| after.contains(part)), "{before:?} {after:?}");
+
+    // Another similarity needs nothing else; other rows, and a part that is damaged, are made anew.
+    lessen(&[&args[..], &["--near", "0.9"]].concat()).json();
+    assert_eq!(parts(), after);
+    std::fs::write(&after[1].0, b"damaged").unwrap();
+    assert_eq!(dropped(&lessen(&args).json()), gone);
+    let mended = parts();
+    assert!(mended.len() == 4 && mended.iter().filter(|part| after.contains(part)).count() == 3);
+    place.file("a.txt", rows.replacen("w", "v", 1).as_bytes());
+    lessen(&args).json();
+    assert_eq!(parts().len(), 5);
+}
+
+#[test]
 fn packed_tables_json_and_lines_stay_what_they_are() {
     let place = Place::new();
     let json = "{\"text\": \"a b\", \"x\": [1]}\n{\"text\":\"A  b\",\"x\":[2]}\n\n{\"text\":\"c\",\"x\":[3]}";
@@ -220,6 +278,10 @@ fn wrong_labels_are_found_and_what_stays_is_judged_on_examples_held_out() {
     let right = found.iter().filter(|row| planted.contains(row)).count();
     assert!(right >= 54 && found.len() <= 80, "{right} of {}", found.len());
     assert_eq!(why(&report, "label").unwrap()["count"], found.len());
+    // Labels are looked for where the model tells the classes best.
+    let taps = report["taps"].as_array().unwrap();
+    let taken: Vec<&Value> = taps.iter().filter(|tap| tap["taken"] == true).collect();
+    assert!(taken.len() == 1 && report["node"] == taken[0]["nodes"][0], "{taps:?}");
     let kept = npz::read(out.as_ref(), 1 << 24).unwrap();
     assert!(kept.iter().all(|(_, t)| t.shape()[0] == report["kept"].as_u64().unwrap() as usize));
     let (before, after) = (lessen(&["eval", &model, "--data", &data, "--json"]).json(), {
@@ -260,6 +322,8 @@ fn each_way_chooses_and_what_means_the_same_goes() {
         let args = ["pick", &data, "--model", &model, "--keep", "50", "--by", by, "-o", &out, "--json"];
         let report = lessen(&args).json();
         assert_eq!((report["kept"].as_u64(), &report["by"]), (Some(50), &by.into()));
+        let coreset = ["k-center", "herding", "facility"].contains(&by);
+        assert_eq!(report["taps"].as_array().unwrap().is_empty(), coreset, "{by}");
         seen.push(std::fs::read(&out).unwrap());
     }
     seen.sort();
@@ -269,6 +333,7 @@ fn each_way_chooses_and_what_means_the_same_goes() {
     let twins = why(&report, "meaning").unwrap();
     assert!(twins["count"].as_u64().unwrap() > 10 && report["kept"].as_u64().unwrap() > 10, "{report}");
     assert!(twins["examples"][0]["number"].as_f64().unwrap() >= 0.97);
+    assert!(report["taps"].as_array().unwrap().is_empty(), "the model's end tells what means the same");
 }
 
 #[test]

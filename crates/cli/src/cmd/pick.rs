@@ -17,7 +17,7 @@ use crate::flags::{Common, Learning};
 #[command(
     after_help = "Texts or numbers in tables (CSV, TSV, JSON lines, plain lines, perhaps .gz; Parquet) are streamed, and rows are
 written as they were; those of Parquet to Parquet, with all columns.
-Images go to a folder, arrays to .npz. What is there twice goes in any case, whatever its case and spaces.
+Images go to a folder, arrays to .npz. With --cache a run that was killed goes on where it was. What is there twice goes in any case, whatever its case and spaces.
 
 With --keep and --model (numbers need none), ways to choose are tried on examples that are held out, and the best is taken if it
 does more than random choices do. The ways: random, target, k-center, herding, facility, hard, easy, moderate,
@@ -46,7 +46,8 @@ pub struct Pick {
     /// own features without one.
     #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
-    /// The node or value of the model that makes the features.
+    /// The node or value of the model that makes the features [default: the one that tells the classes best, where they
+    /// count, as `lessen teach` chooses it; else what the model ends with].
     #[arg(long, value_name = "NAME", requires = "model")]
     features: Option<String>,
     /// The least similarity of texts that are nearly the same (Jaccard, of runs of five words); 1 for those that are the
@@ -116,6 +117,7 @@ impl Pick {
             target: self.target.as_deref(),
             balanced: self.learning.balanced,
             seed: self.seed,
+            cache: self.learning.cache.as_deref(),
             progress: &|what| spinner.set_message(what.to_owned()),
         };
         let (report, verdicts) = pick(&request, &self.output, &common.cpu()?)?;
@@ -161,6 +163,9 @@ fn told(report: &Report, output: &str) -> String {
         text += &format!(", chosen by \"{by}\"");
     }
     text += "\n";
+    if let (Some(node), Some(tap)) = (&report.node, report.taps.iter().find(|tap| tap.taken)) {
+        text += &format!("features of {node}, {:.0} % of the model's work\n", 100.0 * tap.share);
+    }
     for dropped in &report.dropped {
         let what = match dropped.why {
             Why::Unreadable => "cannot be read",

@@ -117,25 +117,35 @@ impl Duplicates {
     /// # Errors
     /// When there are more than 2^32.
     pub fn add<T: AsRef<str> + Sync>(&mut self, texts: &[T], cpu: &Cpu) -> Result<()> {
-        for part in texts.chunks(PART) {
-            let made = cpu.pool().map(part.len(), |i| self.made(part[i].as_ref()));
-            for Made { hash, shingles, bands } in made {
-                let row = u32::try_from(self.same.len())
-                    .map_err(|_| Error::input("more than 4,294,967,296 texts are not compared at once"))?;
-                let first = *self.first.entry(hash).or_insert(row);
-                self.same.push(first);
-                if first == row {
-                    self.distinct.push(row);
-                    self.shingles.extend(shingles);
-                    self.ends.push(self.shingles.len() as u64);
-                    self.bands.extend(bands);
-                }
+        texts.chunks(PART).try_for_each(|part| self.take(self.sketches(part, cpu)))
+    }
+
+    /// What is made of texts before they are compared, which is most of the work.
+    pub fn sketches<T: AsRef<str> + Sync>(&self, texts: &[T], cpu: &Cpu) -> Sketches {
+        Sketches(cpu.pool().map(texts.len(), |i| self.sketch(texts[i].as_ref())))
+    }
+
+    /// Sees more texts, of which this was made by the same measure.
+    ///
+    /// # Errors
+    /// When there are more than 2^32.
+    pub fn take(&mut self, sketches: Sketches) -> Result<()> {
+        for Sketch { hash, shingles, bands } in sketches.0 {
+            let row = u32::try_from(self.same.len())
+                .map_err(|_| Error::input("more than 4,294,967,296 texts are not compared at once"))?;
+            let first = *self.first.entry(hash).or_insert(row);
+            self.same.push(first);
+            if first == row {
+                self.distinct.push(row);
+                self.shingles.extend(shingles);
+                self.ends.push(self.shingles.len() as u64);
+                self.bands.extend(bands);
             }
         }
         Ok(())
     }
 
-    fn made(&self, text: &str) -> Made {
+    fn sketch(&self, text: &str) -> Sketch {
         let text = normal(text);
         let half = |salt: u8| {
             let mut hasher = DefaultHasher::new();
@@ -144,7 +154,7 @@ impl Duplicates {
         };
         let hash = half(1) << 64 | half(2);
         if self.near.bands == 0 {
-            return Made { hash, shingles: Vec::new(), bands: Vec::new() };
+            return Sketch { hash, shingles: Vec::new(), bands: Vec::new() };
         }
         let shingles = shingles(&text, self.near.words);
         let mut least = vec![u32::MAX; self.numbers.len()];
@@ -158,7 +168,7 @@ impl Duplicates {
             rows.hash(&mut hasher);
             hasher.finish() as u32
         });
-        Made { hash, bands: bands.collect(), shingles }
+        Sketch { hash, bands: bands.collect(), shingles }
     }
 
     fn shingles(&self, at: usize) -> &[u32] {
@@ -277,7 +287,7 @@ impl Against<'_> {
 
     /// Which of the distinct texts of whom nothing is known yet are like this one, and how much.
     fn alike(&self, other: &str) -> Vec<(usize, f64)> {
-        let made = self.texts.made(other);
+        let made = self.texts.sketch(other);
         let mut alike = Vec::new();
         if let Some(row) = self.texts.first.get(&made.hash)
             && let Ok(at) = self.texts.distinct.binary_search(row)
@@ -306,10 +316,47 @@ impl Against<'_> {
 }
 
 /// What is made of a text.
-struct Made {
+struct Sketch {
     hash: u128,
     shingles: Vec<u32>,
     bands: Vec<u32>,
+}
+
+/// What is made of texts before they are compared: their hashes, shingles and bands.
+pub struct Sketches(Vec<Sketch>);
+
+impl Sketches {
+    /// As bytes, which [`Sketches::read`] understands: of each text its hash, the number of its shingles, these, its bands.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for Sketch { hash, shingles, bands } in &self.0 {
+            bytes.extend(hash.to_le_bytes());
+            bytes.extend((shingles.len() as u32).to_le_bytes());
+            bytes.extend(shingles.iter().chain(bands).flat_map(|x| x.to_le_bytes()));
+        }
+        bytes
+    }
+
+    /// Those of so many texts, made by this measure; `None` when the bytes are others.
+    pub fn read(mut bytes: &[u8], texts: usize, near: Near) -> Option<Sketches> {
+        let mut numbers = |count: usize| {
+            let (taken, rest) = bytes.split_at_checked(count.checked_mul(4)?)?;
+            bytes = rest;
+            Some(taken.as_chunks::<4>().0.iter().map(|x| u32::from_le_bytes(*x)).collect::<Vec<u32>>())
+        };
+        let mut sketches = Vec::new();
+        for _ in 0..texts {
+            let head = numbers(5)?;
+            let hash = head[..4].iter().rev().fold(0, |hash, &x| hash << 32 | u128::from(x));
+            let shingles = numbers(head[4] as usize)?;
+            let sound = shingles.is_sorted() && shingles.is_empty() == (near.bands == 0);
+            sketches.push(Sketch { hash, shingles, bands: numbers(near.bands)? });
+            if !sound {
+                return None;
+            }
+        }
+        bytes.is_empty().then_some(Sketches(sketches))
+    }
 }
 
 /// The similarity of two texts, from 0 to 1: that of the sets of their shingles of so many words.
@@ -475,6 +522,29 @@ mod tests {
         assert_eq!(similarity("one", "two", 5), 0.0);
         assert_eq!(similarity("", "", 3), 1.0);
         assert_ne!(joined("a b", "c"), joined("a", "b c"));
+    }
+
+    #[test]
+    fn sketches_are_read_as_they_are_written() {
+        let (texts, _) = planted(40);
+        for near in [Near::default(), Near::EXACT] {
+            let fates = |take: &dyn Fn(&Duplicates) -> Sketches| {
+                let mut all = Duplicates::new(near).unwrap();
+                all.take(take(&all)).unwrap();
+                (all.first.clone(), all.shingles.clone(), all.bands.clone(), all.fates(&cpu()))
+            };
+            let bytes = Duplicates::new(near).unwrap().sketches(&texts, &cpu()).to_bytes();
+            let read = |bytes: &[u8]| Sketches::read(bytes, texts.len(), near);
+            let kept = fates(&|_| read(&bytes).unwrap());
+            assert_eq!(kept, fates(&|all| all.sketches(&texts, &cpu())));
+            for end in [0, 3, 19, bytes.len() - 1] {
+                assert!(read(&bytes[..end]).is_none(), "{end}");
+            }
+            assert!(read(&[&bytes[..], &[0]].concat()).is_none());
+            assert!(Sketches::read(&bytes, texts.len() - 1, near).is_none());
+        }
+        let bytes = Duplicates::new(Near::EXACT).unwrap().sketches(&texts, &cpu()).to_bytes();
+        assert!(Sketches::read(&bytes, texts.len(), Near::default()).is_none(), "of another measure");
     }
 
     #[test]

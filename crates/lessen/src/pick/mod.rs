@@ -23,8 +23,9 @@ use meter::energy::{Meter, SENSORS, processor};
 use meter::{Energy, Machine};
 use serde::Serialize;
 
-use crate::features::{Wanted, backbone, learn};
+use crate::features::{Subset, Wanted};
 use crate::receipt::Number;
+use crate::teach::taps::{self, Chosen, Tapped};
 use crate::teach::truth;
 use crate::{Error, Model, Result};
 use choose::{Chooser, Looked};
@@ -104,6 +105,11 @@ impl By {
     pub fn needs_features(self) -> bool {
         !matches!(self, By::Random | By::Target)
     }
+
+    /// Does it need classes?
+    pub fn needs_classes(self) -> bool {
+        self.needs_features() && !matches!(self, By::Coreset(_))
+    }
 }
 
 impl fmt::Display for By {
@@ -161,6 +167,8 @@ pub struct Request<'a> {
     pub balanced: bool,
     /// What is drawn at random is drawn from this.
     pub seed: u64,
+    /// A folder where it is kept what rows of tables are compared by, for the next time and for a run that was killed.
+    pub cache: Option<&'a Path>,
     /// Told what is being done, in a few words.
     pub progress: &'a dyn Fn(&str),
 }
@@ -264,8 +272,10 @@ pub struct Report {
     pub tried: Vec<Tried>,
     /// What random choices do there.
     pub random: Option<Random>,
-    /// The value of the model that the features are of.
+    /// The values of the model that the features are of.
     pub node: Option<String>,
+    /// What features could be taken of, by their cost; nothing when there was no choice.
+    pub taps: Vec<Tapped>,
     /// Seconds that all of it took.
     pub time: Number,
     /// Energy that all of it took.
@@ -358,6 +368,7 @@ pub fn pick(request: &Request, out: &Path, cpu: &Cpu) -> Result<(Report, Vec<Ver
         tried: chosen.tried,
         random: chosen.random,
         node: chosen.node,
+        taps: chosen.taps,
         time: Number::measured(start.elapsed().as_secs_f64(), "s"),
         energy: meter.stop(&processor(&Machine::this())),
     };
@@ -432,6 +443,17 @@ struct Choice {
     tried: Vec<Tried>,
     random: Option<Random>,
     node: Option<String>,
+    taps: Vec<Tapped>,
+}
+
+/// Is it by what the examples are labelled with that they stay or go? What means the same, and what stands for others, the
+/// model's end tells.
+fn looks_at_classes(request: &Request) -> bool {
+    let by = match request.by {
+        Some(by) => by.needs_classes(),
+        None => request.keep.is_some(),
+    };
+    !request.numbers && request.alike.is_none() && (request.labels || by)
 }
 
 /// What needs a model: meaning, wrong labels, and the choice.
@@ -443,20 +465,29 @@ fn by_features(
     all: &mut All,
     cpu: &Cpu,
 ) -> Result<Choice> {
-    let backbone = backbone(model, examples.node)?;
     let left = all.left();
-    let learnt = learn(&backbone, examples, Some(&left), cpu, request.progress)?;
-    let rows = learnt.rows;
+    let subset = Subset { data: examples.data, rows: &left };
+    let wants = Wanted { data: &subset, ..examples.clone() };
+    // Where some have no class, none is looked at.
+    let classes = |rows: &[usize]| {
+        truth(&subset, rows).ok().map(|(truth, _)| truth).filter(|truth| {
+            matches!(truth, Truth::Classes { .. }) && truth.counts().iter().filter(|n| **n > 0).count() > 1
+        })
+    };
+    let every: Vec<usize> = (0..left.len()).collect();
+    let free = examples.node.is_none() && looks_at_classes(request) && classes(&every).is_some();
+    let Chosen { backbone, learnt, tried, .. } = match free {
+        true => taps::choose(model, &wants, request.balanced, None, cpu, request.progress)?,
+        false => Chosen::fixed(model, &wants, cpu, request.progress)?,
+    };
+    let classes = classes(&learnt.rows);
+    let rows: Vec<usize> = learnt.rows.iter().map(|&at| left[at]).collect();
     let mut readable = rows.iter().peekable();
     for row in &left {
         if readable.next_if_eq(&row).is_none() {
             all.verdicts[*row] = Verdict::Unreadable;
         }
     }
-    // Where some have no class, none is looked at.
-    let classes = truth(examples.data, &rows).ok().map(|(truth, _)| truth).filter(|truth| {
-        matches!(truth, Truth::Classes { .. }) && truth.counts().iter().filter(|n| **n > 0).count() > 1
-    });
     let features = if request.numbers { learnt.features.standardized() } else { learnt.features };
     let weights = match request.target {
         Some(_) => all.weights(request, &rows)?,
@@ -477,7 +508,7 @@ fn by_features(
             all.verdicts[rows[at[twin.row]]] = Verdict::Meaning(rows[at[twin.of]] as u32, twin.cosine);
         }
     }
-    let mut choice = Choice { node: Some(backbone.nodes.join(" + ")), ..Choice::default() };
+    let mut choice = Choice { node: Some(backbone.nodes.join(" + ")), taps: tried, ..Choice::default() };
     let at: Vec<usize> = (0..rows.len()).filter(|&at| all.verdicts[rows[at]] == Verdict::Kept).collect();
     if request.keep.is_none() || at.len() <= wanted {
         return Ok(choice);

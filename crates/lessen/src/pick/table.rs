@@ -7,8 +7,9 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use kernel::Cpu;
 use learn::data::rows::{Kind, Row, Rows, copy as copy_rows};
-use learn::pick::duplicates::{Duplicates, Fate, JOINT, Near, joined};
+use learn::pick::duplicates::{Duplicates, Fate, JOINT, Near, Sketches, joined};
 use learn::pick::resemblance::Resemblance;
+use shrink::job::{Key, Store, kept};
 
 use super::{All, Request, Verdict};
 use crate::{Error, Result};
@@ -22,12 +23,14 @@ const LABEL_BYTES: usize = 256;
 /// Characters of a text that people are shown.
 const TEXT: usize = 160;
 
-/// Reads all rows; of those that are the same, or nearly so, the first stays.
+/// Reads all rows; of those that are the same, or nearly so, the first stays. What rows are compared by is kept, part by part,
+/// and found again by what their texts are: a run that was killed makes it of the other rows alone.
 pub(super) fn scan(request: &Request, cpu: &Cpu) -> Result<All> {
     let mut rows = Rows::open(request.path, request.options)?;
     // Numbers are no words: those that share some are not nearly the same.
     let near = request.near.filter(|_| !rows.numbers()).unwrap_or(Near::EXACT);
     let mut duplicates = Duplicates::new(near)?;
+    let store = request.cache.filter(|_| near != Near::EXACT).map(Store::open).transpose()?;
     let (mut starts, mut answers) = (Vec::new(), Vec::new());
     let mut labels: HashMap<String, u32> = HashMap::new();
     loop {
@@ -49,7 +52,15 @@ pub(super) fn scan(request: &Request, cpu: &Cpu) -> Result<All> {
             });
         }
         let texts: Vec<String> = part.into_iter().map(whole).collect();
-        duplicates.add(&texts, cpu)?;
+        let key = || {
+            let measure = format!("{} {:?}", env!("CARGO_PKG_VERSION"), Near { similarity: 1.0, ..near });
+            let texts = texts.iter().map(String::as_bytes);
+            Key::of(&std::iter::once(measure.as_bytes()).chain(texts).collect::<Vec<_>>())
+        };
+        let read = |bytes: &[u8]| Sketches::read(bytes, texts.len(), near);
+        let make = || Ok(duplicates.sketches(&texts, cpu));
+        let sketches = kept(store.as_ref(), key, read, Sketches::to_bytes, make)?;
+        duplicates.take(sketches)?;
         (request.progress)(&format!("{} rows read", starts.len()));
     }
     if starts.is_empty() {

@@ -4,7 +4,7 @@
 
 mod similar;
 mod suit;
-mod taps;
+pub(crate) mod taps;
 mod teacher;
 mod tune;
 

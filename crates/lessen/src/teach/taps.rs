@@ -48,7 +48,7 @@ pub struct Tapped {
 }
 
 /// Features, and what they were taken of.
-pub(super) struct Chosen<'a> {
+pub(crate) struct Chosen<'a> {
     pub backbone: Backbone,
     pub learnt: Learnt,
     /// Seconds that such features of an example take, about; none when they were kept from before.
@@ -133,7 +133,7 @@ fn best(trials: &[Trial], deepest: usize, more: bool) -> Option<usize> {
 ///
 /// # Errors
 /// When the model has no features, or none that are so much faster, or examples cannot be learnt from.
-pub(super) fn choose<'a>(
+pub(crate) fn choose<'a>(
     model: &Model,
     wanted: &Wanted,
     balanced: bool,
