@@ -17,27 +17,43 @@ pub struct Buf {
     len: usize,
 }
 
-/// Memory aligned to [`ALIGN`], all of which has been written to.
+/// Memory aligned to [`ALIGN`], all of which has a value.
 struct Block {
     ptr: NonNull<u8>,
     size: usize,
+    /// Bytes before it that were asked for with it.
+    before: usize,
 }
 
+/// What allocators align to by themselves. Asked for more, they write zeros instead of taking pages that are zero, which each
+/// cost a fault only when they are used.
+const USUAL: usize = 16;
+
 impl Block {
+    fn empty() -> Block {
+        Block { ptr: NonNull::<Line>::dangling().cast(), size: 0, before: 0 }
+    }
+
+    fn layout(size: usize) -> Option<Layout> {
+        Layout::from_size_align(size.checked_add(ALIGN - USUAL)?, USUAL).ok()
+    }
+
     fn zeroed(size: usize) -> Option<Block> {
         if size == 0 {
-            return Some(Block { ptr: NonNull::<Line>::dangling().cast(), size });
+            return Some(Block::empty());
         }
-        let layout = Layout::from_size_align(size, ALIGN).ok()?;
+        let layout = Block::layout(size)?;
         // SAFETY: `layout` has a size above zero.
-        let raw = unsafe { alloc_zeroed(layout) };
-        Some(Block { ptr: NonNull::new(raw)?, size })
+        let raw = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        let before = raw.addr().get().next_multiple_of(ALIGN) - raw.addr().get();
+        // SAFETY: `before` is at most `ALIGN - USUAL`, as `raw` is a multiple of `USUAL`.
+        Some(Block { ptr: unsafe { raw.add(before) }, size, before })
     }
 
     fn free(self) {
-        if self.size > 0 {
-            // SAFETY: the memory came from `alloc_zeroed` with this same layout.
-            unsafe { dealloc(self.ptr.as_ptr(), Layout::from_size_align_unchecked(self.size, ALIGN)) }
+        if let Some(layout) = Block::layout(self.size).filter(|_| self.size > 0) {
+            // SAFETY: the memory came from `alloc_zeroed` with this same layout, so many bytes before.
+            unsafe { dealloc(self.ptr.as_ptr().sub(self.before), layout) }
         }
     }
 }
@@ -218,8 +234,7 @@ impl AsMut<[u8]> for Buf {
 
 impl Drop for Buf {
     fn drop(&mut self) {
-        let empty = Block { ptr: NonNull::<Line>::dangling().cast(), size: 0 };
-        let mut block = Some(std::mem::replace(&mut self.block, empty));
+        let mut block = Some(std::mem::replace(&mut self.block, Block::empty()));
         let size = block.as_ref().map_or(0, |block| block.size);
         with_arena(size, |arena| block.take().map(|block| arena.give(block)));
         if let Some(block) = block {
