@@ -358,6 +358,13 @@ fn images_go_to_a_folder_of_classes_and_those_that_cannot_be_read_are_counted() 
     assert_eq!(why(&report, "unreadable").unwrap()["examples"][0]["example"], "example 3");
     assert_eq!(std::fs::read(place.path("out/cat/0000000-1.png")).unwrap(), png(1));
     assert_eq!(std::fs::read(place.path("out/dog/0000004-4.png")).unwrap(), png(4));
+    // Of those that all cannot be read no labels are looked for.
+    place.file("bad/cat/1.png", b"no picture");
+    place.file("bad/dog/1.png", &png(1)[..20]);
+    let (bad, none, model) = (place.path("bad"), place.path("none"), example("digits.onnx"));
+    for more in [&[][..], &["--model", &model, "--labels"]] {
+        lessen(&[&["pick", &bad, "-o", &none], more].concat()).fails(&["no example of", "can be read"]);
+    }
     // Two classes never become one, whatever they are called.
     place.file("odd/a:b/1.png", &png(1));
     place.file("odd/a_b/2.png", &png(2));
@@ -370,7 +377,7 @@ fn images_go_to_a_folder_of_classes_and_those_that_cannot_be_read_are_counted() 
     assert_eq!(names, ["a_b", "a_b_"]);
     // What is there is left alone.
     lessen(&["pick", &data, "-o", &out]).fails(&["is there already"]);
-    assert_eq!(place.names().len(), 4, "nothing else is left behind");
+    assert_eq!(place.names().len(), 5, "nothing else is left behind");
 }
 
 #[test]

@@ -350,7 +350,12 @@ pub fn pick(request: &Request, out: &Path, cpu: &Cpu) -> Result<(Report, Vec<Ver
     }
     let kept = all.verdicts.iter().filter(|v| **v == Verdict::Kept).count();
     if kept == 0 {
-        return Err(Error::input("no example is worth keeping; nothing is written"));
+        let unread = all.verdicts.iter().all(|verdict| *verdict == Verdict::Unreadable);
+        let what = if unread { "can be read" } else { "is worth keeping" };
+        return Err(Error::input(format!(
+            "no example of {} {what}; nothing is written",
+            request.path.display()
+        )));
     }
     (request.progress)("writing");
     match data {
@@ -466,6 +471,9 @@ fn by_features(
     cpu: &Cpu,
 ) -> Result<Choice> {
     let left = all.left();
+    if left.is_empty() {
+        return Ok(Choice::default());
+    }
     let subset = Subset { data: examples.data, rows: &left };
     let wants = Wanted { data: &subset, ..examples.clone() };
     // Where some have no class, none is looked at.

@@ -318,7 +318,8 @@ pub(crate) fn truth(data: &dyn Dataset, rows: &[usize]) -> Result<(Truth, Option
     let missing = |i: usize, what: &str| {
         Error::input(format!("{} has no {what} to learn from", crate::eval::name_of(data, i)))
     };
-    match data.target(rows[0]) {
+    let Some(&first) = rows.first() else { return Err(Error::input("there are no examples to learn from")) };
+    match data.target(first) {
         Target::Class(_) => {
             let class = |&i: &usize| match data.target(i) {
                 Target::Class(class) => Ok(class),
