@@ -115,6 +115,8 @@ fn a_table_that_was_left_half_read_is_not_compared_anew() {
     place.file("a.txt", rows.replacen("w", "v", 1).as_bytes());
     lessen(&args).json();
     assert_eq!(parts().len(), 5);
+    let args = [&plain[..], &["--cache", &data]].concat();
+    lessen(&args).fails(&["what rows are compared by cannot be kept", "a.txt", "another folder"]);
 }
 
 #[test]
@@ -281,7 +283,10 @@ fn wrong_labels_are_found_and_what_stays_is_judged_on_examples_held_out() {
     // Labels are looked for where the model tells the classes best.
     let taps = report["taps"].as_array().unwrap();
     let taken: Vec<&Value> = taps.iter().filter(|tap| tap["taken"] == true).collect();
-    assert!(taken.len() == 1 && report["node"] == taken[0]["nodes"][0], "{taps:?}");
+    assert!(taken.len() == 1 && report["nodes"] == taken[0]["nodes"], "{taps:?}");
+    let told = lessen(&args[..args.len() - 1]);
+    let share = 100.0 * taken[0]["share"].as_f64().unwrap();
+    assert!(told.text().contains(&format!(", {share:.0} % of the model's work")), "{}", told.out);
     let kept = npz::read(out.as_ref(), 1 << 24).unwrap();
     assert!(kept.iter().all(|(_, t)| t.shape()[0] == report["kept"].as_u64().unwrap() as usize));
     let (before, after) = (lessen(&["eval", &model, "--data", &data, "--json"]).json(), {

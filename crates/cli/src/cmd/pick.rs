@@ -17,7 +17,8 @@ use crate::flags::{Common, Learning};
 #[command(
     after_help = "Texts or numbers in tables (CSV, TSV, JSON lines, plain lines, perhaps .gz; Parquet) are streamed, and rows are
 written as they were; those of Parquet to Parquet, with all columns.
-Images go to a folder, arrays to .npz. With --cache a run that was killed goes on where it was. What is there twice goes in any case, whatever its case and spaces.
+Images go to a folder, arrays to .npz. What is there twice goes in any case, whatever its case and spaces. With --cache a
+run that was killed goes on where it was.
 
 With --keep and --model (numbers need none), ways to choose are tried on examples that are held out, and the best is taken if it
 does more than random choices do. The ways: random, target, k-center, herding, facility, hard, easy, moderate,
@@ -163,8 +164,9 @@ fn told(report: &Report, output: &str) -> String {
         text += &format!(", chosen by \"{by}\"");
     }
     text += "\n";
-    if let (Some(node), Some(tap)) = (&report.node, report.taps.iter().find(|tap| tap.taken)) {
-        text += &format!("features of {node}, {:.0} % of the model's work\n", 100.0 * tap.share);
+    if let Some(tap) = report.taps.iter().find(|tap| tap.taken) {
+        let nodes = tap.nodes.join(" + ");
+        text += &format!("features of {nodes}, {:.0} % of the model's work\n", 100.0 * tap.share);
     }
     for dropped in &report.dropped {
         let what = match dropped.why {

@@ -349,11 +349,10 @@ impl Sketches {
             let head = numbers(5)?;
             let hash = head[..4].iter().rev().fold(0, |hash, &x| hash << 32 | u128::from(x));
             let shingles = numbers(head[4] as usize)?;
-            let sound = shingles.is_sorted() && shingles.is_empty() == (near.bands == 0);
-            sketches.push(Sketch { hash, shingles, bands: numbers(near.bands)? });
-            if !sound {
+            if !shingles.is_sorted() || shingles.is_empty() != (near.bands == 0) {
                 return None;
             }
+            sketches.push(Sketch { hash, shingles, bands: numbers(near.bands)? });
         }
         bytes.is_empty().then_some(Sketches(sketches))
     }

@@ -272,8 +272,8 @@ pub struct Report {
     pub tried: Vec<Tried>,
     /// What random choices do there.
     pub random: Option<Random>,
-    /// The values of the model that the features are of.
-    pub node: Option<String>,
+    /// The values of the model that the features are of; none without a model.
+    pub nodes: Vec<String>,
     /// What features could be taken of, by their cost; nothing when there was no choice.
     pub taps: Vec<Tapped>,
     /// Seconds that all of it took.
@@ -372,7 +372,7 @@ pub fn pick(request: &Request, out: &Path, cpu: &Cpu) -> Result<(Report, Vec<Ver
         by: chosen.by,
         tried: chosen.tried,
         random: chosen.random,
-        node: chosen.node,
+        nodes: chosen.nodes,
         taps: chosen.taps,
         time: Number::measured(start.elapsed().as_secs_f64(), "s"),
         energy: meter.stop(&processor(&Machine::this())),
@@ -447,7 +447,7 @@ struct Choice {
     by: Option<By>,
     tried: Vec<Tried>,
     random: Option<Random>,
-    node: Option<String>,
+    nodes: Vec<String>,
     taps: Vec<Tapped>,
 }
 
@@ -482,8 +482,8 @@ fn by_features(
             matches!(truth, Truth::Classes { .. }) && truth.counts().iter().filter(|n| **n > 0).count() > 1
         })
     };
-    let every: Vec<usize> = (0..left.len()).collect();
-    let free = examples.node.is_none() && looks_at_classes(request) && classes(&every).is_some();
+    let all_have = || classes(&(0..left.len()).collect::<Vec<_>>()).is_some();
+    let free = examples.node.is_none() && looks_at_classes(request) && all_have();
     let Chosen { backbone, learnt, tried, .. } = match free {
         true => taps::choose(model, &wants, request.balanced, None, cpu, request.progress)?,
         false => Chosen::fixed(model, &wants, cpu, request.progress)?,
@@ -516,7 +516,7 @@ fn by_features(
             all.verdicts[rows[at[twin.row]]] = Verdict::Meaning(rows[at[twin.of]] as u32, twin.cosine);
         }
     }
-    let mut choice = Choice { node: Some(backbone.nodes.join(" + ")), taps: tried, ..Choice::default() };
+    let mut choice = Choice { nodes: backbone.nodes, taps: tried, ..Choice::default() };
     let at: Vec<usize> = (0..rows.len()).filter(|&at| all.verdicts[rows[at]] == Verdict::Kept).collect();
     if request.keep.is_none() || at.len() <= wanted {
         return Ok(choice);

@@ -30,7 +30,9 @@ pub(super) fn scan(request: &Request, cpu: &Cpu) -> Result<All> {
     // Numbers are no words: those that share some are not nearly the same.
     let near = request.near.filter(|_| !rows.numbers()).unwrap_or(Near::EXACT);
     let mut duplicates = Duplicates::new(near)?;
-    let store = request.cache.filter(|_| near != Near::EXACT).map(Store::open).transpose()?;
+    let store = request.cache.filter(|_| near != Near::EXACT).map(Store::open).transpose().map_err(|e| {
+        Error::input(format!("what rows are compared by cannot be kept: {e}; name another folder"))
+    })?;
     let (mut starts, mut answers) = (Vec::new(), Vec::new());
     let mut labels: HashMap<String, u32> = HashMap::new();
     loop {
