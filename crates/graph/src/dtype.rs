@@ -88,6 +88,11 @@ impl DType {
         self.row().3
     }
 
+    /// Bytes that an element's address is a multiple of where elements are read as numbers: those that it takes, up to 16.
+    pub fn align(self) -> usize {
+        (self.bits() / 8).clamp(1, 16)
+    }
+
     /// Bytes that `count` elements take; `None` on overflow. Types under 8 bits are packed, the last byte padded.
     pub fn bytes_for(self, count: usize) -> Option<usize> {
         match self.bits() {

@@ -238,7 +238,8 @@ impl Tensor {
     pub fn aligned(self) -> Tensor {
         match &self.data {
             Data::View(bytes)
-                if !(bytes.as_ptr() as usize).is_multiple_of(16) || !cfg!(target_endian = "little") =>
+                if !(bytes.as_ptr() as usize).is_multiple_of(self.dtype.align())
+                    || !cfg!(target_endian = "little") =>
             {
                 Tensor { data: Data::Own(Arc::new(Buf::copy_of(bytes))), ..self }
             }

@@ -175,6 +175,9 @@ impl Model {
         let Some(tokenizer) = &self.tokenizer else { return Ok(true) };
         let (there, own) = (path.with_file_name("tokenizer.json"), tokenizer.describe()?);
         if there.exists() {
+            if std::fs::read(&there).is_ok_and(|bytes| bytes == own.as_bytes()) {
+                return Ok(true);
+            }
             let other = Tokenizer::open(&there, None).and_then(|other| other.describe());
             return Ok(other.is_ok_and(|other| other == own));
         }

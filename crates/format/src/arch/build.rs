@@ -1,9 +1,8 @@
 //! Building a graph from ONNX operators.
 
-use std::borrow::Cow;
-
 use graph::op::Reader;
 use graph::{Attrs, DType, Error, Fact, Graph, Node, Result, Tensor, ValueId};
+use kernel::{Cpu, transpose::transpose};
 
 use crate::safetensors::Tensors;
 
@@ -15,11 +14,13 @@ pub struct Builder {
     pub graph: Graph,
     tensors: Tensors,
     prefixes: &'static [&'static str],
+    cpu: Cpu,
 }
 
 impl Builder {
-    pub fn new(name: &str, tensors: Tensors, prefixes: &'static [&'static str]) -> Builder {
-        Builder { graph: Graph::new(name), tensors, prefixes }
+    pub fn new(name: &str, tensors: Tensors, prefixes: &'static [&'static str]) -> Result<Builder> {
+        let cpu = Cpu::new(1).map_err(Error::Input)?;
+        Ok(Builder { graph: Graph::new(name), tensors, prefixes, cpu })
     }
 
     pub fn input(&mut self, name: &str, fact: Fact) -> Result<ValueId> {
@@ -103,7 +104,7 @@ impl Builder {
         let weight = self.tensor(&weight_name, 2)?;
         let outputs = outputs.unwrap_or(weight.shape()[0]);
         self.expect(&weight_name, weight.shape(), &[outputs, inputs])?;
-        let weight = self.graph.add_constant(&weight_name, transposed(&weight)?);
+        let weight = self.graph.add_constant(&weight_name, transposed(&weight, &self.cpu)?);
         let product = self.op("MatMul", &format!("{name}.product"), &[x, weight], Attrs::new())?;
         let bias = format!("{name}.bias");
         if !self.has(&bias) {
@@ -122,20 +123,11 @@ impl Builder {
     }
 }
 
-fn transposed(tensor: &Tensor) -> Result<Tensor> {
-    let (rows, columns) = (tensor.shape()[0], tensor.shape()[1]);
-    let data: Cow<[f32]> = tensor.values()?;
-    Tensor::build(&[columns, rows], |out: &mut [f32]| {
-        const TILE: usize = 32;
-        for i0 in (0..rows).step_by(TILE) {
-            for j0 in (0..columns).step_by(TILE) {
-                for i in i0..(i0 + TILE).min(rows) {
-                    for j in j0..(j0 + TILE).min(columns) {
-                        out[j * rows + i] = data[i * columns + j];
-                    }
-                }
-            }
-        }
+/// A matrix of f32 as MatMul takes it.
+fn transposed(tensor: &Tensor, cpu: &Cpu) -> Result<Tensor> {
+    let shape = tensor.shape();
+    Tensor::build(&[shape[1], shape[0]], |out: &mut [f32]| {
+        transpose(cpu, size_of::<f32>(), tensor.bytes(), shape, &[1, 0], bytemuck::cast_slice_mut(out));
         Ok(())
     })
 }

@@ -49,7 +49,7 @@ pub(super) fn build(
     if let Some(kind) = config["position_embedding_type"].as_str().filter(|&k| k != "absolute") {
         return Err(Error::unsupported(format!("position_embedding_type {kind:?}")));
     }
-    let mut b = Builder::new(family.model_types[0], tensors, family.prefixes);
+    let mut b = Builder::new(family.model_types[0], tensors, family.prefixes)?;
     let ids = || Fact::tensor(DType::I64, vec![Dim::named("batch"), Dim::named("sequence")]);
     let tokens = b.input("input_ids", ids())?;
     let mask = b.input("attention_mask", ids())?;

@@ -1,11 +1,13 @@
 //! A [`Model`] as an ONNX file.
 
+use std::io::Write;
 use std::path::Path;
 
 use bytes::Bytes;
 use graph::ir::Home;
 use graph::{Attr, Dim, Error, Graph, Model, Node, Result, Type, Value, ValueId};
 use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint};
 
 use super::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto,
@@ -17,6 +19,10 @@ use super::proto::{
 };
 use super::tensor::tensor_to_proto;
 
+/// Numbers of fields: `ModelProto.graph`, `GraphProto.initializer`, `TensorProto.raw_data`.
+const GRAPH: u32 = 7;
+const INITIALIZER: u32 = 5;
+const RAW_DATA: u32 = 9;
 /// Protobuf messages end at 2 GB; weights of bigger models go to a file beside, `NAME.data`.
 const MAX_INSIDE: usize = 1 << 30;
 /// Tensors smaller than this stay inside the message in any case.
@@ -50,7 +56,7 @@ fn write_limited(model: &Model, path: &Path, inside: usize) -> crate::Result<()>
     if proto.encoded_len() > inside {
         write_outside(&mut proto, path)?;
     }
-    crate::file::write(path, |out| out.write_all(&proto.encode_to_vec()))
+    crate::file::write(path, |out| stream(proto, out))
 }
 
 /// Size in bytes of a model's ONNX file, with that of its weights if it has one.
@@ -67,10 +73,52 @@ pub fn size(model: &Model) -> Result<usize> {
 /// When an operator has no ONNX form, or the model is too big for one file.
 pub fn to_bytes(model: &Model) -> Result<Vec<u8>> {
     let proto = to_proto(model)?;
-    match proto.encoded_len() > i32::MAX as usize {
-        true => Err(Error::unsupported("an ONNX file of more than 2 GB without a file for its weights")),
-        false => Ok(proto.encode_to_vec()),
+    let size = proto.encoded_len();
+    if size > i32::MAX as usize {
+        return Err(Error::unsupported("an ONNX file of more than 2 GB without a file for its weights"));
     }
+    let mut bytes = Vec::with_capacity(size);
+    stream(proto, &mut bytes).map_err(|e| Error::invalid(format!("the model cannot be encoded: {e}")))?;
+    Ok(bytes)
+}
+
+/// Writes a message with the weights last, each from where it lies: there is never a copy of all of them.
+fn stream(mut proto: ModelProto, out: &mut dyn Write) -> std::io::Result<()> {
+    let mut graph = proto.graph.take().unwrap_or_default();
+    let tensors = std::mem::take(&mut graph.initializer);
+    let tensors: Vec<(Vec<u8>, Option<Bytes>)> = tensors
+        .into_iter()
+        .map(|mut tensor| {
+            let raw = tensor.raw_data.take();
+            (tensor.encode_to_vec(), raw)
+        })
+        .collect();
+    let size = |(rest, raw): &(Vec<u8>, Option<Bytes>)| {
+        rest.len() + raw.as_ref().map_or(0, |raw| start(RAW_DATA, raw.len()).len() + raw.len())
+    };
+    let graph = graph.encode_to_vec();
+    let all = tensors.iter().map(&size).map(|size| start(INITIALIZER, size).len() + size);
+    let all = graph.len() + all.sum::<usize>();
+    out.write_all(&proto.encode_to_vec())?;
+    out.write_all(&start(GRAPH, all))?;
+    out.write_all(&graph)?;
+    for tensor in &tensors {
+        out.write_all(&start(INITIALIZER, size(tensor)))?;
+        out.write_all(&tensor.0)?;
+        if let Some(raw) = &tensor.1 {
+            out.write_all(&start(RAW_DATA, raw.len()))?;
+            out.write_all(raw)?;
+        }
+    }
+    Ok(())
+}
+
+/// What stands before so many bytes of a field.
+fn start(field: u32, size: usize) -> Vec<u8> {
+    let mut start = Vec::new();
+    encode_key(field, WireType::LengthDelimited, &mut start);
+    encode_varint(size as u64, &mut start);
+    start
 }
 
 fn write_outside(proto: &mut ModelProto, path: &Path) -> crate::Result<()> {
@@ -411,6 +459,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.onnx");
         write(&model(), &path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), size(&model()).unwrap() as u64);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
         assert_eq!(std::fs::read(&path).unwrap(), to_bytes(&model()).unwrap());
     }

@@ -48,34 +48,37 @@ impl Program {
         let needed = needed(&graph);
         let outputs: HashSet<ValueId> = graph.outputs.iter().copied().collect();
         let mut steps = Vec::new();
+        let mut constants: Vec<Option<Tensor>> = vec![None; graph.value_count()];
+        let constant = |constants: &[Option<Tensor>], value: ValueId| {
+            let ready = constants[value.index()].clone();
+            ready.or_else(|| graph.constant(value).cloned().map(Tensor::aligned))
+        };
         for (id, node) in graph.nodes().filter(|(id, _)| needed[id.index()]) {
             let fixed = |v: &Option<ValueId>| {
-                v.filter(|v| !graph.inputs.contains(v))
-                    .and_then(|v| graph.constant(v))
-                    .cloned()
-                    .map(Tensor::aligned)
+                v.filter(|v| !graph.inputs.contains(v)).and_then(|v| constant(&constants, v))
             };
-            let constants = match node.inputs.iter().flatten().any(|&v| graph.constant(v).is_some())
+            let own = match node.inputs.iter().flatten().any(|&v| graph.constant(v).is_some())
                 || !node.op.bodies().is_empty()
             {
                 true => node.inputs.iter().map(fixed).collect(),
                 false => vec![None; node.inputs.len()],
             };
             let facts: Vec<_> = node.inputs.iter().map(|v| v.map(|v| &graph.value(v).fact)).collect();
-            let cx = PackCx { cpu, constants, facts: Facts::new(&facts, node.outputs.len()) };
+            let cx = PackCx { cpu, constants: own, facts: Facts::new(&facts, node.outputs.len()) };
             let packed = node.op.prepack(&cx).map_err(|e| e.at(&node.name, node.kind()))?;
             let replaced = packed.as_ref().map_or(&[][..], |p| &p.replaces);
             let read = |value| Read { value, last: false };
-            let reads = node
-                .inputs
-                .iter()
-                .enumerate()
-                .map(|(i, v)| v.filter(|_| !replaced.contains(&i)).map(read))
-                .collect();
+            let kept = |i: usize, v: &Option<ValueId>| v.filter(|_| !replaced.contains(&i));
+            let kept: Vec<_> = node.inputs.iter().enumerate().map(|(i, v)| kept(i, v)).collect();
+            for (value, own) in kept.iter().zip(cx.constants) {
+                if let Some(value) = value.filter(|_| own.is_some()) {
+                    constants[value.index()] = own;
+                }
+            }
+            let reads = kept.into_iter().map(|v| v.map(read)).collect();
             let captures = node.captures.iter().copied().map(read).collect();
             steps.push(Step { node: id, packed, reads, captures });
         }
-        let mut constants = vec![None; graph.value_count()];
         let mut seen = vec![false; graph.value_count()];
         for step in steps.iter_mut().rev() {
             // Captures and inputs of one step: only the first mention from the back may give the value up.
@@ -84,13 +87,13 @@ impl Program {
                 read.last = !seen[at] && !outputs.contains(&read.value);
                 seen[at] = true;
                 if constants[at].is_none() {
-                    constants[at] = graph.constant(read.value).cloned().map(Tensor::aligned);
+                    constants[at] = constant(&constants, read.value);
                 }
             }
         }
         for &output in graph.outputs.iter().chain(&graph.inputs) {
             if constants[output.index()].is_none() {
-                constants[output.index()] = graph.constant(output).cloned().map(Tensor::aligned);
+                constants[output.index()] = constant(&constants, output);
             }
         }
         Ok(Program { graph, cpu: cpu.clone(), steps, constants })
