@@ -100,7 +100,7 @@ pub(crate) fn taps(model: &Model) -> Result<Vec<Tap>> {
         return Ok(whole(columns));
     }
     let mut values: Vec<ValueId> = Vec::new();
-    for value in blocks(graph).unwrap_or_default().iter().flat_map(|block| [block.input, block.output]) {
+    for value in blocks(graph).iter().flat_map(|block| [block.input, block.output]) {
         if value != end && graph.producer(value).is_some() && !values.contains(&value) {
             values.push(value);
         }
@@ -426,19 +426,45 @@ mod tests {
         assert_eq!(made.width(), Some(3));
     }
 
-    #[test]
-    fn between_blocks_lie_taps_that_cost_less() {
-        let deep = model(DType::F32, &[8], false, 17, |g, x| {
+    /// A product in f32.
+    fn plain(g: &mut Graph, x: ValueId) -> ValueId {
+        let w = g.add_constant("w", ramp(&[8, 8]));
+        g.append("m", "MatMul", 13, &Attrs::new(), &[x, w]).unwrap()
+    }
+
+    /// A product of 8-bit codes.
+    fn coded(g: &mut Graph, x: ValueId) -> ValueId {
+        let w = g.add_constant("w", Tensor::new(&[8, 8], &[3i8; 64]).unwrap());
+        let op = graph::op::Reader { attrs: &Attrs::new(), version: 13, inputs: 1, outputs: 3 };
+        let op = graph::ops::read("", "DynamicQuantizeLinear", &op).unwrap();
+        let codes = g.add_with_outputs("q", Node::new(op, vec![Some(x)]), 3, None).unwrap().1;
+        let none = Attrs::new();
+        let zero = g.add_constant("zero", Tensor::scalar(0i8));
+        let y = g.append("i", "MatMulInteger", 13, &none, &[codes[0], w, codes[2], zero]).unwrap();
+        let y = g.append("f", "Cast", 13, &Attrs::new().int("to", 1), &[y]).unwrap();
+        g.append("m", "Mul", 14, &none, &[y, codes[1]]).unwrap()
+    }
+
+    /// Three blocks with a product each, and a last one to two numbers.
+    fn deep(product: fn(&mut Graph, ValueId) -> ValueId) -> Model {
+        model(DType::F32, &[8], false, 17, |g, x| {
             let mut x = relu(g, x);
             for _ in 0..3 {
-                let w = g.add_constant("w", ramp(&[8, 8]));
-                let y = g.append("m", "MatMul", 13, &Attrs::new(), &[x, w]).unwrap();
+                let y = product(g, x);
                 let y = g.append("t", "Tanh", 13, &Attrs::new(), &[y]).unwrap();
                 x = g.append("a", "Add", 14, &Attrs::new(), &[x, y]).unwrap();
             }
             let w = g.add_constant("w", ramp(&[8, 2]));
             g.append("z", "MatMul", 13, &Attrs::new(), &[x, w]).unwrap()
-        });
+        })
+    }
+
+    #[test]
+    fn between_blocks_lie_taps_that_cost_less() {
+        let found = taps(&deep(coded)).unwrap();
+        let about: Vec<f64> = found.iter().map(|t| (3.0 * t.share).round()).collect();
+        assert_eq!(about, [0.0, 1.0, 2.0, 3.0], "in 8 bits");
+        let deep = deep(plain);
         let found = taps(&deep).unwrap();
         let about: Vec<(bool, f64, usize)> =
             found.iter().map(|t| (!t.end, (3.0 * t.share).round(), t.columns)).collect();

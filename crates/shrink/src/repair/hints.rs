@@ -38,7 +38,7 @@ pub(super) fn hints(
     cpu: &Cpu,
 ) -> Result<Vec<Hint>> {
     let mut found = Vec::new();
-    for block in blocks(original)? {
+    for block in blocks(original) {
         let theirs = original.value(block.output);
         let Some(own) = graph.find(&theirs.name).filter(|own| !outputs.contains(own)) else { continue };
         let made = graph.producer(own).is_some() && graph.constant(own).is_none();

@@ -38,7 +38,7 @@ pub(super) fn fewer(work: &Work, times: f64) -> Result<Pass> {
 pub(super) fn blocks(work: &Work, count: usize) -> Result<Pass> {
     work.judge.progress("looking for the blocks that matter least");
     let graph = &work.base.graph;
-    let found = blocks::blocks(graph)?;
+    let found = blocks::blocks(graph);
     if found.len() <= count {
         let what = format!("the model has {} blocks that could be left out; {count} are to go", found.len());
         return Err(Error::Plan(what));

@@ -2,10 +2,9 @@
 
 use std::collections::HashSet;
 
-use graph::{DType, Fact, Graph, NodeId, ValueId};
+use graph::{DType, Fact, Graph, Node, NodeId, ValueId};
 
-use crate::Result;
-use crate::weights::{node_name, weights};
+use crate::weights::{MIN_LEN, node_name, unread};
 
 /// A stretch of a graph that can be left out.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,12 +22,9 @@ pub struct Block {
 }
 
 /// The repeated blocks of a model, in order; where nothing repeats, each stretch with weights that keeps the shape.
-///
-/// # Errors
-/// When a weight holds numbers that are not finite.
-pub fn blocks(graph: &Graph) -> Result<Vec<Block>> {
+pub fn blocks(graph: &Graph) -> Vec<Block> {
     let mut found = Vec::new();
-    for run in elements(graph)? {
+    for run in elements(graph) {
         let mut at = 0;
         while at < run.len() {
             let repeats = |p: usize| {
@@ -48,25 +44,22 @@ pub fn blocks(graph: &Graph) -> Result<Vec<Block>> {
 }
 
 /// The stretches that blocks are made of: an attention, a feed-forward network.
-///
-/// # Errors
-/// As [`blocks`].
-pub fn parts(graph: &Graph) -> Result<Vec<Block>> {
-    named(graph, elements(graph)?.iter().flatten().map(|e| (e.input, e.output)).collect())
+pub fn parts(graph: &Graph) -> Vec<Block> {
+    named(graph, elements(graph).iter().flatten().map(|e| (e.input, e.output)).collect())
 }
 
-fn named(graph: &Graph, mut ends: Vec<(ValueId, ValueId)>) -> Result<Vec<Block>> {
+fn named(graph: &Graph, mut ends: Vec<(ValueId, ValueId)>) -> Vec<Block> {
     let order: Vec<NodeId> = graph.node_ids();
     let place = |v: ValueId| graph.producer(v).map(|(id, _)| order.iter().position(|n| *n == id));
     ends.sort_by_key(|&(_, output)| place(output));
-    let all = weights(graph)?;
+    let all = unread(graph);
     let block = |(at, (input, output)): (usize, (ValueId, ValueId))| {
         let nodes = between(graph, input, output);
         let first = nodes.first().and_then(|id| graph.node(*id)).map(|n| node_name(graph, n));
         let elements = all.iter().filter(|w| nodes.contains(&w.node)).map(|w| w.len).sum();
         Block { name: format!("{at}:{}", first.unwrap_or_default()), input, output, nodes, elements }
     };
-    Ok(ends.into_iter().enumerate().map(block).collect())
+    ends.into_iter().enumerate().map(block).collect()
 }
 
 /// A stretch with weights, and what follows it without any.
@@ -85,9 +78,26 @@ struct Step {
     weighs: bool,
 }
 
+/// Does a node have a weight, in f32 or in codes?
+fn weighs(graph: &Graph, node: &Node) -> bool {
+    let input = match node.kind() {
+        "MatMulInteger" | "ConvInteger" => Some(1),
+        "QLinearMatMul" | "QLinearConv" => Some(3),
+        _ => node.op.weight().map(|used| used.input),
+    };
+    let decoded = |value| match graph.producer(value) {
+        Some((_, node)) if node.kind() == "DequantizeLinear" => node.input(0),
+        _ => Some(value),
+    };
+    let value = input.and_then(|input| node.input(input)).and_then(decoded);
+    let weight = value.filter(|value| !graph.inputs.contains(value)).and_then(|value| graph.constant(value));
+    weight.is_some_and(|weight| weight.rank() >= 2 && weight.len() >= MIN_LEN)
+}
+
 /// Elements that follow one another, in runs.
-fn elements(graph: &Graph) -> Result<Vec<Vec<Element>>> {
-    let heavy: HashSet<NodeId> = weights(graph)?.into_iter().map(|w| w.node).collect();
+fn elements(graph: &Graph) -> Vec<Vec<Element>> {
+    let heavy: HashSet<NodeId> =
+        graph.nodes().filter(|(_, node)| weighs(graph, node)).map(|(id, _)| id).collect();
     let way = trunk(graph);
     let mut shapes: Vec<Vec<ValueId>> = Vec::new();
     for value in way {
@@ -134,7 +144,7 @@ fn elements(graph: &Graph) -> Result<Vec<Vec<Element>>> {
         }
         runs.extend((!run.is_empty()).then_some(run));
     }
-    Ok(runs)
+    runs
 }
 
 fn class(graph: &Graph, nodes: &[NodeId]) -> String {

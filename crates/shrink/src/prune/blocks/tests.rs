@@ -145,27 +145,27 @@ fn names(blocks: &[Block]) -> Vec<&str> {
 #[test]
 fn repeated_blocks_are_found_whole_and_in_parts() {
     let g = encoder(&[0, 1, 2], &[1.0; 3]);
-    let whole = blocks(&g).unwrap();
+    let whole = blocks(&g);
     assert_eq!(names(&whole), ["0:mix0", "1:mix1", "2:mix2"]);
     assert!(whole.iter().all(|b| b.nodes.len() == 9 && b.elements == WIDTH * WIDTH * 9));
     // One follows the other, and the mask after the last is none of it.
     assert!(whole.windows(2).all(|w| w[0].output == w[1].input));
     assert_eq!(g.producer(whole[2].output).unwrap().1.kind(), "LayerNormalization");
-    let parts = parts(&g).unwrap();
+    let parts = parts(&g);
     assert_eq!(names(&parts), ["0:mix0", "1:up0", "2:mix1", "3:up1", "4:mix2", "5:up2"]);
 
     let g = residual([3, 2], false);
-    let found = blocks(&g).unwrap();
+    let found = blocks(&g);
     assert_eq!(names(&found), ["0:first0.0", "1:first0.1", "2:first0.2", "3:first1.0", "4:first1.1"]);
     assert!(found.iter().all(|b| b.nodes.len() == 5));
-    assert!(blocks(&residual([0, 0], false)).unwrap().is_empty());
+    assert!(blocks(&residual([0, 0], false)).is_empty());
 }
 
 #[test]
 fn what_is_left_is_the_model_without_the_block() {
     let sizes = [0.5, 0.6, 0.7, 0.8];
     let g = encoder(&[0, 1, 2, 3], &sizes);
-    let found = blocks(&g).unwrap();
+    let found = blocks(&g);
     for (gone, kept) in [(vec![1], vec![0, 2, 3]), (vec![3, 0], vec![1, 2]), (vec![2, 1], vec![0, 3])] {
         let cuts: Vec<Cut> = gone.iter().map(|&i| Cut::of(&g, &found[i], Bridge::None)).collect();
         for examples in [texts(), Vec::new()] {
@@ -182,10 +182,10 @@ fn what_is_left_is_the_model_without_the_block() {
 #[test]
 fn an_output_of_the_graph_keeps_its_name() {
     let mut g = encoder(&[0, 1], &[0.5; 2]);
-    let last = blocks(&g).unwrap()[1].output;
+    let last = blocks(&g)[1].output;
     g.outputs.insert(0, last);
     for bridge in [Bridge::None, Bridge::Linear] {
-        let found = blocks(&g).unwrap();
+        let found = blocks(&g);
         let mut less = g.clone();
         remove(&mut less, &[Cut::of(&g, &found[1], bridge)], &texts(), &cpu()).unwrap();
         assert_eq!(less.outputs, g.outputs);
@@ -196,7 +196,7 @@ fn an_output_of_the_graph_keeps_its_name() {
 #[test]
 fn a_linear_block_is_met_by_its_bridge() {
     let g = residual([3, 2], true);
-    let found = blocks(&g).unwrap();
+    let found = blocks(&g);
     assert_eq!(found.len(), 5);
     for gone in [vec![1], vec![0, 3]] {
         let cut = |bridge| -> Vec<Cut> { gone.iter().map(|&i| Cut::of(&g, &found[i], bridge)).collect() };
@@ -216,7 +216,7 @@ fn a_linear_block_is_met_by_its_bridge() {
 #[test]
 fn a_bridge_makes_up_for_what_is_gone_and_rank_pays() {
     let g = encoder(&[0, 1, 2], &[0.3; 3]);
-    let found = blocks(&g).unwrap();
+    let found = blocks(&g);
     let error = |bridge| {
         let mut less = g.clone();
         let cuts = [Cut::of(&g, &found[0], bridge), Cut::of(&g, &found[1], bridge)];
@@ -245,7 +245,7 @@ fn a_bridge_makes_up_for_what_is_gone_and_rank_pays() {
 #[test]
 fn the_block_that_does_least_goes_first() {
     let g = encoder(&[0, 1, 2], &[0.5, 0.02, 0.8]);
-    let found = blocks(&g).unwrap();
+    let found = blocks(&g);
     let change = influence(&g, &found, &texts(), &cpu()).unwrap();
     assert!(change[1] < 0.1 * change[0] && change[0] < change[2], "{change:?}");
     let want = run(&g, &texts());
@@ -267,7 +267,7 @@ fn the_block_that_does_least_goes_first() {
 fn what_is_no_block_is_refused() {
     let g = encoder(&[0, 1], &[0.5; 2]);
     let name = |v: ValueId| g.value(v).name.clone();
-    let found = blocks(&g).unwrap();
+    let found = blocks(&g);
     let refused = |input: &str, output: &str, bridge, examples: &[Example]| {
         let cut = Cut { input: input.into(), output: output.into(), bridge };
         remove(&mut g.clone(), &[cut], examples, &cpu()).unwrap_err().to_string()
