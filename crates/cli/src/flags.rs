@@ -151,6 +151,19 @@ impl Opening {
     }
 }
 
+/// Puts the tokenizer of a model that was written to `output` beside it, so that it need not be named; warns when another one
+/// is there.
+pub fn keep_tokenizer(model: &Model, output: &std::path::Path, common: &Common) -> Result<()> {
+    let beside = model.save_tokenizer(output).context("the tokenizer cannot be written beside the model")?;
+    if !beside && !common.quiet {
+        let output = output.display();
+        eprintln!(
+            "warning: another tokenizer.json lies beside {output}: give the model's own with --tokenizer"
+        );
+    }
+    Ok(())
+}
+
 /// How examples are shown to a model.
 #[derive(Clone, Debug, Args)]
 pub struct Showing {

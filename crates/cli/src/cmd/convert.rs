@@ -12,7 +12,7 @@ use lessen::{Cpu, Model};
 use serde_json::json;
 
 use super::Done;
-use crate::flags::Common;
+use crate::flags::{Common, keep_tokenizer};
 
 /// Read a model, check it, and write it as ONNX.
 #[derive(Debug, Args)]
@@ -63,6 +63,7 @@ impl Convert {
             false => model.save(&self.output),
         }
         .context("the model cannot be written")?;
+        keep_tokenizer(&model, &self.output, common)?;
         let after = look(&self.output, &cpu).context("the file that was written cannot be read back")?;
         let changes = changes(&before, &after);
         let size = |i: &Inspection| i.file_bytes.unwrap_or(0);

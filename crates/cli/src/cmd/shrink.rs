@@ -15,7 +15,7 @@ use lessen::shrink::{
 };
 
 use super::{Done, table};
-use crate::flags::{Columns, Common, Costs, Opening, Showing};
+use crate::flags::{Columns, Common, Costs, Opening, Showing, keep_tokenizer};
 use crate::page;
 use crate::parse::{allocation, duration, positive, ranges, rounding, rule, share, size};
 
@@ -265,6 +265,7 @@ pub(super) fn make(
     let written = receipt.met || force;
     if written {
         small.save(output).context("the model cannot be written")?;
+        keep_tokenizer(&small, output, common)?;
         receipt.seal(output).context("the model cannot be read again")?;
         if let Some(memory) = super::bench::memory(common, source.model, output) {
             receipt.memory = Some(memory);

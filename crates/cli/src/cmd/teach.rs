@@ -13,7 +13,7 @@ use lessen::teach::{Depth, Report, Request, Taught, Tuning, teach};
 
 use super::eval::by_class;
 use super::{Done, table};
-use crate::flags::{Common, Costs, Learning};
+use crate::flags::{Common, Costs, Learning, keep_tokenizer};
 
 /// Teach a trained model a new task: what it makes of the examples is used again, and only its last layer is new.
 #[derive(Debug, Args)]
@@ -145,15 +145,7 @@ impl Teach {
             adapter.write(folder).context("the adapter cannot be written")?;
         }
         taught.save(&self.output).context("the model cannot be written")?;
-        let beside = taught
-            .save_tokenizer(&self.output)
-            .context("the tokenizer cannot be written beside the model")?;
-        if !beside && !common.quiet {
-            eprintln!(
-                "warning: another tokenizer.json lies beside {}: give the model's own with --tokenizer",
-                self.output.display()
-            );
-        }
+        keep_tokenizer(&taught, &self.output, common)?;
         spinner.finish_and_clear();
         if let Some(leak) = report.leaks.first().filter(|_| !common.quiet) {
             eprintln!(
