@@ -7,6 +7,7 @@ use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use graph::Graph;
 use learn::fit::Checkpoints;
@@ -22,6 +23,8 @@ const MAGIC: [u8; 8] = *b"lessen\x00\x01";
 const HEAD: usize = 8 + 8 + 32;
 /// How names of unfinished files begin.
 const UNFINISHED: &str = ".unfinished-";
+/// Nobody writes a result for so long.
+const ABANDONED: Duration = Duration::from_secs(3600);
 const ASKED: &str = "asked.toml";
 const LOCK: &str = "lock";
 
@@ -92,12 +95,25 @@ pub struct Store {
 }
 
 impl Store {
-    /// The store in a folder, which is made when it is not there.
+    /// The store in a folder, which is made when it is not there. What a process left half written that was killed is removed
+    /// after an hour; before, another may be writing it.
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be made.
     pub fn open(folder: &Path) -> Result<Store> {
         fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        for entry in fs::read_dir(folder).map_err(Error::io(folder))?.flatten() {
+            let old = || {
+                entry
+                    .metadata()
+                    .and_then(|m| m.modified())
+                    .is_ok_and(|at| at.elapsed().is_ok_and(|age| age > ABANDONED))
+            };
+            if entry.file_name().to_string_lossy().starts_with(UNFINISHED) && old() {
+                // Another process may have been faster.
+                let _ = fs::remove_file(entry.path());
+            }
+        }
         Ok(Store { folder: folder.into(), base: None })
     }
 
@@ -478,6 +494,19 @@ mod tests {
         assert!(Job::open(&folder, &asked("3")).is_err());
         assert!(Job::discard(&folder).is_err());
         assert!(folder.join("result").exists());
+    }
+
+    #[test]
+    fn what_was_left_half_written_long_ago_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let [old, new, other] = [".unfinished-7-x", ".unfinished-8-x", "x"].map(|name| dir.path().join(name));
+        let ago = std::time::SystemTime::now() - 2 * ABANDONED;
+        for path in [&old, &other] {
+            File::create(path).unwrap().set_modified(ago).unwrap();
+        }
+        File::create(&new).unwrap();
+        Store::open(dir.path()).unwrap();
+        assert_eq!([old, new, other].map(|path| path.exists()), [false, true, true]);
     }
 
     #[test]
