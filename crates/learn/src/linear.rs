@@ -57,9 +57,11 @@ pub fn inverse_factor(matrix: &[f64], n: usize) -> Option<Vec<f32>> {
 pub fn eigen(matrix: &[f64], n: usize) -> Option<(Vec<f64>, Vec<f64>)> {
     let found = MatRef::from_row_major_slice(matrix, n, n).self_adjoint_eigen(Side::Lower).ok()?;
     let (values, vectors) = (found.S().column_vector(), found.U());
-    let order = (0..n).rev();
-    let rows = order.clone().flat_map(|j| (0..n).map(move |i| vectors[(i, j)])).collect();
-    Some((order.map(|j| values[j]).collect(), rows))
+    let mut rows = vec![0f64; n * n];
+    for (row, j) in rows.chunks_exact_mut(n.max(1)).zip((0..n).rev()) {
+        row.iter_mut().zip(vectors.col(j).iter()).for_each(|(out, &x)| *out = x);
+    }
+    Some(((0..n).rev().map(|j| values[j]).collect(), rows))
 }
 
 #[cfg(test)]

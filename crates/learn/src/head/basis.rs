@@ -13,6 +13,8 @@ use crate::{Error, Result};
 const NOTHING: f64 = 3e-6;
 /// Rows whose products are summed in f32 before they go into sums in f64.
 const ROWS: usize = 4096;
+/// Columns whose products with those before them are computed together.
+const PANEL: usize = 192;
 
 /// The directions, and the examples along them.
 pub struct Basis {
@@ -118,11 +120,25 @@ impl Basis {
 /// The sums of products of columns times `part`, for rows of `columns` numbers.
 pub fn products(rows: &[f32], columns: usize, part: f64, cpu: &Cpu) -> Vec<f64> {
     let mut sums = vec![0f64; columns * columns];
-    let mut block = vec![0f32; columns * columns];
+    let mut block = vec![0f32; columns * PANEL.min(columns)];
     for rows in rows.chunks(ROWS * columns) {
-        let x = View::new(rows, rows.len() / columns, columns);
-        matmul(cpu, x.t(), x, &mut block, columns, &Post::default());
-        sums.iter_mut().zip(&block).for_each(|(sum, &x)| *sum += f64::from(x) * part);
+        let x =
+            |from: usize, width: usize| View::strided(&rows[from..], rows.len() / columns, width, columns, 1);
+        // Those with itself and with the columns before it: the others are the same.
+        for from in (0..columns).step_by(PANEL) {
+            let width = PANEL.min(columns - from);
+            let end = from + width;
+            matmul(cpu, x(0, end).t(), x(from, width), &mut block, width, &Post::default());
+            for (sums, block) in sums.chunks_exact_mut(columns).zip(block.chunks_exact(width)).take(end) {
+                let sums = sums[from..end].iter_mut().zip(block);
+                sums.for_each(|(sum, &x)| *sum += f64::from(x) * part);
+            }
+        }
+    }
+    for i in 0..columns {
+        for j in 0..i {
+            sums[i * columns + j] = sums[j * columns + i];
+        }
     }
     sums
 }

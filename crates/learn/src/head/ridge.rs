@@ -10,6 +10,8 @@ use crate::Result;
 
 /// Penalties on the squares of weights, features being of variance 1: 10 to these powers, halved.
 const POWERS: std::ops::RangeInclusive<i32> = -10..=4;
+/// Scores of an example that are computed together, for several penalties.
+const TOGETHER: usize = 64;
 
 pub(super) fn fit(problem: &Problem) -> Result<Fitted> {
     let (basis, rows, outputs) = (&problem.basis, problem.rows(), problem.truth.outputs());
@@ -37,27 +39,50 @@ pub(super) fn fit(problem: &Problem) -> Result<Fitted> {
     // is computed, as what it leaves would be lost in rounding.
     let whole = size + 1 == rows;
     let mut path = Path::new(&problem.truth, &problem.masses);
-    for power in POWERS.rev() {
-        let penalty = 10f64.powf(f64::from(power) / 2.0);
-        let part = |v: &f64| if whole { penalty / v / (v + penalty) } else { 1.0 / (v + penalty) };
-        let parts: Vec<f64> = basis.values.iter().map(part).collect();
-        let scaled = products.chunks_exact(outputs).zip(&parts);
-        let weight: Vec<f32> =
-            scaled.flat_map(|(row, s)| row.iter().map(move |&q| (f64::from(q) * s) as f32)).collect();
-        let mut scores = vec![0f32; rows * outputs];
-        matmul(problem.cpu, z, View::new(&weight, size, outputs), &mut scores, outputs, &Post::default());
-        problem.cpu.pool().for_chunks_mut(&mut scores, outputs, |i, scores| {
-            let squares: f64 = basis.row(i).iter().zip(&parts).map(|(&z, s)| f64::from(z).powi(2) * s).sum();
+    let powers: Vec<i32> = POWERS.rev().collect();
+    for powers in powers.chunks((TOGETHER / outputs).max(1)) {
+        let penalties: Vec<f64> = powers.iter().map(|&power| 10f64.powf(f64::from(power) / 2.0)).collect();
+        let many = penalties.len();
+        // For each direction, what each penalty leaves of it.
+        let part = |v: f64, penalty: f64| match whole {
+            true => penalty / v / (v + penalty),
+            false => 1.0 / (v + penalty),
+        };
+        let parts: Vec<f64> = basis
+            .values
+            .iter()
+            .flat_map(|&v| penalties.iter().map(move |&penalty| part(v, penalty)))
+            .collect();
+        let scaled = products.chunks_exact(outputs).zip(parts.chunks_exact(many));
+        let weight: Vec<f32> = scaled
+            .flat_map(|(row, parts)| {
+                parts.iter().flat_map(move |s| row.iter().map(move |&q| (f64::from(q) * s) as f32))
+            })
+            .collect();
+        let width = many * outputs;
+        let mut scores = vec![0f32; rows * width];
+        matmul(problem.cpu, z, View::new(&weight, size, width), &mut scores, width, &Post::default());
+        problem.cpu.pool().for_chunks_mut(&mut scores, width, |i, scores| {
+            let mut squares = vec![0f64; many];
+            for (&z, parts) in basis.row(i).iter().zip(parts.chunks_exact(many)) {
+                let square = f64::from(z).powi(2);
+                squares.iter_mut().zip(parts).for_each(|(sum, part)| *sum += square * part);
+            }
             let share = problem.masses[i] / total;
-            // What the hat matrix leaves of the example itself.
-            let left = if whole { share * squares } else { (1.0 - share * (squares + 1.0)).max(1e-6) };
-            for ((score, &y), mean) in scores.iter_mut().zip(&targets[i * outputs..]).zip(&mean) {
-                let (y, found) = (f64::from(y), f64::from(*score));
-                let error = if whole { found } else { y - mean - found };
-                *score = (y - error / left) as f32;
+            for (scores, squares) in scores.chunks_exact_mut(outputs).zip(squares) {
+                // What the hat matrix leaves of the example itself.
+                let left = if whole { share * squares } else { (1.0 - share * (squares + 1.0)).max(1e-6) };
+                for ((score, &y), mean) in scores.iter_mut().zip(&targets[i * outputs..]).zip(&mean) {
+                    let (y, found) = (f64::from(y), f64::from(*score));
+                    let error = if whole { found } else { y - mean - found };
+                    *score = (y - error / left) as f32;
+                }
             }
         });
-        path.add(penalty, Unseen { rows: (0..rows).collect(), outputs, scores });
+        for (at, &penalty) in penalties.iter().enumerate() {
+            let own = scores.chunks_exact(width).flat_map(|row| &row[at * outputs..][..outputs]);
+            path.add(penalty, Unseen { rows: (0..rows).collect(), outputs, scores: own.copied().collect() });
+        }
     }
     let (penalty, unseen) =
         path.taken().ok_or_else(|| crate::Error::input("no penalty gives finite errors"))?;

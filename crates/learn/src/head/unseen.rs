@@ -63,7 +63,23 @@ impl Unseen {
     /// then not sure beyond measure.
     fn doubted<'a>(&self, truth: &'a Truth) -> impl Fn(usize, &[f64]) -> f64 + 'a {
         let doubt = 1.0 / (self.rows.len() as f64 + 2.0);
-        move |row, scores| (1.0 - doubt) * log_loss(truth, row, scores) + doubt * any_loss(truth, row, scores)
+        // The loss, and its mean over all answers that could be right, which has no floor.
+        let both = move |loss: f64, any: f64| (1.0 - doubt) * loss.min(-FLOOR.ln()) + doubt * any;
+        move |row, scores| match truth {
+            Truth::Classes { of, .. } => {
+                let (sum, mean) = (log_sum(scores), scores.iter().sum::<f64>() / scores.len() as f64);
+                both(sum - scores[of[row]], sum - mean)
+            }
+            Truth::Labels { of, count } => {
+                let each = scores.iter().zip(&of[row * count..][..*count]).map(|(&s, &holds)| {
+                    let s = if holds { s } else { -s };
+                    let loss = log_sum(&[0.0, -s]);
+                    both(loss, loss + s / 2.0)
+                });
+                each.sum()
+            }
+            Truth::Numbers(_) => log_loss(truth, row, scores),
+        }
     }
 
     /// The loss of each example with such doubt, times its mass.
@@ -165,15 +181,6 @@ fn apart(losses: &[f64], others: &[f64]) -> (f64, f64) {
     let mean = apart().sum::<f64>() / count;
     let variance = apart().map(|d| (d - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
     (mean, (variance / count).sqrt())
-}
-
-/// The mean loss over all answers that could be right, without a floor; of numbers, the squared error.
-fn any_loss(truth: &Truth, row: usize, scores: &[f64]) -> f64 {
-    match truth {
-        Truth::Classes { .. } => log_sum(scores) - scores.iter().sum::<f64>() / scores.len() as f64,
-        Truth::Labels { .. } => scores.iter().map(|s| log_sum(&[0.0, *s]) - s / 2.0).sum(),
-        Truth::Numbers(_) => log_loss(truth, row, scores),
-    }
 }
 
 /// The logarithm of the sum of the exponentials.
