@@ -39,6 +39,7 @@ pub(super) fn fit(problem: &Problem) -> Result<Fitted> {
         })
         .collect();
     let mut path = Path::new(&problem.truth, &problem.masses);
+    let mut means: Vec<(f64, Vec<f64>)> = Vec::new();
     let mut since = 0;
     for penalty in POWERS.map(penalty_at) {
         let mut scores: Vec<Vec<f32>> = vec![Vec::new(); folds.len()];
@@ -48,6 +49,7 @@ pub(super) fn fit(problem: &Problem) -> Result<Fitted> {
             solver.solve(problem, seen, penalty);
             **scores = solver.scores(problem, left_out);
         });
+        means.push((penalty, mean(paths.iter().map(|(.., solver)| &solver.at))));
         match path.add(penalty, joined(folds, scores, outputs)) {
             true => since = 0,
             false => since += 1,
@@ -61,10 +63,11 @@ pub(super) fn fit(problem: &Problem) -> Result<Fitted> {
         return Err(Error::input("logistic regression finds no finite weights"));
     };
     let all = Examples::new(problem, &(0..rows).collect::<Vec<_>>());
-    let mut solver = Solver::new(problem.basis.size(), outputs);
-    for each in POWERS.map(penalty_at).filter(|each| *each >= penalty) {
-        solver.solve(problem, &all, each);
-    }
+    // Near what the folds have found.
+    let at = means.into_iter().find(|(each, _)| *each == penalty).map(|(_, at)| at);
+    let mut solver =
+        at.map_or_else(|| Solver::new(problem.basis.size(), outputs), |at| Solver { outputs, at });
+    solver.solve(problem, &all, penalty);
     let (weight, bias) = solver.weights();
     Ok(Fitted {
         method: Method::Logistic,
@@ -72,6 +75,17 @@ pub(super) fn fit(problem: &Problem) -> Result<Fitted> {
         head: problem.basis.head(weight, bias),
         unseen,
     })
+}
+
+/// The mean of vectors of one length.
+fn mean<'a>(vectors: impl ExactSizeIterator<Item = &'a Vec<f64>>) -> Vec<f64> {
+    let part = 1.0 / vectors.len() as f64;
+    let mut mean = Vec::new();
+    for vector in vectors {
+        mean.resize(vector.len(), 0.0);
+        mean.iter_mut().zip(vector).for_each(|(sum, x)| *sum += part * x);
+    }
+    mean
 }
 
 /// Coordinates and targets of some examples.
