@@ -234,6 +234,18 @@ fn read_by_last_weights(graph: &Graph, answer: ValueId) -> Option<ValueId> {
                 return node.input(1 - input.min(1));
             }
             ("Add", _) => other_than_weight(graph, node)?,
+            // Of codes: the sums become numbers, which the scales are multiplied with.
+            ("Mul", _) => {
+                [node.input(0), node.input(1)].into_iter().flatten().find(|&id| is(graph, id, "Cast"))?
+            }
+            ("MatMulInteger" | "ConvInteger", _) => {
+                let codes = node.input(0).filter(|_| node.input(1).is_some_and(|id| is_weight(graph, id)))?;
+                let (_, coded) = graph.producer(codes)?;
+                return match coded.kind() {
+                    "DynamicQuantizeLinear" | "QuantizeLinear" => coded.input(0),
+                    _ => None,
+                };
+            }
             (
                 "Softmax" | "LogSoftmax" | "Sigmoid" | "Identity" | "Reshape" | "Flatten" | "Squeeze"
                 | "DequantizeLinear" | "QuantizeLinear" | "Cast",
@@ -242,6 +254,11 @@ fn read_by_last_weights(graph: &Graph, answer: ValueId) -> Option<ValueId> {
             _ => return None,
         };
     }
+}
+
+/// Does a node of this kind make a value?
+fn is(graph: &Graph, id: ValueId, kind: &str) -> bool {
+    graph.producer(id).is_some_and(|(_, node)| node.kind() == kind)
 }
 
 fn other_than_weight(graph: &Graph, node: &Node) -> Option<ValueId> {
@@ -255,11 +272,9 @@ fn other_than_weight(graph: &Graph, node: &Node) -> Option<ValueId> {
 
 /// A constant, or one in few bits.
 fn is_weight(graph: &Graph, id: ValueId) -> bool {
-    let dequantized = graph.producer(id).filter(|(_, node)| node.kind() == "DequantizeLinear");
-    match dequantized {
-        Some((_, node)) => node.input(0).is_some_and(|id| graph.constant(id).is_some()),
-        None => graph.constant(id).is_some(),
-    }
+    let decoded = graph.producer(id).filter(|(_, node)| node.kind() == "DequantizeLinear");
+    let id = decoded.map_or(Some(id), |(_, node)| node.input(0));
+    id.is_some_and(|id| graph.constant(id).is_some())
 }
 
 /// One row of f32 an example.
@@ -421,6 +436,15 @@ mod tests {
         };
         let x = Tensor::new(&[1, 2], &[3f32, 4.]).unwrap();
         near(&features(&classifier("Softmax"), &[("x", x.clone())]), &[3., 4.]);
+        // In 8 bits.
+        let small = model(DType::F32, &[8], false, 17, |g, x| {
+            let x = relu(g, x);
+            let y = coded(g, x);
+            let b = g.add_constant("b", ramp(&[8]));
+            let y = g.append("z", "Add", 14, &Attrs::new(), &[y, b]).unwrap();
+            g.append("z", "Softmax", 13, &Attrs::new(), &[y]).unwrap()
+        });
+        assert_eq!(backbone(&small, None).unwrap().nodes, ["y"]);
         // What lies behind other functions is no row of scores.
         let made = backbone(&classifier("Tanh"), None).unwrap();
         assert_eq!(made.width(), Some(3));
