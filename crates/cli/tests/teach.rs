@@ -167,6 +167,15 @@ fn texts_are_learnt_and_the_tokenizer_comes_along() {
     // The new model finds it beside itself.
     let again = lessen(&["eval", &out, "--data", &data, "--json"]).json();
     assert_eq!(again["value"]["value"], 100.0);
+    // So do those that are made of it.
+    for (command, more) in [("convert", &[][..]), ("shrink", &["--self-made", "--force", "-o"])] {
+        let folder = place.path(command);
+        std::fs::create_dir_all(&folder).unwrap();
+        let made = format!("{folder}/made.onnx");
+        lessen(&[&[command, &out][..], more, &[&made, "--json"]].concat()).json();
+        let again = lessen(&["eval", &made, "--data", &data, "--json"]).json();
+        assert_eq!(again["value"]["value"], 100.0, "{command}");
+    }
     // Another column of the same file has other features.
     let report = teach(&["--text-column", "other"]);
     assert!(report.code == 1 && report.err.contains("the same"), "{}", report.err);
