@@ -44,7 +44,9 @@ STSB = SHARED / "data/stsb"
 
 TOKENIZER = MINILM / "tokenizer.json"
 
-work = pathlib.Path(tempfile.mkdtemp(prefix="lessen-quality-"))
+# Removed at the end.
+folder = tempfile.TemporaryDirectory(prefix="lessen-quality-")
+work = pathlib.Path(folder.name)
 judged_pairs = ["test"]
 
 

@@ -234,7 +234,7 @@ impl Tensor {
         }
     }
 
-    /// The same tensor in memory of its own, aligned for its element type, unless it is so already.
+    /// The same tensor, copied when its bytes are not aligned for its element type.
     pub fn aligned(self) -> Tensor {
         match &self.data {
             Data::View(bytes)
@@ -536,6 +536,12 @@ mod tests {
         let view = Tensor::from_bytes(DType::F32, &[2], bytes.slice(1..)).unwrap();
         assert_eq!(view.values::<f32>().unwrap().as_ref(), [1.0, 2.0]);
         assert_eq!(view.aligned().as_slice::<f32>().unwrap(), [1.0, 2.0]);
+        // What an element takes is enough.
+        let bytes = Bytes::from_owner(Buf::copy_of(&[0u8; 64]));
+        let view =
+            |dtype, at: usize| Tensor::from_bytes(dtype, &[1], bytes.slice(at..at + dtype.align())).unwrap();
+        assert!(view(DType::F32, 4).aligned().is_view() && !view(DType::F64, 4).aligned().is_view());
+        assert!(view(DType::C128, 16).aligned().is_view() && !view(DType::C128, 8).aligned().is_view());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use graph::Tensor;
 use serde_json::{Map, Value, json};
-use tokenizers::{EncodeInput, PaddingDirection, PostProcessor, TruncationParams};
+use tokenizers::{EncodeInput, PaddingDirection, PaddingParams, PostProcessor, TruncationParams};
 
 use crate::data::load;
 use crate::{Error, Input, Result};
@@ -15,6 +15,8 @@ const MAX_FILE: u64 = 256 << 20;
 /// Makes token ids of texts.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// What the file says of padding and cutting.
+    own: (Option<PaddingParams>, Option<TruncationParams>),
     pad: i64,
     pad_type: i64,
     pad_left: bool,
@@ -80,6 +82,7 @@ impl Tokenizer {
 
     fn new(file: PathBuf, mut inner: tokenizers::Tokenizer, max_len: Option<usize>) -> Result<Tokenizer> {
         let own = inner.get_truncation().cloned();
+        let written = (inner.get_padding().cloned(), own.clone());
         let special = inner.get_post_processor().map_or(0, |p| p.added_tokens(true));
         let truncation = match max_len.or(own.as_ref().map(|own| own.max_length)) {
             Some(max_length) if max_length <= special => {
@@ -99,16 +102,35 @@ impl Tokenizer {
             None => (named.unwrap_or(0), 0, false),
         };
         inner.with_padding(None);
-        Ok(Tokenizer { inner, pad: pad.into(), pad_type: pad_type.into(), pad_left })
+        Ok(Tokenizer { inner, own: written, pad: pad.into(), pad_type: pad_type.into(), pad_left })
     }
 
-    /// All that it does, as text: the same for two that give the same tokens.
+    /// All that it does, as text: the same for two that give the same batches.
     ///
     /// # Errors
     /// When it cannot be written as JSON.
     pub fn describe(&self) -> Result<String> {
-        let text = self.inner.to_string(false);
+        self.json(self.inner.get_truncation().cloned())
+    }
+
+    /// A `tokenizer.json` of it, which pads and cuts as its own file says: without a limit that was asked for beside it.
+    ///
+    /// # Errors
+    /// When it cannot be written as JSON.
+    pub fn file(&self) -> Result<String> {
+        self.json(self.own.1.clone())
+    }
+
+    fn json(&self, truncation: Option<TruncationParams>) -> Result<String> {
+        let mut whole = self.inner.clone();
+        whole.with_padding(self.own.0.clone());
+        let text = whole.with_truncation(truncation).and_then(|whole| whole.to_string(false));
         text.map_err(|e| Error::input(format!("the tokenizer cannot be written as JSON: {e}")))
+    }
+
+    /// Most tokens of a text, when there is a limit.
+    pub fn limit(&self) -> Option<usize> {
+        self.inner.get_truncation().map(|truncation| truncation.max_length)
     }
 
     /// Number of tokens in the vocabulary, the added ones included.
@@ -291,6 +313,15 @@ mod tests {
         assert_eq!(ids(&tokens.attention_mask), [1, 1, 1, 0, 0, 1]);
         let empty = batch(&tokenizer, &[text("")]);
         assert_eq!(empty.input_ids.shape(), [1, 0]);
+        // Written again it pads as before, and cuts as its file says, whatever was asked for beside it.
+        let cut = Tokenizer::open(dir.path(), Some(2)).unwrap();
+        assert_eq!((tokenizer.limit(), cut.limit()), (Some(3), Some(2)));
+        assert_eq!(cut.file().unwrap(), tokenizer.file().unwrap());
+        assert_ne!(cut.describe().unwrap(), tokenizer.describe().unwrap());
+        fs::write(&path, cut.file().unwrap()).unwrap();
+        let again = Tokenizer::open(dir.path(), None).unwrap();
+        assert_eq!(batch(&again, &[text("a b a b a"), text("b")]), tokens);
+        assert_eq!(again.describe().unwrap(), tokenizer.describe().unwrap());
     }
 
     #[test]

@@ -173,12 +173,12 @@ impl Model {
     /// When it cannot be written.
     pub fn save_tokenizer(&self, path: &Path) -> Result<bool> {
         let Some(tokenizer) = &self.tokenizer else { return Ok(true) };
-        let (there, own) = (path.with_file_name("tokenizer.json"), tokenizer.describe()?);
+        let (there, own) = (path.with_file_name("tokenizer.json"), tokenizer.file()?);
         if there.exists() {
             if std::fs::read(&there).is_ok_and(|bytes| bytes == own.as_bytes()) {
                 return Ok(true);
             }
-            let other = Tokenizer::open(&there, None).and_then(|other| other.describe());
+            let other = Tokenizer::open(&there, None).and_then(|other| other.file());
             return Ok(other.is_ok_and(|other| other == own));
         }
         crate::write_file(&there, own.as_bytes())?;

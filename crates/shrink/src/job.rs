@@ -95,25 +95,26 @@ pub struct Store {
 }
 
 impl Store {
-    /// The store in a folder, which is made when it is not there. What a process left half written that was killed is removed
-    /// after an hour; before, another may be writing it.
+    /// The store in a folder, which is made when it is not there. Results that were being written when their process was killed
+    /// are removed after an hour; before, another process may be writing them.
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be made.
     pub fn open(folder: &Path) -> Result<Store> {
-        fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        let store = Store::at(folder)?;
         for entry in fs::read_dir(folder).map_err(Error::io(folder))?.flatten() {
-            let old = || {
-                entry
-                    .metadata()
-                    .and_then(|m| m.modified())
-                    .is_ok_and(|at| at.elapsed().is_ok_and(|age| age > ABANDONED))
-            };
-            if entry.file_name().to_string_lossy().starts_with(UNFINISHED) && old() {
+            let written = entry.metadata().and_then(|m| m.modified());
+            let old = written.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > ABANDONED));
+            if old && entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
                 // Another process may have been faster.
                 let _ = fs::remove_file(entry.path());
             }
         }
+        Ok(store)
+    }
+
+    fn at(folder: &Path) -> Result<Store> {
+        fs::create_dir_all(folder).map_err(Error::io(folder))?;
         Ok(Store { folder: folder.into(), base: None })
     }
 
@@ -293,7 +294,7 @@ impl Job {
                 folder.display()
             )));
         }
-        let store = Store::open(folder)?;
+        let store = Store::at(folder)?;
         let lock_path = folder.join(LOCK);
         let lock =
             File::options().create(true).append(true).open(&lock_path).map_err(Error::io(&lock_path))?;

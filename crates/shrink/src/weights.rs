@@ -28,35 +28,26 @@ pub const MIN_LEN: usize = 64;
 /// # Errors
 /// When a weight holds numbers that are not finite: it is named.
 pub fn weights(graph: &Graph) -> Result<Vec<Weight>> {
-    let found = unread(graph);
-    for weight in &found {
-        let Some(tensor) = graph.constant(weight.value) else { continue };
+    let mut found = Vec::new();
+    for (id, node) in graph.nodes() {
+        let Some(used) = node.op.weight() else { continue };
+        let Some(value) = node.input(used.input) else { continue };
+        let Some(tensor) = graph.constant(value) else { continue };
+        if tensor.dtype() != DType::F32
+            || tensor.len() < MIN_LEN
+            || tensor.rank() < 2
+            || graph.inputs.contains(&value)
+        {
+            continue;
+        }
         let bad = tensor.values::<f32>()?.iter().filter(|v| !v.is_finite()).count();
         if bad > 0 {
             let what = format!("{bad} of {} numbers are not finite; the model is damaged", tensor.len());
-            return Err(Error::Weight { weight: graph.value(weight.value).name.clone(), what });
+            return Err(Error::Weight { weight: graph.value(value).name.clone(), what });
         }
+        found.push(Weight { node: id, name: node_name(graph, node), value, used, len: tensor.len() });
     }
     Ok(found)
-}
-
-/// The same without a look at what they hold.
-pub fn unread(graph: &Graph) -> Vec<Weight> {
-    let weight = |(id, node): (NodeId, &Node)| {
-        let used = node.op.weight()?;
-        let value = node.input(used.input)?;
-        let tensor = graph.constant(value)?;
-        let fits = tensor.dtype() == DType::F32 && tensor.len() >= MIN_LEN && tensor.rank() >= 2;
-        let name = node_name(graph, node);
-        (fits && !graph.inputs.contains(&value)).then_some(Weight {
-            node: id,
-            name,
-            value,
-            used,
-            len: tensor.len(),
-        })
-    };
-    graph.nodes().filter_map(weight).collect()
 }
 
 /// A node's name, or that of its first output.

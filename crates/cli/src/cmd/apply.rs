@@ -43,7 +43,7 @@ pub struct Apply {
     /// Examples to train on, when the plan trains on others than those of --data.
     #[arg(long, value_name = "PATH")]
     tune_data: Option<PathBuf>,
-    /// The file to write. The receipt (.html) and the plan (.toml) go beside it.
+    /// The file to write. The receipt (.html) and the plan (.toml) go beside it, and a tokenizer, unless one is there.
     #[arg(short, long, value_name = "PATH")]
     output: PathBuf,
     /// The file must become at least this many times smaller.

@@ -24,7 +24,7 @@ use crate::flags::{Common, keep_tokenizer};
 pub struct Convert {
     /// The model: an ONNX file, or a folder with config.json and model.safetensors.
     input: PathBuf,
-    /// The file to write. It is complete or not there at all.
+    /// The file to write. It is complete or not there at all. A tokenizer goes beside, unless one is there.
     output: PathBuf,
     /// Raise the version of the ONNX operators to this one, 13 to 28.
     #[arg(long, value_name = "N")]

@@ -52,7 +52,8 @@ pub struct Shrink {
     /// numbers, by what the model takes. They prove nothing.
     #[arg(long, conflicts_with = "data")]
     self_made: bool,
-    /// The file to write [default: MODEL-int8.onnx in the current folder]. The receipt goes beside it, as .html and .json.
+    /// The file to write [default: MODEL-int8.onnx in the current folder]. The receipt goes beside it, as .html and .json, and a
+    /// tokenizer, unless one is there.
     #[arg(short, long, value_name = "PATH")]
     output: Option<PathBuf>,
     /// The file must become at least this many times smaller.

@@ -55,6 +55,7 @@ fn write_limited(model: &Model, path: &Path, inside: usize) -> crate::Result<()>
     let mut proto = to_proto(model).map_err(crate::Error::model(path))?;
     if proto.encoded_len() > inside {
         write_outside(&mut proto, path)?;
+        limited(&proto).map_err(crate::Error::model(path))?;
     }
     crate::file::write(path, |out| stream(proto, out))
 }
@@ -73,16 +74,22 @@ pub fn size(model: &Model) -> Result<usize> {
 /// When an operator has no ONNX form, or the model is too big for one file.
 pub fn to_bytes(model: &Model) -> Result<Vec<u8>> {
     let proto = to_proto(model)?;
-    let size = proto.encoded_len();
-    if size > i32::MAX as usize {
-        return Err(Error::unsupported("an ONNX file of more than 2 GB without a file for its weights"));
-    }
-    let mut bytes = Vec::with_capacity(size);
+    let mut bytes = Vec::with_capacity(limited(&proto)?);
     stream(proto, &mut bytes).map_err(|e| Error::invalid(format!("the model cannot be encoded: {e}")))?;
     Ok(bytes)
 }
 
-/// Writes a message with the weights last, each from where it lies: there is never a copy of all of them.
+/// The size of a message in bytes, when messages may be that big.
+fn limited(proto: &ModelProto) -> Result<usize> {
+    match proto.encoded_len() {
+        size if size > i32::MAX as usize => {
+            Err(Error::unsupported("an ONNX file of more than 2 GB without a file for its weights"))
+        }
+        size => Ok(size),
+    }
+}
+
+/// Writes a message with the initializers last, each from where it lies: there is never a copy of all of them.
 fn stream(mut proto: ModelProto, out: &mut dyn Write) -> std::io::Result<()> {
     let mut graph = proto.graph.take().unwrap_or_default();
     let tensors = std::mem::take(&mut graph.initializer);
@@ -452,6 +459,22 @@ mod tests {
         write_limited(&again, &path, 1000).unwrap();
         let third = super::super::read(&path).unwrap();
         assert_eq!(to_bytes(&third).unwrap(), to_bytes(&model).unwrap());
+    }
+
+    #[test]
+    fn what_is_written_piece_by_piece_is_the_message() {
+        let mut proto = to_proto(&model()).unwrap();
+        let graph = proto.graph.as_mut().unwrap();
+        graph.initializer[0].doc_string = Some("why".into());
+        graph.initializer[1].raw_data = Some(Bytes::new());
+        graph.initializer.push(TensorProto { string_data: vec![Bytes::from("s")], ..TensorProto::default() });
+        graph
+            .sparse_initializer
+            .push(super::super::proto::SparseTensorProto { dims: vec![2], ..Default::default() });
+        proto.metadata_props = entries(&[("k".into(), "v".into())]);
+        let (mut bytes, size) = (Vec::new(), proto.encoded_len());
+        stream(proto.clone(), &mut bytes).unwrap();
+        assert_eq!((bytes.len(), ModelProto::decode(&bytes[..]).unwrap()), (size, proto));
     }
 
     #[test]

@@ -1,6 +1,7 @@
-//! Logistic regression: the softmax or sigmoid of scores, penalties on the squares of weights. It goes from strong penalties
-//! to weak ones, each beginning where the last ended, by L-BFGS (Liu and Nocedal, 1989) along coordinates that are scaled
-//! by how much they vary.
+//! Logistic regression: the softmax or sigmoid of scores, penalties on the squares of weights. For examples that are left out
+//! in turns it goes from strong penalties to weak ones, each beginning where the last ended; the head of all examples begins
+//! near what these have found. Steps are those of L-BFGS (Liu and Nocedal, 1989), along coordinates that are scaled by how much
+//! they vary.
 
 use std::collections::VecDeque;
 
@@ -54,6 +55,7 @@ pub(super) fn fit(problem: &Problem) -> Result<Fitted> {
             true => since = 0,
             false => since += 1,
         }
+        means.retain(|(penalty, _)| path.keeps(*penalty));
         if since > BEYOND {
             break;
         }

@@ -76,11 +76,12 @@ fn losses_are_compared_example_by_example() {
 #[test]
 fn leave_one_out_errors_are_those_of_leaving_out() {
     let cpu = cpu();
-    // More examples than features, and fewer.
-    for (rows, columns) in [(40, 6), (14, 30)] {
-        let (features, mut of) = clouds(rows, columns, 2, 0.3, 1);
+    // More examples than features, and fewer; penalties all together, some at a time, one by one.
+    for (rows, columns, count) in [(40, 6, 2), (14, 30, 2), (40, 6, 7), (140, 6, 70)] {
+        let (features, mut of) = clouds(rows, columns, count, 0.3, 1);
         of[3] = 0;
-        let truth = Truth::Classes { of, count: 2 };
+        of[rows - 2] = 3 % count;
+        let truth = Truth::Classes { of, count };
         let problem = Problem::new(&features, &truth, true, 0, &cpu).unwrap();
         let ridge = ridge::fit(&problem).unwrap();
         let penalty = ridge.penalty.unwrap();
@@ -89,7 +90,7 @@ fn leave_one_out_errors_are_those_of_leaving_out() {
             for (k, weights) in weights.iter().enumerate() {
                 let z = problem.basis.row(i).iter().map(|&z| f64::from(z)).chain([1.0]);
                 let want: f64 = z.zip(weights).map(|(z, w)| z * w).sum();
-                let found = f64::from(ridge.unseen.scores[2 * i + k]);
+                let found = f64::from(ridge.unseen.scores[count * i + k]);
                 assert!((found - want).abs() < 2e-4, "{rows} {i}: {found} {want}");
             }
         }
@@ -99,8 +100,53 @@ fn leave_one_out_errors_are_those_of_leaving_out() {
         for i in 0..rows {
             let z = problem.basis.row(i).iter().map(|&z| f64::from(z)).chain([1.0]);
             let want: f64 = z.zip(&weights[0]).map(|(z, w)| z * w).sum();
-            assert!((f64::from(scores[2 * i]) - want).abs() < 2e-4);
+            assert!((f64::from(scores[count * i]) - want).abs() < 2e-4);
         }
+    }
+}
+
+#[test]
+fn products_of_columns_are_those_of_each_two() {
+    // More columns than a panel, more rows than a block.
+    for (rows, columns) in [(7, 450), (4_100, 3), (0, 2)] {
+        let x: Vec<f32> = (0..rows * columns).map(|i| ((i * 37 + i / 11) % 19) as f32 / 19.0 - 0.4).collect();
+        let found = basis::products(&x, columns, 0.5, &cpu());
+        for (i, j) in [
+            (0, 0),
+            (0, columns - 1),
+            (columns - 1, 0),
+            (columns / 2, columns / 3),
+            (columns - 1, columns - 1),
+        ] {
+            let pairs = x.chunks_exact(columns).map(|row| f64::from(row[i]) * f64::from(row[j]));
+            let want = 0.5 * pairs.sum::<f64>();
+            assert!((found[i * columns + j] - want).abs() < 1e-4 * want.abs().max(1.0), "{i} {j}");
+        }
+    }
+}
+
+#[test]
+fn the_logistic_head_of_all_examples_is_at_the_least_loss() {
+    let cpu = cpu();
+    let (features, of) = clouds(200, 5, 3, 0.8, 4);
+    let problem =
+        Problem::new(&features, &Truth::Classes { of: of.clone(), count: 3 }, false, 0, &cpu).unwrap();
+    let fitted = logistic::fit(&problem).unwrap();
+    let truth = Truth::Classes { of, count: 3 };
+    let loss = |head: &Linear| {
+        let scores = head.scores(&cpu, &features);
+        let each = scores
+            .chunks_exact(3)
+            .enumerate()
+            .map(|(i, row)| log_loss(&truth, i, &row.iter().map(|&s| f64::from(s)).collect::<Vec<_>>()));
+        each.sum::<f64>() / 200.0
+    };
+    // No penalty is on biases: none of them is better elsewhere.
+    let least = loss(&fitted.head);
+    for (k, by) in (0..3).flat_map(|k| [(k, 0.02), (k, -0.02)]) {
+        let mut head = fitted.head.clone();
+        head.bias[k] += by;
+        assert!(loss(&head) > least - 1e-6, "bias {k}");
     }
 }
 

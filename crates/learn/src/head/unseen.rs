@@ -156,6 +156,11 @@ impl<'a> Path<'a> {
         true
     }
 
+    /// May the head with this penalty still be taken?
+    pub fn keeps(&self, penalty: f64) -> bool {
+        self.kept.iter().any(|trial| trial.penalty == penalty)
+    }
+
     /// The penalty that is taken, and how its heads do.
     pub fn taken(self) -> Option<(f64, Unseen)> {
         self.kept.into_iter().next().map(|trial| (trial.penalty, trial.unseen))

@@ -234,13 +234,14 @@ fn read_by_last_weights(graph: &Graph, answer: ValueId) -> Option<ValueId> {
                 return node.input(1 - input.min(1));
             }
             ("Add", _) => other_than_weight(graph, node)?,
-            // Of codes: the sums become numbers, which the scales are multiplied with.
+            // Sums of products of codes become numbers, which scales are multiplied with.
             ("Mul", _) => {
-                [node.input(0), node.input(1)].into_iter().flatten().find(|&id| is(graph, id, "Cast"))?
+                [node.input(0), node.input(1)].into_iter().flatten().find(|&id| are_scaled_sums(graph, id))?
             }
-            ("MatMulInteger" | "ConvInteger", _) => {
-                let codes = node.input(0).filter(|_| node.input(1).is_some_and(|id| is_weight(graph, id)))?;
-                let (_, coded) = graph.producer(codes)?;
+            ("MatMulInteger" | "ConvInteger" | "QLinearMatMul" | "QLinearConv", _) => {
+                let weight = if node.kind().starts_with("QLinear") { 3 } else { 1 };
+                node.input(weight).filter(|&id| is_weight(graph, id))?;
+                let (_, coded) = graph.producer(node.input(0)?)?;
                 return match coded.kind() {
                     "DynamicQuantizeLinear" | "QuantizeLinear" => coded.input(0),
                     _ => None,
@@ -256,9 +257,17 @@ fn read_by_last_weights(graph: &Graph, answer: ValueId) -> Option<ValueId> {
     }
 }
 
-/// Does a node of this kind make a value?
-fn is(graph: &Graph, id: ValueId, kind: &str) -> bool {
-    graph.producer(id).is_some_and(|(_, node)| node.kind() == kind)
+/// Is a value the sums of products of codes, as numbers?
+fn are_sums(graph: &Graph, id: ValueId) -> bool {
+    let cast = graph.producer(id).filter(|(_, node)| node.kind() == "Cast");
+    let sums = cast.and_then(|(_, node)| graph.producer(node.input(0)?));
+    sums.is_some_and(|(_, node)| matches!(node.kind(), "MatMulInteger" | "ConvInteger"))
+}
+
+/// The same, times a scale or not.
+fn are_scaled_sums(graph: &Graph, id: ValueId) -> bool {
+    let scaled = graph.producer(id).filter(|(_, node)| node.kind() == "Mul");
+    are_sums(graph, id) || scaled.is_some_and(|(_, node)| node.reads().any(|id| are_sums(graph, id)))
 }
 
 fn other_than_weight(graph: &Graph, node: &Node) -> Option<ValueId> {
@@ -445,6 +454,14 @@ mod tests {
             g.append("z", "Softmax", 13, &Attrs::new(), &[y]).unwrap()
         });
         assert_eq!(backbone(&small, None).unwrap().nodes, ["y"]);
+        // What is cast and multiplied need not be sums.
+        let gated = model(DType::F32, &[8], false, 17, |g, x| {
+            let y = plain(g, x);
+            let gate = g.append("h", "Sigmoid", 13, &Attrs::new(), &[y]).unwrap();
+            let gate = g.append("f", "Cast", 13, &Attrs::new().int("to", 1), &[gate]).unwrap();
+            g.append("z", "Mul", 14, &Attrs::new(), &[x, gate]).unwrap()
+        });
+        assert_eq!(backbone(&gated, None).unwrap().nodes, ["z"]);
         // What lies behind other functions is no row of scores.
         let made = backbone(&classifier("Tanh"), None).unwrap();
         assert_eq!(made.width(), Some(3));

@@ -24,6 +24,7 @@ use crate::answer::{Answerer, Options, Task};
 use crate::eval::{Eval, Judged, eval};
 use crate::features::{FEATURES, Skipped, Subset, Wanted, claim, learn};
 use crate::leaks::{self, Leak, Leaks};
+use crate::model::MAX_TOKENS;
 use crate::payback::Payback;
 use crate::receipt::Number;
 use crate::tasks::Purpose;
@@ -398,6 +399,10 @@ fn with_head(
     names: Option<&[String]>,
 ) -> Result<Model> {
     let mut inner = model.inner().clone();
+    // Texts are cut where those were that the head has learnt from.
+    if let Some(limit) = model.tokenizer().and_then(|tokenizer| tokenizer.limit()) {
+        inner.set_metadata(MAX_TOKENS, limit.to_string());
+    }
     let graph = &mut inner.graph;
     let outputs = head.bias.len();
     let features =

@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 
-use graph::{DType, Fact, Graph, Node, NodeId, ValueId};
+use graph::{DType, Fact, Graph, Node, NodeId, Tensor, ValueId};
 
-use crate::weights::{MIN_LEN, node_name, unread};
+use crate::weights::{MIN_LEN, node_name};
 
 /// A stretch of a graph that can be left out.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,11 +52,11 @@ fn named(graph: &Graph, mut ends: Vec<(ValueId, ValueId)>) -> Vec<Block> {
     let order: Vec<NodeId> = graph.node_ids();
     let place = |v: ValueId| graph.producer(v).map(|(id, _)| order.iter().position(|n| *n == id));
     ends.sort_by_key(|&(_, output)| place(output));
-    let all = unread(graph);
     let block = |(at, (input, output)): (usize, (ValueId, ValueId))| {
         let nodes = between(graph, input, output);
         let first = nodes.first().and_then(|id| graph.node(*id)).map(|n| node_name(graph, n));
-        let elements = all.iter().filter(|w| nodes.contains(&w.node)).map(|w| w.len).sum();
+        let all = nodes.iter().filter_map(|id| weight(graph, graph.node(*id)?));
+        let elements = all.map(Tensor::len).sum();
         Block { name: format!("{at}:{}", first.unwrap_or_default()), input, output, nodes, elements }
     };
     ends.into_iter().enumerate().map(block).collect()
@@ -78,26 +78,32 @@ struct Step {
     weighs: bool,
 }
 
-/// Does a node have a weight, in f32 or in codes?
-fn weighs(graph: &Graph, node: &Node) -> bool {
-    let input = match node.kind() {
-        "MatMulInteger" | "ConvInteger" => Some(1),
-        "QLinearMatMul" | "QLinearConv" => Some(3),
-        _ => node.op.weight().map(|used| used.input),
+/// The weight of a node, in f32 or in codes.
+fn weight<'a>(graph: &'a Graph, node: &Node) -> Option<&'a Tensor> {
+    let (input, coded) = match node.kind() {
+        "MatMulInteger" | "ConvInteger" => (1, true),
+        "QLinearMatMul" | "QLinearConv" => (3, true),
+        _ => (node.op.weight()?.input, false),
     };
-    let decoded = |value| match graph.producer(value) {
-        Some((_, node)) if node.kind() == "DequantizeLinear" => node.input(0),
-        _ => Some(value),
+    let value = node.input(input)?;
+    let (value, coded) = match graph.producer(value) {
+        Some((_, node)) if node.kind() == "DequantizeLinear" => (node.input(0)?, true),
+        _ => (value, coded),
     };
-    let value = input.and_then(|input| node.input(input)).and_then(decoded);
-    let weight = value.filter(|value| !graph.inputs.contains(value)).and_then(|value| graph.constant(value));
-    weight.is_some_and(|weight| weight.rank() >= 2 && weight.len() >= MIN_LEN)
+    let weight = graph.constant(value).filter(|_| !graph.inputs.contains(&value))?;
+    let fits = if coded { is_coded(weight) } else { weight.dtype() == DType::F32 };
+    (fits && weight.rank() >= 2 && weight.len() >= MIN_LEN).then_some(weight)
+}
+
+/// Does a tensor hold codes of at most 8 bits?
+fn is_coded(tensor: &Tensor) -> bool {
+    (1..=8).contains(&tensor.dtype().bits()) && tensor.dtype() != DType::Bool
 }
 
 /// Elements that follow one another, in runs.
 fn elements(graph: &Graph) -> Vec<Vec<Element>> {
     let heavy: HashSet<NodeId> =
-        graph.nodes().filter(|(_, node)| weighs(graph, node)).map(|(id, _)| id).collect();
+        graph.nodes().filter(|(_, node)| weight(graph, node).is_some()).map(|(id, _)| id).collect();
     let way = trunk(graph);
     let mut shapes: Vec<Vec<ValueId>> = Vec::new();
     for value in way {
@@ -151,7 +157,8 @@ fn class(graph: &Graph, nodes: &[NodeId]) -> String {
     let mut out = String::new();
     for node in nodes.iter().filter_map(|id| graph.node(*id)) {
         out.push_str(node.kind());
-        for tensor in node.reads().filter_map(|v| graph.constant(v)).filter(|t| t.dtype() == DType::F32) {
+        let holds = |t: &&Tensor| t.dtype() == DType::F32 || (t.rank() >= 2 && is_coded(t));
+        for tensor in node.reads().filter_map(|v| graph.constant(v)).filter(holds) {
             out.push_str(&format!("{:?}", tensor.shape()));
         }
         out.push(';');

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 
-use graph::{Datum, Graph, NodeId, ValueId};
+use graph::{Datum, Graph, Node, NodeId, ValueId};
 use kernel::Cpu;
 use serde::{Deserialize, Serialize};
 
@@ -130,7 +130,8 @@ fn changes_shape(name: &str) -> Error {
 /// True when channels lie along the second axis.
 fn is_image(graph: &Graph, input: ValueId, nodes: &[NodeId]) -> bool {
     let mut nodes = nodes.iter().filter_map(|id| graph.node(*id));
-    graph.value(input).fact.rank().is_some_and(|r| r >= 3) && nodes.any(|n| n.kind().ends_with("Conv"))
+    let folds = |node: &Node| node.kind().ends_with("Conv") || node.kind() == "ConvInteger";
+    graph.value(input).fact.rank().is_some_and(|r| r >= 3) && nodes.any(folds)
 }
 
 /// The vectors of a tensor, one after the other, and their width.
