@@ -397,6 +397,55 @@ fn weights_before_the_head_learn_too_and_those_held_out_are_answered_better() {
 }
 
 #[test]
+fn ways_of_learning_are_compared_and_the_best_is_taken() {
+    let place = Place::new();
+    // As above, the head alone knows little.
+    let odd = |digit: i64| [2, 0, 1, 1, 2, 0, 0, 2, 1, 0][digit as usize];
+    let (model, out) = (layers(&place), place.path("taught.onnx"));
+    let (data, test) = (part(&place, "a.npz", 0..500, odd), part(&place, "b.npz", 500..899, odd));
+    let args = ["teach", &model, "--data", &data, "--test", &test, "-o", &out, "--json"];
+    let value = |report: &serde_json::Value| report["test"]["value"]["value"].as_f64().unwrap();
+    let head = lessen(&args).json();
+    let more = ["--tune", "best", "--epochs", "8", "--rate", "0.005"];
+    let report = lessen(&[&args[..], &more].concat()).json();
+    let ways = report["ways"].as_array().unwrap();
+    assert_eq!(ways.len(), 5, "{ways:?}");
+    let taken: Vec<_> = ways.iter().filter(|way| way["taken"] == true).collect();
+    assert!(taken.len() == 1 && taken[0]["tune"] == report["tuned"]["depth"], "{ways:?}");
+    let of = |way: &serde_json::Value| way["value"]["value"].as_f64().unwrap_or(0.0);
+    assert!(of(taken[0]) > of(&ways[0]), "{ways:?}");
+    assert!(value(&report) >= value(&head) + 5.0, "{} {}", value(&report), value(&head));
+    // What needs no training is left as it is: these features tell all, and few examples are compared in turns.
+    let easy = part(&place, "c.npz", 0..60, |digit| i64::from(digit > 4));
+    let report = teach(&place, &easy, &["--tune", "best", "--epochs", "1"]).json();
+    let ways = report["ways"].as_array().unwrap();
+    assert_eq!((ways.len(), &ways[0]["contrast"], &ways[1]["contrast"]), (2, &false.into(), &true.into()));
+    assert!(ways.iter().all(|way| way["value"]["value"].is_number()), "{ways:?}");
+    let told = lessen(&[
+        "teach",
+        &example("digits.onnx"),
+        "--data",
+        &easy,
+        "-o",
+        &out,
+        "--tune",
+        "best",
+        "--epochs",
+        "1",
+    ]);
+    assert!(told.text().contains("the head alone"), "{}", told.out);
+    for (more, word) in [
+        (["--contrast", "--quiet"], "--contrast"),
+        (["--add", "x"], "--add"),
+        (["--faster", "2"], "--faster"),
+    ] {
+        teach(&place, &data, &[&["--tune", "best"][..], &more].concat()).fails(&[word]);
+    }
+    let same = part(&place, "d.npz", 0..60, |_| 1);
+    assert_eq!(teach(&place, &same, &["--tune", "best"]).code, 1);
+}
+
+#[test]
 fn numbers_are_learnt_by_gradients_too() {
     let place = Place::new();
     let (images, labels) = pictures();

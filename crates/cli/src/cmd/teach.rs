@@ -9,7 +9,7 @@ use lessen::data;
 use lessen::eval::Eval;
 use lessen::features::plain;
 use lessen::head::Method;
-use lessen::teach::{Depth, Report, Request, Taught, Tuning, teach};
+use lessen::teach::{Depth, Report, Request, Taught, Tuning, Way, teach, teach_best};
 
 use super::eval::by_class;
 use super::{Done, table};
@@ -60,9 +60,10 @@ pub struct Teach {
     faster: Option<f64>,
     /// Train weights before the head, too: all, small (what is added, and the factors of norms), the last share of them, such
     /// as 50%, or lora (two small factors beside each; lora=16 for a rank of 16). A tenth of the examples is held out to
-    /// say when to stop.
-    #[arg(long, value_name = "WHICH", value_parser = Depth::from_str)]
-    tune: Option<Depth>,
+    /// say when to stop. Or best: the head alone and ways that suit so many examples (--contrast for few; small, lora, 50%
+    /// and all) are compared on examples held out, which takes as long as all of them.
+    #[arg(long, value_name = "WHICH", value_parser = Tune::from_str)]
+    tune: Option<Tune>,
     /// Before the head is fitted, train weights until the features tell the classes apart (SetFit): for few examples. Which
     /// weights, --tune says [default: all].
     #[arg(long)]
@@ -94,6 +95,25 @@ pub struct Teach {
     costs: Costs,
 }
 
+/// What `--tune` says.
+#[derive(Clone, Copy, Debug)]
+enum Tune {
+    /// What does best.
+    Best,
+    Only(Depth),
+}
+
+impl FromStr for Tune {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Tune, String> {
+        match text {
+            "best" => Ok(Tune::Best),
+            _ => text.parse().map(Tune::Only),
+        }
+    }
+}
+
 impl Teach {
     pub fn run(self, common: &Common) -> Result<Done> {
         lessen::check_name(&self.output)?;
@@ -108,7 +128,7 @@ impl Teach {
         let open = |path| data::open(path, &self.learning.columns.with_classes(classes));
         let test = self.test.as_deref().map(open).transpose().context("the data of --test cannot be used")?;
         let methods = if self.head.is_empty() { Method::ALL.to_vec() } else { self.head };
-        if self.adapter.is_some() && !matches!(self.tune, Some(Depth::Lora(_))) {
+        if self.adapter.is_some() && !matches!(self.tune, Some(Tune::Only(Depth::Lora(_)))) {
             bail!("--adapter is what --tune lora has trained; give that, too");
         }
         if let Some(faster) = self.faster.filter(|n| !(*n > 1.0 && n.is_finite())) {
@@ -118,8 +138,16 @@ impl Teach {
         if !(rate > 0.0 && rate.is_finite()) {
             bail!("--rate {rate} is no step; give one above 0, such as 0.001");
         }
-        let depth = self.tune.or(self.contrast.then_some(Depth::All));
-        if depth.is_none() && (self.epochs.is_some() || self.rate.is_some()) {
+        let depth = match self.tune {
+            Some(Tune::Only(depth)) => Some(depth),
+            Some(Tune::Best) if self.contrast => {
+                bail!("--tune best compares --contrast with others; leave --contrast away")
+            }
+            Some(Tune::Best) => None,
+            None => self.contrast.then_some(Depth::All),
+        };
+        let best = matches!(self.tune, Some(Tune::Best));
+        if depth.is_none() && !best && (self.epochs.is_some() || self.rate.is_some()) {
             bail!("--epochs and --rate are of --tune and --contrast; give one of them, too");
         }
         let epochs = self.epochs.map(|n| n as usize);
@@ -140,7 +168,11 @@ impl Teach {
             place: &place,
             progress: &|what| spinner.set_message(what.to_owned()),
         };
-        let Taught { model: taught, adapter, report } = teach(&model, &request, &common.cpu()?)?;
+        let cpu = common.cpu()?;
+        let Taught { model: taught, adapter, report } = match best {
+            true => teach_best(&model, &request, epochs, rate, &cpu)?,
+            false => teach(&model, &request, &cpu)?,
+        };
         if let Some((folder, adapter)) = self.adapter.as_ref().zip(adapter) {
             adapter.write(folder).context("the adapter cannot be written")?;
         }
@@ -178,6 +210,9 @@ fn told(report: &Report) -> String {
             text += &format!("  .. and {} more; see --json\n", report.skipped.len() - MOST);
         }
     }
+    if !report.ways.is_empty() {
+        text += &told_ways(&report.ways);
+    }
     if let Some(unseen) = report.unseen.as_ref().filter(|_| !report.taps.is_empty()) {
         text += &told_taps(report, unseen);
     }
@@ -212,6 +247,26 @@ fn told(report: &Report) -> String {
     }
     text += &format!("energy: {}\n", report.spent.payback.words());
     text
+}
+
+/// How ways of learning did.
+fn told_ways(ways: &[Way]) -> String {
+    let mut rows = vec![["way", "held out", "time", ""].map(str::to_owned).to_vec()];
+    for way in ways {
+        rows.push(vec![
+            match way.tune {
+                None => "the head alone".into(),
+                Some(depth) => format!("{}--tune {depth}", if way.contrast { "--contrast " } else { "" }),
+            },
+            match (&way.value, &way.failed) {
+                (Some(value), _) => format!("{value:.2}"),
+                (None, failed) => failed.clone().unwrap_or_default(),
+            },
+            format!("{:.1}", way.time),
+            if way.taken { "taken".into() } else { String::new() },
+        ]);
+    }
+    format!("ways of learning, on examples that were held out:\n{}", table(&rows))
 }
 
 /// What features could be taken of.

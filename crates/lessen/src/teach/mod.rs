@@ -2,6 +2,7 @@
 //! computed once, heads are fitted to them in seconds, and the one that does best on examples it has not seen becomes the
 //! new model's last layer.
 
+mod best;
 mod similar;
 mod suit;
 pub(crate) mod taps;
@@ -29,6 +30,7 @@ use crate::payback::Payback;
 use crate::receipt::Number;
 use crate::tasks::Purpose;
 use crate::{Error, Model, Result};
+pub use best::{Way, teach_best};
 pub use suit::{Suit, suit};
 use taps::Chosen;
 pub use taps::Tapped;
@@ -98,6 +100,8 @@ pub struct Report {
     pub heads: Vec<Tried>,
     /// How the head does on examples of the data that it has not seen: each is judged by a head that was fitted without it.
     pub unseen: Option<Eval>,
+    /// The ways of learning that were compared; none when it was said which.
+    pub ways: Vec<Way>,
     /// What came of training weights before the head, or a map of the vectors of texts.
     pub tuned: Option<Tuned>,
     /// How the vectors of the model as it was do on the examples that were held out of that.
@@ -151,7 +155,11 @@ pub struct Taught {
 /// # Errors
 /// When the model has no features, the data have no answers or only one, or an answer is missing; the example is named.
 pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
-    let meter = Meter::start(Path::new(SENSORS), Duration::ZERO);
+    teach_metered(model, request, Meter::start(Path::new(SENSORS), Duration::ZERO), cpu)
+}
+
+/// The same with a meter that began before.
+fn teach_metered(model: &Model, request: &Request, meter: Meter, cpu: &Cpu) -> Result<Taught> {
     let start = Instant::now();
     if let Some(name) = request.add {
         model.check_free(name)?;
@@ -267,6 +275,7 @@ pub fn teach(model: &Model, request: &Request, cpu: &Cpu) -> Result<Taught> {
         balanced: request.balanced,
         heads,
         unseen: Some(unseen),
+        ways: Vec::new(),
         tuned,
         before: None,
         held_out,

@@ -136,6 +136,7 @@ pub(super) fn teach(
         balanced: false,
         heads: Vec::new(),
         unseen: None,
+        ways: Vec::new(),
         head_time: tuned.time,
         tuned: Some(tuned),
         before: Some(before),

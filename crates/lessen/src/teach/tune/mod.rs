@@ -32,7 +32,7 @@ const MOST: usize = 1_000;
 /// Fewest examples to tune on.
 const LEAST: usize = 16;
 /// Fewest examples of which some are held out when they are compared with each other.
-const FEW: usize = 200;
+pub(super) const FEW: usize = 200;
 /// Times that each example is seen when nothing else is said.
 const EPOCHS: usize = 3;
 /// The rank of factors, when none is given, and what their product is multiplied by.
