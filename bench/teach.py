@@ -10,9 +10,10 @@ row of scikit-learn's breast-cancer and digits. lessen's model is judged in onnx
 MiniLM in 8 bits, as `lessen shrink --self-made` makes it once.
 
 With --tune (all, lora, ..) the weights before the head are trained, too, by one epoch of SST-2's reviews; with --contrast few
-reviews are compared with each other; with --pairs it learns from STS-B's pairs how much two texts mean the same, judged in
-onnxruntime on its test set; with --student the lower half of the model learns from the whole one. With --small a model
-learns to tell hate in tweets and becomes eight times smaller, as the README shows; and it learns from what is picked alone.
+reviews are compared with each other, with --best ways of learning are; with --pairs it learns from STS-B's pairs how much two
+texts mean the same, judged in onnxruntime on its test set; with --student the lower half of the model learns from the whole
+one. With --small a model learns to tell hate in tweets and becomes eight times smaller, as the README shows; and it learns from
+what is picked alone.
 """
 
 import argparse
@@ -323,6 +324,22 @@ def contrast(draws):
               f"({apart.mean() - wide:.2f} to {apart.mean() + wide:.2f}) | {np.mean(times):.0f} |", flush=True)
 
 
+def best(each):
+    """Ways of learning from few reviews, compared with each other."""
+    train, test = reviews()
+    data, held = work / "few.csv", work / "test.csv"
+    write(test, held)
+    print("| reviews | way | held out in turns (95 %) | seconds | taken: right of the others |\n|---|---|---|---|---|")
+    for count in each:
+        write(few(train, count, 0), data)
+        report, _, _ = lessen("teach", MINILM, "--data", data, "--test", held, "--tune", "best", "-o", work / "few.onnx")
+        for way in report["ways"]:
+            value, how = way["value"], ("--contrast " if way["contrast"] else "") + f"--tune {way['tune']}"
+            taken = f"{report['test']['value']['value']:.2f} %" if way["taken"] else ""
+            print(f"| {2 * count} | {how if way['tune'] else 'the head alone'} | {value['value']:.2f} % ({value['low']:.2f} to "
+                  f"{value['high']:.2f}) | {way['time']['value']:.0f} | {taken} |", flush=True)
+
+
 def pairs(depths):
     """STS-B's pairs: a map of the vectors, or weights before them."""
     from scipy.stats import spearmanr
@@ -403,6 +420,7 @@ def main():
     parser.add_argument("--head", nargs="*", default=[], help="lessen's heads [default: what does best]")
     parser.add_argument("--tune", nargs="*", help="what is trained beside the head: lora, all, ..")
     parser.add_argument("--contrast", type=int, metavar="DRAWS", help="few reviews that are compared with each other")
+    parser.add_argument("--best", type=int, nargs="+", metavar="EACH", help="few reviews of each class, in the way that does best")
     parser.add_argument("--pairs", nargs="*", help="STS-B's pairs; what is trained beside a map: small, lora, all, ..")
     parser.add_argument("--student", type=int, metavar="EPOCHS", help="half a model learns from the whole one")
     parser.add_argument("--small", action="store_true", help="tweets, from a general model to a small one")
@@ -412,6 +430,8 @@ def main():
         return peer(*options.peer)
     if options.pairs is not None:
         return pairs(options.pairs)
+    if options.best:
+        return best(options.best)
     if options.contrast or options.student:
         return contrast(options.contrast) if options.contrast else student(options.student)
     if options.tune or options.small:

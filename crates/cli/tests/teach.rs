@@ -176,6 +176,10 @@ fn texts_are_learnt_and_the_tokenizer_comes_along() {
         let again = lessen(&["eval", &made, "--data", &data, "--json"]).json();
         assert_eq!(again["value"]["value"], 100.0, "{command}");
     }
+    // Where texts are cut goes with the model, and not into the tokenizer.
+    let cut = teach(&["--max-tokens", "4"]);
+    assert!(cut.code == 0 && !cut.err.contains("another tokenizer"), "{}", cut.err);
+    assert_eq!(format::open(out.as_ref()).unwrap().metadata("lessen.max_tokens"), Some("4"));
     // Another column of the same file has other features.
     let report = teach(&["--text-column", "other"]);
     assert!(report.code == 1 && report.err.contains("the same"), "{}", report.err);
@@ -441,8 +445,11 @@ fn ways_of_learning_are_compared_and_the_best_is_taken() {
     ] {
         teach(&place, &data, &[&["--tune", "best"][..], &more].concat()).fails(&[word]);
     }
+    teach(&place, &data, &["--tune", "best", "--teacher", &example("digits.onnx")]).fails(&["teacher"]);
     let same = part(&place, "d.npz", 0..60, |_| 1);
-    assert_eq!(teach(&place, &same, &["--tune", "best"]).code, 1);
+    teach(&place, &same, &["--tune", "best"]).fails(&["class 1", "at least two"]);
+    let two = part(&place, "e.npz", 0..2, |digit| digit % 2);
+    teach(&place, &two, &["--tune", "best"]).fails(&["too few to hold some out"]);
 }
 
 #[test]

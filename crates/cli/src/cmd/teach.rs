@@ -254,10 +254,7 @@ fn told_ways(ways: &[Way]) -> String {
     let mut rows = vec![["way", "held out", "time", ""].map(str::to_owned).to_vec()];
     for way in ways {
         rows.push(vec![
-            match way.tune {
-                None => "the head alone".into(),
-                Some(depth) => format!("{}--tune {depth}", if way.contrast { "--contrast " } else { "" }),
-            },
+            way.name(),
             match (&way.value, &way.failed) {
                 (Some(value), _) => format!("{value:.2}"),
                 (None, failed) => failed.clone().unwrap_or_default(),

@@ -11,7 +11,7 @@ use learn::head::Truth;
 use meter::energy::{Meter, SENSORS};
 use serde::Serialize;
 
-use super::tune::FEW;
+use super::tune::{FEW, RANK};
 use super::{Depth, Request, Taught, Tuning, judge, similar, task_of, teach_metered, truth};
 use crate::eval::{Eval, SEED};
 use crate::features::{Subset, Wanted};
@@ -44,6 +44,14 @@ pub struct Way {
 }
 
 impl Way {
+    /// What is said to the command to have it.
+    pub fn name(&self) -> String {
+        match self.tune {
+            None => "the head alone".into(),
+            Some(depth) => format!("{}--tune {depth}", if self.contrast { "--contrast " } else { "" }),
+        }
+    }
+
     fn tuning(&self, epochs: Option<usize>, rate: f32) -> Option<Tuning> {
         self.tune.map(|depth| Tuning { depth, contrast: self.contrast, epochs, rate })
     }
@@ -54,7 +62,8 @@ impl Way {
 /// where they are more. `request.tuning` is not looked at; `epochs` and `rate` are those of each [`Tuning`].
 ///
 /// # Errors
-/// As [`teach`](super::teach); when examples are pairs for vectors, or answered by a teacher.
+/// As [`teach`](super::teach); when the request leaves no choice: pairs for vectors, a teacher, a task beside others, faster
+/// features; when there are too few examples to hold some out.
 pub fn teach_best(
     model: &Model,
     request: &Request,
@@ -83,8 +92,7 @@ pub fn teach_best(
     let mut ways = ways(&all);
     for way in &mut ways {
         let start = Instant::now();
-        let name = way.tune.map_or("the head alone".into(), |depth| format!("--tune {depth}"));
-        (request.progress)(&format!("which way does best: {name}"));
+        (request.progress)(&format!("which way does best: {}", way.name()));
         let tuning = way.tuning(epochs, rate);
         let values: Result<Vec<Eval>> = turns
             .iter()
@@ -131,8 +139,7 @@ fn ways(truth: &Truth) -> Vec<Way> {
         true if matches!(truth, Truth::Classes { .. }) => ways.push(way(Some(Depth::All), true)),
         true => {}
         false => {
-            let depths =
-                [Depth::Small, "lora".parse().unwrap_or(Depth::Lora(8)), Depth::Last(0.5), Depth::All];
+            let depths = [Depth::Small, Depth::Lora(RANK), Depth::Last(0.5), Depth::All];
             ways.extend(depths.map(|depth| way(Some(depth), false)));
         }
     }

@@ -36,7 +36,7 @@ pub(super) const FEW: usize = 200;
 /// Times that each example is seen when nothing else is said.
 const EPOCHS: usize = 3;
 /// The rank of factors, when none is given, and what their product is multiplied by.
-const RANK: usize = 8;
+pub(super) const RANK: usize = 8;
 const SCALE: f32 = 2.0;
 /// What the names of the head's weights begin with.
 const HEAD: &str = "head.";
