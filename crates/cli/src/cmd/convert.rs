@@ -65,7 +65,10 @@ impl Convert {
         .context("the model cannot be written")?;
         keep_tokenizer(&model, &self.output, common)?;
         let after = look(&self.output, &cpu).context("the file that was written cannot be read back")?;
-        let changes = changes(&before, &after);
+        let added =
+            |(folder, share): &(PathBuf, f32)| format!("weights: {share} of {} added", folder.display());
+        let mut changes: Vec<String> = self.adapter.iter().map(added).collect();
+        changes.extend(differences(&before, &after));
         let size = |i: &Inspection| i.file_bytes.unwrap_or(0);
         let mut text = format!(
             "{} -> {}\n{} -> {}\n",
@@ -96,7 +99,7 @@ fn look(path: &std::path::Path, cpu: &Cpu) -> lessen::Result<Inspection> {
     inspect(&Model::open(path)?, &[], cpu)
 }
 
-fn changes(before: &Inspection, after: &Inspection) -> Vec<String> {
+fn differences(before: &Inspection, after: &Inspection) -> Vec<String> {
     let mut changes = Vec::new();
     let counts = |i: &Inspection| -> BTreeMap<String, usize> {
         i.operators.iter().map(|o| (format!("{} {}", o.domain, o.name), o.count)).collect()
