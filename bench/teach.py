@@ -334,7 +334,7 @@ def best(each):
         write(few(train, count, 0), data)
         report, _, _ = lessen("teach", MINILM, "--data", data, "--test", held, "--tune", "best", "-o", work / "few.onnx")
         for way in report["ways"]:
-            value, how = way["value"], ("--contrast " if way["contrast"] else "") + f"--tune {way['tune']}"
+            value, how = way["value"] or dict.fromkeys(("value", "low", "high"), float("nan")), ("--contrast " if way["contrast"] else "") + f"--tune {way['tune']}"
             taken = f"{report['test']['value']['value']:.2f} %" if way["taken"] else ""
             print(f"| {2 * count} | {how if way['tune'] else 'the head alone'} | {value['value']:.2f} % ({value['low']:.2f} to "
                   f"{value['high']:.2f}) | {way['time']['value']:.0f} | {taken} |", flush=True)

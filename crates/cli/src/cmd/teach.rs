@@ -61,7 +61,8 @@ pub struct Teach {
     /// Train weights before the head, too: all, small (what is added, and the factors of norms), the last share of them, such
     /// as 50%, or lora (two small factors beside each; lora=16 for a rank of 16). A tenth of the examples is held out to
     /// say when to stop. Or best: the head alone and ways that suit so many examples (--contrast for few; small, lora, 50%
-    /// and all) are compared on examples held out, which takes as long as all of them.
+    /// and all) are compared on examples held out, which takes as long as all of them; of fewer than 100 examples the
+    /// head alone is taken, as by them the best would be found by chance.
     #[arg(long, value_name = "WHICH", value_parser = Tune::from_str)]
     tune: Option<Tune>,
     /// Before the head is fitted, train weights until the features tell the classes apart (SetFit): for few examples. Which
@@ -257,7 +258,7 @@ fn told_ways(ways: &[Way]) -> String {
             way.name(),
             match (&way.value, &way.failed) {
                 (Some(value), _) => format!("{value:.2}"),
-                (None, failed) => failed.clone().unwrap_or_default(),
+                (None, failed) => failed.clone().unwrap_or_else(|| "too few examples to compare".into()),
             },
             format!("{:.1}", way.time),
             if way.taken { "taken".into() } else { String::new() },

@@ -1,5 +1,5 @@
 //! Which way of learning does best: a head alone, or weights before it that learn as well. Each way learns from a part of the
-//! examples and is judged by the others; few examples are left out in turns.
+//! examples and is judged by the others; few examples are left out in turns. The fewest say nothing: the head alone is taken.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -11,6 +11,7 @@ use learn::head::Truth;
 use meter::energy::{Meter, SENSORS};
 use serde::Serialize;
 
+use super::taps::FEWEST;
 use super::tune::{FEW, RANK};
 use super::{Depth, Request, Taught, Tuning, judge, similar, task_of, teach_metered, truth};
 use crate::eval::{Eval, SEED};
@@ -58,7 +59,7 @@ impl Way {
 }
 
 /// Teaches a model a new task in the way that does best on examples held out, or hardly worse and costs less: the head alone, or
-/// comparing examples where they are few, or training what is added, factors beside the weights, the last half of them, or all
+/// comparing examples where they are few (of the fewest, by which the best would be found by chance, the head alone is taken), or training what is added, factors beside the weights, the last half of them, or all
 /// where they are more. `request.tuning` is not looked at; `epochs` and `rate` are those of each [`Tuning`].
 ///
 /// # Errors
@@ -88,9 +89,9 @@ pub fn teach_best(
     let read = cpu.pool().map(data.len(), |i| data.get(i).is_ok());
     let rows: Vec<usize> = (0..data.len()).filter(|&i| read[i]).collect();
     let (all, _) = truth(data, &rows)?;
-    let turns = turns(&all)?;
     let mut ways = ways(&all);
-    for way in &mut ways {
+    let turns = if ways.len() > 1 { turns(&all)? } else { Vec::new() };
+    for way in ways.iter_mut().filter(|_| !turns.is_empty()) {
         let start = Instant::now();
         (request.progress)(&format!("which way does best: {}", way.name()));
         let tuning = way.tuning(epochs, rate);
@@ -124,7 +125,7 @@ pub fn teach_best(
     Ok(taught)
 }
 
-/// What is tried with so many examples, by what it costs.
+/// What is tried with so many examples, by what it costs; with one way there is nothing to compare.
 fn ways(truth: &Truth) -> Vec<Way> {
     let way = |tune, contrast| Way {
         tune,
@@ -135,10 +136,11 @@ fn ways(truth: &Truth) -> Vec<Way> {
         taken: false,
     };
     let mut ways = vec![way(None, false)];
-    match truth.rows() < FEW {
-        true if matches!(truth, Truth::Classes { .. }) => ways.push(way(Some(Depth::All), true)),
-        true => {}
-        false => {
+    match truth.rows() {
+        ..FEWEST => {}
+        FEWEST..FEW if matches!(truth, Truth::Classes { .. }) => ways.push(way(Some(Depth::All), true)),
+        FEWEST..FEW => {}
+        _ => {
             let depths = [Depth::Small, Depth::Lora(RANK), Depth::Last(0.5), Depth::All];
             ways.extend(depths.map(|depth| way(Some(depth), false)));
         }
@@ -254,9 +256,10 @@ mod tests {
         let names =
             |truth: &Truth| ways(truth).iter().map(|w| w.tune.map(|d| d.to_string())).collect::<Vec<_>>();
         let of = |count: usize| Truth::Classes { of: (0..count).map(|i| i % 2).collect(), count: 2 };
+        assert_eq!(names(&of(FEWEST - 1)), [None]);
         assert_eq!(names(&of(FEW - 1)), [None, Some("all".into())]);
         assert!(ways(&of(FEW - 1))[1].contrast);
         assert_eq!(names(&of(FEW)).len(), 5);
-        assert_eq!(names(&Truth::Numbers(vec![0.0; 9])), [None]);
+        assert_eq!(names(&Truth::Numbers(vec![0.0; FEW - 1])), [None]);
     }
 }

@@ -22,8 +22,8 @@ use crate::{Error, Model, Result};
 const SAMPLE: usize = 1024;
 /// Examples of each class or label among them, at least.
 const LEAST: usize = 5;
-/// Fewer examples say nothing of where: by them the best place is found by chance, and the deepest does well.
-const FEWEST: usize = 100;
+/// Fewer examples say nothing of where, or of how: by them the best place is found by chance, and the deepest does well.
+pub(super) const FEWEST: usize = 100;
 /// Another place may be worse than the deepest by this part of its loss, and no more even when a standard error is added.
 const MARGIN: f64 = 0.02;
 
